@@ -1,0 +1,158 @@
+// Package store says what a store of named objects must do.
+//
+// A Store keeps objects under names such as "wal_005/000000010000000000000001.zst": slash separated, relative to the
+// store's root, never empty, without a leading slash, "." or ".." elements. Objects are whole or absent: a reader never
+// sees half of one, whatever happened to its writer. One package below this one implements a Store per service, and
+// wrappers (retry, throttle, meter) are Stores around a Store. Every one of them passes the suite in storetest.
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"strings"
+	"time"
+)
+
+// Object describes one object, or in a listing one directory.
+type Object struct {
+	Name     string    // from the store's root; a directory's ends in "/"
+	Size     int64     // bytes; 0 for a directory
+	Modified time.Time // when its content was last replaced; zero for a directory
+}
+
+// IsDir reports whether o stands for the objects below a prefix rather than for an object.
+func (o Object) IsDir() bool { return strings.HasSuffix(o.Name, "/") }
+
+// A Store keeps named objects. Its methods may be called from several goroutines at once.
+//
+// A missing object is an error for which errors.Is(err, fs.ErrNotExist) holds; errors name operation and object.
+type Store interface {
+	// Open reads an object from its beginning. The caller closes it.
+	Open(ctx context.Context, name string) (io.ReadCloser, error)
+
+	// OpenRange reads length bytes from offset on, or fewer where the object ends sooner; length -1 means to the end.
+	// An offset at or behind the end reads as empty.
+	OpenRange(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error)
+
+	// Put stores what r yields under name, replacing what was there. The object appears whole and is durable once
+	// Put returned nil, and does not appear (or stays as it was) when r or Put fails. Memory used does not depend
+	// on how much r yields. Where r is an io.WriterTo, Put may use that.
+	Put(ctx context.Context, name string, r io.Reader) error
+
+	// Stat describes an object.
+	Stat(ctx context.Context, name string) (Object, error)
+
+	// List yields what lies directly in dir, objects and directories, in ascending byte order of their names. dir is
+	// "" for the root or ends in "/". Only names greater than after (a full name, or "") are yielded. A dir in which
+	// nothing lies is empty, not an error. After an error nothing more is yielded.
+	List(ctx context.Context, dir, after string) iter.Seq2[Object, error]
+
+	// Delete removes an object. Removing a missing object is not an error.
+	Delete(ctx context.Context, name string) error
+}
+
+// A PutIfAbsenter can create an object only where none is, deciding atomically with all other writers. Otherwise
+// the error satisfies errors.Is(err, fs.ErrExist) and the object there is untouched.
+type PutIfAbsenter interface {
+	PutIfAbsent(ctx context.Context, name string, r io.Reader) error
+}
+
+// A Copier copies an object inside the store without the bytes passing through this process.
+type Copier interface {
+	Copy(ctx context.Context, from, to string) error
+}
+
+// A ManyDeleter removes many objects in few calls. When it returns an error some may be gone; the error names
+// those that are not.
+type ManyDeleter interface {
+	DeleteMany(ctx context.Context, names []string) error
+}
+
+// A Walker lists all objects below dir at any depth, without directories, faster than repeated List.
+type Walker interface {
+	Walk(ctx context.Context, dir string) iter.Seq2[Object, error]
+}
+
+// PutIfAbsent creates name in s, atomically where s is a PutIfAbsenter. Where it is not, it looks first and puts
+// then: two writers in the same instant may both succeed, the later one winning.
+func PutIfAbsent(ctx context.Context, s Store, name string, r io.Reader) error {
+	if c, ok := s.(PutIfAbsenter); ok {
+		return c.PutIfAbsent(ctx, name, r)
+	}
+	switch _, err := s.Stat(ctx, name); {
+	case err == nil:
+		return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist}
+	case !errors.Is(err, fs.ErrNotExist):
+		return err
+	}
+	return s.Put(ctx, name, r)
+}
+
+// DeleteMany removes names from s, in batches where s is a ManyDeleter. It tries all of them and joins the errors.
+func DeleteMany(ctx context.Context, s Store, names []string) error {
+	if d, ok := s.(ManyDeleter); ok {
+		return d.DeleteMany(ctx, names)
+	}
+	var errs []error
+	for _, name := range names {
+		if err := s.Delete(ctx, name); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Walk yields every object below dir ("" or ending in "/") at any depth, and no directories. Order is by name
+// within a directory.
+func Walk(ctx context.Context, s Store, dir string) iter.Seq2[Object, error] {
+	if w, ok := s.(Walker); ok {
+		return w.Walk(ctx, dir)
+	}
+	return func(yield func(Object, error) bool) { walk(ctx, s, dir, yield) }
+}
+
+func walk(ctx context.Context, s Store, dir string, yield func(Object, error) bool) bool {
+	for o, err := range s.List(ctx, dir, "") {
+		switch {
+		case err != nil:
+			yield(Object{}, err)
+			return false
+		case o.IsDir():
+			if !walk(ctx, s, o.Name, yield) {
+				return false
+			}
+		case !yield(o, nil):
+			return false
+		}
+	}
+	return true
+}
+
+// ReadFile reads a whole object of at most max bytes; a larger one is an error, not memory.
+func ReadFile(ctx context.Context, s Store, name string, max int64) (_ []byte, err error) {
+	r, err := s.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close() // only read: nothing to lose
+	b, err := io.ReadAll(io.LimitReader(r, max+1))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	if int64(len(b)) > max {
+		return nil, fmt.Errorf("read %s: larger than the %d bytes such an object may have", name, max)
+	}
+	return b, nil
+}
+
+// CheckName reports whether name may name an object, and why not.
+func CheckName(name string) error {
+	if !fs.ValidPath(name) || name == "." {
+		return fmt.Errorf("object name %q is not a clean relative path", name)
+	}
+	return nil
+}
