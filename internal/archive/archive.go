@@ -1,0 +1,244 @@
+// Package archive lays backups and WAL out in a store, the way WAL-G does.
+//
+//	basebackups_005/
+//	  base_<WAL>_backup_stop_sentinel.json   the backup exists if and only if this object does
+//	  base_<WAL>/
+//	    metadata.json                        the same facts for lists; the permanent flag lives here
+//	    files_metadata.json                  what stock WAL-G needs to restore
+//	    manifest.json.zst                    ours: every member with its checksum, part and offset
+//	    config.tar.<ext>                     ours: configuration that lives outside the data directory
+//	    push.json                            ours: who is writing this backup right now
+//	    tar_partitions/part_001.tar.<ext> …  the data; pg_control.tar and backup_label.tar last
+//	wal_005/<name of the WAL file>.<ext>
+//	holdfast/cluster.json                    ours: the system identifier of the cluster that owns the archive
+//
+// A backup is written through a Draft and appears with Commit. WAL is never overwritten: the same bytes again are
+// welcome, other bytes are a *ConflictError. Nothing read from the store is trusted; every document has a bound.
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"path"
+	"strings"
+	"sync/atomic"
+
+	"holdfast/internal/compress"
+	"holdfast/internal/pg/wal"
+	"holdfast/internal/store"
+)
+
+// Directories of the layout, each with its closing slash.
+const (
+	BackupDir = "basebackups_005/"
+	WALDir    = "wal_005/"
+)
+
+const sentinelSuffix = "_backup_stop_sentinel.json"
+
+// maxDocument bounds the JSON documents that are read whole, in bytes: sentinel, metadata, owner and push marker.
+// Sentinels written before WAL-G 1.1.1 carry the list of files, hence the room.
+const maxDocument = 64 << 20
+
+// Options says how new objects are written. The zero value writes zstd at its fastest level.
+type Options struct {
+	Method   compress.Method // "" means zstd
+	Level    compress.Level
+	Parallel int // frames of one WAL file compressed at once; 0 means 1
+}
+
+// Archive is one cluster's archive in a store.
+type Archive struct {
+	store store.Store
+	opts  Options
+}
+
+// New returns the archive whose root is the root of s.
+func New(s store.Store, opts Options) *Archive {
+	if opts.Method == "" {
+		opts.Method = compress.Zstd
+	}
+	return &Archive{store: s, opts: opts}
+}
+
+// Store returns the store below the archive.
+func (a *Archive) Store() store.Store { return a.store }
+
+// compressed returns r compressed as new objects are, and a counter of the compressed bytes taken from it so far.
+func (a *Archive) compressed(r io.Reader, parallel int) (io.ReadCloser, *counter) {
+	z := compress.Compress(r, a.opts.Method, compress.Options{Level: a.opts.Level, Parallel: parallel})
+	c := &counter{ReadCloser: z}
+	return c, c
+}
+
+// counter counts the bytes that pass, by Read or WriteTo.
+type counter struct {
+	io.ReadCloser
+	n atomic.Int64
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.ReadCloser.Read(p)
+	c.n.Add(int64(n))
+	return n, err
+}
+
+func (c *counter) WriteTo(w io.Writer) (int64, error) {
+	return io.Copy(&countingWriter{w, &c.n}, c.ReadCloser)
+}
+
+type countingWriter struct {
+	io.Writer
+	n *atomic.Int64
+}
+
+func (w *countingWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	w.n.Add(int64(n))
+	return n, err
+}
+
+// BackupName names the full backup that starts in segment n of timeline t.
+func BackupName(t wal.Timeline, n wal.SegmentNo, size wal.SegmentSize) string {
+	return "base_" + size.Name(t, n)
+}
+
+// CheckBackupName reports whether name has the form of a backup's: base_ and 24 hexadecimal digits, then optionally
+// _D_ and 24 of a delta's parent, then optionally _ and 8 of WAL-E's offset.
+func CheckBackupName(name string) error {
+	rest, ok := strings.CutPrefix(name, "base_")
+	ok = ok && len(rest) >= 24 && wal.IsSegment(rest[:24])
+	if ok {
+		rest = rest[24:]
+		if parent, isDelta := strings.CutPrefix(rest, "_D_"); isDelta {
+			ok = len(parent) >= 24 && wal.IsSegment(parent[:24])
+			if ok {
+				rest = parent[24:]
+			}
+		}
+	}
+	if ok && rest != "" {
+		ok = len(rest) == 9 && rest[0] == '_' && strings.Trim(rest[1:], "0123456789ABCDEF") == ""
+	}
+	if !ok {
+		return fmt.Errorf("%q is not the name of a backup, such as base_000000010000000000000003", name)
+	}
+	return nil
+}
+
+// IsDelta reports whether a well-formed backup name is that of a delta.
+func IsDelta(name string) bool { return strings.Contains(name, "_D_") }
+
+// Folder is the directory of a backup's objects.
+func Folder(name string) string { return BackupDir + name + "/" }
+
+func partsDir(name string) string     { return Folder(name) + "tar_partitions/" }
+func sentinelName(name string) string { return BackupDir + name + sentinelSuffix }
+
+// Backups yields a sentinel's object for each backup that exists, with the backup's name, in order of names. An
+// object that ends like a sentinel but whose name is not a backup's is passed over.
+func (a *Archive) Backups(ctx context.Context) iter.Seq2[Found, error] {
+	return func(yield func(Found, error) bool) {
+		for o, err := range a.store.List(ctx, BackupDir, "") {
+			if err != nil {
+				yield(Found{}, fmt.Errorf("list backups: %w", err))
+				return
+			}
+			name, ok := strings.CutSuffix(path.Base(o.Name), sentinelSuffix)
+			if !ok || o.IsDir() || CheckBackupName(name) != nil {
+				continue
+			}
+			if !yield(Found{Name: name, Object: o}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Found is a backup as a listing shows it: its name and its sentinel.
+type Found struct {
+	Name   string
+	Object store.Object
+}
+
+// Part is one object of a backup's tar_partitions.
+type Part struct {
+	Name   string // base name, "part_001.tar.zst"
+	Base   string // without the codec's extension, "part_001.tar"
+	Method compress.Method
+	Size   int64 // bytes as stored
+}
+
+// IsControl and IsLabel tell the two parts that a restore unpacks last.
+func (p Part) IsControl() bool { return p.Base == "pg_control.tar" }
+
+// IsLabel reports whether p holds backup_label and tablespace_map.
+func (p Part) IsLabel() bool { return p.Base == "backup_label.tar" }
+
+// Parts lists what lies in a backup's tar_partitions, in order of names.
+func (a *Archive) Parts(ctx context.Context, name string) ([]Part, error) {
+	var parts []Part
+	for o, err := range a.store.List(ctx, partsDir(name), "") {
+		if err != nil {
+			return nil, fmt.Errorf("list the parts of %s: %w", name, err)
+		}
+		if o.IsDir() {
+			continue
+		}
+		base, method := compress.Split(path.Base(o.Name))
+		parts = append(parts, Part{Name: path.Base(o.Name), Base: base, Method: method, Size: o.Size})
+	}
+	return parts, nil
+}
+
+// OpenPart reads a part's tar stream, decompressed. The caller closes it.
+func (a *Archive) OpenPart(ctx context.Context, backup string, p Part) (io.ReadCloser, error) {
+	return a.open(ctx, partsDir(backup)+p.Name, p.Method)
+}
+
+// open reads an object decompressed.
+func (a *Archive) open(ctx context.Context, name string, method compress.Method) (io.ReadCloser, error) {
+	raw, err := a.store.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return &decompressed{ReadCloser: compress.Decompress(raw, method), raw: raw, name: name}, nil
+}
+
+// decompressed closes both ends and says which object an error came from.
+type decompressed struct {
+	io.ReadCloser
+	raw  io.Closer
+	name string
+}
+
+func (d *decompressed) Read(p []byte) (int, error) {
+	n, err := d.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = fmt.Errorf("read %s: %w", d.name, err)
+	}
+	return n, err
+}
+
+func (d *decompressed) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.Copy(w, d.ReadCloser)
+	if err != nil {
+		err = fmt.Errorf("read %s: %w", d.name, err)
+	}
+	return n, err
+}
+
+func (d *decompressed) Close() error { return errors.Join(d.ReadCloser.Close(), d.raw.Close()) }
+
+// exists reports whether there is an object of that name.
+func (a *Archive) exists(ctx context.Context, name string) (bool, error) {
+	_, err := a.store.Stat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}

@@ -1,0 +1,231 @@
+package archive
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"time"
+
+	"holdfast/internal/pg/wal"
+	"holdfast/internal/store"
+)
+
+// dateFmt is the strptime hint that WAL-G writes beside its times.
+const dateFmt = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+// Sentinel is the document whose existence makes a backup. Times are UTC; LSNs are decimal numbers in the JSON.
+type Sentinel struct {
+	LSN                   *wal.LSN        `json:"LSN"` // where the backup starts; nil in those of WAL-E
+	DeltaLSN              *wal.LSN        `json:"DeltaLSN,omitempty"`
+	DeltaFrom             string          `json:"DeltaFrom,omitempty"`
+	DeltaFullName         string          `json:"DeltaFullName,omitempty"`
+	DeltaCount            int             `json:"DeltaCount,omitempty"`
+	PgVersion             int             `json:"PgVersion"` // server_version_num
+	FinishLSN             *wal.LSN        `json:"FinishLSN"`
+	SystemIdentifier      *uint64         `json:"SystemIdentifier,omitempty"`
+	UncompressedSize      int64           `json:"UncompressedSize"` // bytes of member contents
+	CompressedSize        int64           `json:"CompressedSize"`   // bytes handed to the store
+	DataCatalogSize       int64           `json:"DataCatalogSize,omitempty"`
+	Spec                  *TablespaceSpec `json:"Spec,omitempty"`
+	UserData              json.RawMessage `json:"UserData,omitempty"`
+	FilesMetadataDisabled bool            `json:"FilesMetadataDisabled,omitempty"`
+	ChkpNum               *uint32         `json:"ChkpNum"` // OrioleDB; null on PostgreSQL
+	Version               int             `json:"Version"` // 2; 0 in those without files_metadata.json
+	StartTime             time.Time       `json:"StartTime"`
+	FinishTime            time.Time       `json:"FinishTime"`
+	DateFmt               string          `json:"DateFmt"`
+	Hostname              string          `json:"Hostname"`
+	DataDir               string          `json:"DataDir"`
+	IsPermanent           bool            `json:"IsPermanent"`
+
+	// What follows is ours; WAL-G ignores it.
+	SegmentSize   uint64 `json:"HoldfastSegmentSize,omitempty"`   // bytes of a WAL segment
+	CorruptBlocks int64  `json:"HoldfastCorruptBlocks,omitempty"` // pages whose checksum did not hold
+	WALIncomplete bool   `json:"HoldfastWALIncomplete,omitempty"` // taken with --no-wait-wal
+	Tool          string `json:"HoldfastVersion,omitempty"`       // the release that wrote it
+}
+
+// Metadata is the document that lists are made from, and where the permanent flag counts.
+type Metadata struct {
+	StartTime        time.Time       `json:"start_time"`
+	FinishTime       time.Time       `json:"finish_time"`
+	DateFmt          string          `json:"date_fmt"`
+	Hostname         string          `json:"hostname"`
+	DataDir          string          `json:"data_dir"`
+	PgVersion        int             `json:"pg_version"`
+	StartLSN         wal.LSN         `json:"start_lsn"`
+	FinishLSN        wal.LSN         `json:"finish_lsn"`
+	IsPermanent      bool            `json:"is_permanent"`
+	SystemIdentifier *uint64         `json:"system_identifier"`
+	UncompressedSize int64           `json:"uncompressed_size"`
+	CompressedSize   int64           `json:"compressed_size"`
+	UserData         json.RawMessage `json:"user_data,omitempty"`
+}
+
+// metadata returns what metadata.json says of the same backup.
+func (s *Sentinel) metadata() Metadata {
+	m := Metadata{
+		StartTime: s.StartTime, FinishTime: s.FinishTime, DateFmt: dateFmt, Hostname: s.Hostname, DataDir: s.DataDir,
+		PgVersion: s.PgVersion, IsPermanent: s.IsPermanent, SystemIdentifier: s.SystemIdentifier,
+		UncompressedSize: s.UncompressedSize, CompressedSize: s.CompressedSize, UserData: s.UserData,
+	}
+	if s.LSN != nil {
+		m.StartLSN = *s.LSN
+	}
+	if s.FinishLSN != nil {
+		m.FinishLSN = *s.FinishLSN
+	}
+	return m
+}
+
+// TablespaceSpec says where tablespaces lay: WAL-G's form, which is also that of a --restore-spec file.
+type TablespaceSpec struct {
+	BasePrefix  string
+	Tablespaces []Tablespace // in the order of the document
+}
+
+// Tablespace is one entry of a TablespaceSpec.
+type Tablespace struct {
+	OID      string // decimal
+	Location string // absolute directory
+	Link     string // pg_tblspc/<oid>
+}
+
+// MarshalJSON writes {"base_prefix":…,"tablespaces":[oid…],"<oid>":{"loc":…,"link":…}}.
+func (t TablespaceSpec) MarshalJSON() ([]byte, error) {
+	doc := map[string]any{"base_prefix": t.BasePrefix}
+	oids := []string{}
+	for _, ts := range t.Tablespaces {
+		oids = append(oids, ts.OID)
+		doc[ts.OID] = map[string]string{"loc": ts.Location, "link": ts.Link}
+	}
+	doc["tablespaces"] = oids
+	return json.Marshal(doc)
+}
+
+// UnmarshalJSON reads what MarshalJSON writes, and WAL-E's variant with trailing slashes.
+func (t *TablespaceSpec) UnmarshalJSON(b []byte) error {
+	var doc map[string]json.RawMessage
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return err
+	}
+	*t = TablespaceSpec{}
+	if raw, ok := doc["base_prefix"]; ok {
+		if err := json.Unmarshal(raw, &t.BasePrefix); err != nil {
+			return fmt.Errorf("base_prefix of the tablespace spec: %w", err)
+		}
+		t.BasePrefix = trimSlashes(t.BasePrefix)
+	}
+	var oids []string
+	if raw, ok := doc["tablespaces"]; ok {
+		if err := json.Unmarshal(raw, &oids); err != nil {
+			return fmt.Errorf("tablespaces of the tablespace spec: %w", err)
+		}
+	}
+	seen := make(map[string]bool, len(oids))
+	for _, oid := range oids {
+		if n, err := strconv.ParseUint(oid, 10, 32); err != nil || strconv.FormatUint(n, 10) != oid {
+			return fmt.Errorf("tablespace spec: %q is not the object identifier of a tablespace", oid)
+		}
+		if seen[oid] {
+			return fmt.Errorf("tablespace spec: %s is listed twice", oid)
+		}
+		seen[oid] = true
+		var e struct {
+			Loc  string `json:"loc"`
+			Link string `json:"link"`
+		}
+		raw, ok := doc[oid]
+		if !ok {
+			return fmt.Errorf("tablespace spec: %s is listed but not described", oid)
+		}
+		if err := json.Unmarshal(raw, &e); err != nil {
+			return fmt.Errorf("tablespace spec: entry of %s: %w", oid, err)
+		}
+		if e.Loc == "" {
+			return fmt.Errorf("tablespace spec: entry of %s names no loc", oid)
+		}
+		t.Tablespaces = append(t.Tablespaces, Tablespace{OID: oid, Location: trimSlashes(e.Loc), Link: "pg_tblspc/" + oid})
+	}
+	return nil
+}
+
+func trimSlashes(p string) string {
+	for len(p) > 1 && p[len(p)-1] == '/' {
+		p = p[:len(p)-1]
+	}
+	return p
+}
+
+// ParseSentinel decodes a sentinel of any WAL-G release or of WAL-E, and checks that a delta's names its parents.
+func ParseSentinel(b []byte) (*Sentinel, error) {
+	var doc struct {
+		Sentinel
+		DeltaFromLSN *wal.LSN        `json:"DeltaFromLSN"` // WAL-G before 1.1.1
+		WALESpec     *TablespaceSpec `json:"spec"`         // WAL-E; exact case wins in encoding/json
+	}
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return nil, fmt.Errorf("sentinel is not valid: %w", err)
+	}
+	s := doc.Sentinel
+	if s.Spec == nil {
+		s.Spec = doc.WALESpec
+	}
+	if s.DeltaLSN == nil {
+		s.DeltaLSN = doc.DeltaFromLSN
+	}
+	if s.DeltaFrom != "" {
+		switch {
+		case CheckBackupName(s.DeltaFrom) != nil:
+			return nil, fmt.Errorf("sentinel is not valid: DeltaFrom %q is not the name of a backup", s.DeltaFrom)
+		case s.DeltaLSN == nil || s.DeltaFullName == "" || s.DeltaCount <= 0:
+			return nil, errors.New("sentinel is not valid: DeltaFrom without DeltaLSN, DeltaFullName or DeltaCount")
+		}
+	}
+	return &s, nil
+}
+
+// Sentinel reads a backup's sentinel. A backup that does not exist is fs.ErrNotExist.
+func (a *Archive) Sentinel(ctx context.Context, name string) (*Sentinel, error) {
+	b, err := store.ReadFile(ctx, a.store, sentinelName(name), maxDocument)
+	if err != nil {
+		return nil, err
+	}
+	s, err := ParseSentinel(b)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", sentinelName(name), err)
+	}
+	return s, nil
+}
+
+// Metadata reads a backup's metadata.json. Backups before WAL-G 0.2.10 have none: fs.ErrNotExist.
+func (a *Archive) Metadata(ctx context.Context, name string) (*Metadata, error) {
+	object := Folder(name) + "metadata.json"
+	b, err := store.ReadFile(ctx, a.store, object, maxDocument)
+	if err != nil {
+		return nil, err
+	}
+	var m Metadata
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, fmt.Errorf("read %s: %w", object, err)
+	}
+	return &m, nil
+}
+
+// putJSON stores v as a document.
+func (a *Archive) putJSON(ctx context.Context, name string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", name, err)
+	}
+	return a.store.Put(ctx, name, bytes.NewReader(b))
+}
+
+// notExist makes an error that says what is missing and is fs.ErrNotExist.
+func notExist(format string, args ...any) error {
+	return fmt.Errorf(format+": %w", append(args, fs.ErrNotExist)...)
+}

@@ -1,0 +1,70 @@
+package tarpart
+
+import (
+	"archive/tar"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Header is what a member's tar header says, checked: Path stays below the directory, Size is not negative.
+type Header struct {
+	Path    string
+	Type    Type
+	Size    int64
+	Mode    uint32
+	Link    string
+	Skipped string // set for kinds of members that cannot be restored: devices and the like
+}
+
+// Each calls do for every member of the tar stream r, with the member's content. do need not read all of it. After
+// the last member only zeros may follow; anything else, or an end in the middle, is an error.
+func Each(r io.Reader, do func(h Header, content io.Reader) error) error {
+	t := tar.NewReader(r)
+	for {
+		th, err := t.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("read the next member: %w", err)
+		}
+		path, err := Path(th.Name)
+		if err != nil {
+			return err
+		}
+		h := Header{Path: path, Size: th.Size, Mode: uint32(th.Mode) & 0o7777, Link: th.Linkname}
+		switch th.Typeflag {
+		case tar.TypeReg:
+		case tar.TypeDir:
+			h.Type = Dir
+		case tar.TypeSymlink:
+			h.Type = Symlink
+		default:
+			h.Skipped = fmt.Sprintf("tar type %q", th.Typeflag)
+		}
+		if err := do(h, t); err != nil {
+			return err
+		}
+	}
+	return onlyZeros(r)
+}
+
+// onlyZeros reads r to its end and refuses anything but zeros.
+func onlyZeros(r io.Reader) error {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		for _, c := range buf[:n] {
+			if c != 0 {
+				return errors.New("there are other bytes than zeros behind the end of the tar stream")
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
