@@ -100,7 +100,11 @@ type Options struct {
 }
 
 // FrameSize is how many bytes of content go into one frame of zstd: what has to be read and decompressed to reach any byte.
-const FrameSize = 1 << 20
+// It is the smallest size that costs at most 1 % of ratio at the fastest level against one frame for everything. Measured
+// with libzstd 1.5.7, how much larger the stream gets with frames of 128 KiB, 256 KiB, 512 KiB and 1 MiB: files of a
+// cluster 0.96, 0.42, 0.34, 0.15 %; WAL of pgbench 1.38, -0.05, 0.53, 0.26 %; WAL of bulk loads 3.0, 0.96, 0.83, 0.44 %.
+// Memory, caches and ranged reads want it small.
+const FrameSize = 256 << 10
 
 // errClosed is what a closed stream answers.
 var errClosed = errors.New("compress: read after close")

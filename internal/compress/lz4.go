@@ -10,70 +10,83 @@ import (
 	"github.com/pierrec/lz4/v4"
 )
 
-// lz4Block is the block size of the lz4 frames we write. WAL-G's is 4 MiB: as small, but slower.
-const lz4Block = lz4.Block1Mb
+// lz4Block is the block size of the lz4 frames we write. WAL-G's is 4 MiB and half a percent smaller, but slower: the
+// table of what has been seen of 64 KiB, and the block, stay in the fastest caches.
+const lz4Block = lz4.Block64Kb
 
 var errLZ4 = errors.New("corrupt lz4 data")
 
 // An lz4Writer yields one lz4 frame of independent blocks with a checksum of the content.
 type lz4Writer struct {
-	src  io.Reader
-	buf  *lz4Buffer // nil after the end
-	read int        // bytes of buf.out that have been read
-	end  bool       // the frame is whole in buf.out
-	err  error      // stays
+	src io.Reader
+	buf *lz4Buffer // nil after the end
+	end bool       // the encoder has written all it will
+	err error      // stays
 }
 
 // An lz4Buffer is what an lz4Writer needs and another one can use again.
 type lz4Buffer struct {
-	in  []byte // one block of content
-	out queue
-	enc *lz4.Writer // into out
+	in  []byte        // some blocks of content
+	enc *lz4.Writer   // into new
+	out *bytes.Buffer // being read
+	mu  sync.Mutex
+	new *bytes.Buffer // of the encoder; guarded by mu, for it writes from a goroutine where it uses several
 }
 
-// A queue takes what the encoder's goroutines write.
-type queue struct {
-	mu sync.Mutex
-	b  bytes.Buffer
+func (b *lz4Buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.new.Write(p)
 }
 
-func (q *queue) Write(p []byte) (int, error) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	return q.b.Write(p)
+// swap makes out what the encoder has written since.
+func (b *lz4Buffer) swap() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.out.Reset()
+	b.out, b.new = b.new, b.out
 }
 
 var lz4Buffers = sync.Pool{New: func() any {
-	b := &lz4Buffer{in: make([]byte, lz4Block)}
-	b.enc = lz4.NewWriter(&b.out)
+	b := &lz4Buffer{in: make([]byte, FrameSize), out: new(bytes.Buffer), new: new(bytes.Buffer)}
+	b.enc = lz4.NewWriter(b)
 	return b
 }}
 
 func compressLZ4(src io.Reader, o Options) *lz4Writer {
 	w := &lz4Writer{src: src, buf: lz4Buffers.Get().(*lz4Buffer)}
-	w.buf.out.b.Reset()
-	w.buf.enc.Reset(&w.buf.out)
-	w.err = w.buf.enc.Apply(lz4.BlockSizeOption(lz4Block), lz4.ChecksumOption(true), lz4.ConcurrencyOption(max(o.Parallel, 1)))
+	w.buf.out.Reset()
+	w.buf.new.Reset()
+	w.buf.enc.Reset(w.buf)
+	// CCompatFast is the reference implementation's algorithm: against the library's own it is 1.6 times as fast here.
+	w.err = w.buf.enc.Apply(lz4.BlockSizeOption(lz4Block), lz4.ChecksumOption(true), lz4.CompressionLevelOption(lz4.CCompatFast),
+		lz4.ConcurrencyOption(max(o.Parallel, 1)))
 	return w
 }
 
-// next brings more of the frame into buf.out.
+// next brings more of the frame into buf.out, which has been read. After an error it may not be called again.
 func (w *lz4Writer) next() error {
-	if w.end {
-		return io.EOF
+	for {
+		if w.buf.swap(); w.buf.out.Len() > 0 {
+			return nil
+		}
+		if w.end {
+			return io.EOF
+		}
+		n, err := fill(w.src, w.buf.in)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		if _, err := w.buf.enc.Write(w.buf.in[:n]); err != nil {
+			return err
+		}
+		if err == io.EOF {
+			w.end = true
+			if err := w.buf.enc.Close(); err != nil {
+				return err
+			}
+		}
 	}
-	n, err := fill(w.src, w.buf.in)
-	if err != nil && err != io.EOF {
-		return err
-	}
-	if _, err := w.buf.enc.Write(w.buf.in[:n]); err != nil {
-		return err
-	}
-	if err == io.EOF {
-		w.end = true
-		return w.buf.enc.Close()
-	}
-	return nil
 }
 
 // stop makes err what every further call returns.
@@ -83,47 +96,38 @@ func (w *lz4Writer) stop(err error) {
 		return
 	}
 	if !w.end {
-		w.buf.enc.Close() // ends the goroutines; what they wrote is of no use
+		w.buf.enc.Close() // ends its goroutines; the source has failed or nobody wants the rest
 	}
 	lz4Buffers.Put(w.buf)
 	w.buf = nil
 }
 
-// take calls f with what is in buf.out, once that is something.
-func (w *lz4Writer) take(f func(*bytes.Buffer) error) error {
+func (w *lz4Writer) Read(p []byte) (int, error) {
 	for w.err == nil {
-		w.buf.out.mu.Lock()
-		if w.buf.out.b.Len() > 0 {
-			defer w.buf.out.mu.Unlock()
-			return f(&w.buf.out.b)
+		if w.buf.out.Len() > 0 {
+			return w.buf.out.Read(p)
 		}
-		w.buf.out.mu.Unlock()
 		if err := w.next(); err != nil {
 			w.stop(err)
 		}
 	}
-	return w.err
-}
-
-func (w *lz4Writer) Read(p []byte) (n int, err error) {
-	err = w.take(func(b *bytes.Buffer) error {
-		n, err = b.Read(p)
-		return err
-	})
-	return n, err
+	return 0, w.err
 }
 
 // WriteTo implements io.WriterTo.
 func (w *lz4Writer) WriteTo(dst io.Writer) (n int64, err error) {
-	for err == nil {
-		err = w.take(func(b *bytes.Buffer) error {
-			k, err := b.WriteTo(dst)
-			n += k
-			return err
-		})
+	for w.err == nil {
+		k, err := w.buf.out.WriteTo(dst)
+		n += k
+		if err != nil {
+			return n, err
+		}
+		if err := w.next(); err != nil {
+			w.stop(err)
+		}
 	}
-	if err == io.EOF && w.err == io.EOF {
-		err = nil
+	if w.err != io.EOF {
+		err = w.err
 	}
 	return n, err
 }
