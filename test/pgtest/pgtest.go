@@ -1,0 +1,178 @@
+// Package pgtest gives tests real PostgreSQL servers of every supported major version. Only tests import it.
+//
+// Servers come from the cache that test/services/install.sh fills and from the host's own packages. Where one is missing the
+// test is skipped, unless REQUIRE_SERVICES=1 or CI=true: then it fails. PostgreSQL refuses to run as root, so tests that root
+// runs start it as user postgres, in directories of its own below /tmp: a socket's path must be short.
+package pgtest
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"syscall"
+	"testing"
+
+	"holdfast/internal/pg/instance"
+)
+
+// The major versions that are supported.
+const (
+	Oldest = 10
+	Newest = 18
+)
+
+// Cache returns the directory that test/services/install.sh fills; its bin has the other services.
+func Cache() string { return cmp.Or(os.Getenv("HOLDFAST_TEST_CACHE"), "/var/tmp/holdfast-test") }
+
+// installed finds the servers once per test process.
+var installed = sync.OnceValue(func() map[int]instance.Programs {
+	dirs, _ := filepath.Glob(filepath.Join(Cache(), "pg", "*", "bin"))
+	found := map[int]instance.Programs{}
+	for _, p := range instance.Installed(context.Background(), dirs...) {
+		if _, ok := found[p.Major]; !ok {
+			found[p.Major] = p
+		}
+	}
+	return found
+})
+
+// Require returns the server programs of one major version.
+func Require(t testing.TB, major int) instance.Programs {
+	t.Helper()
+	p, ok := installed()[major]
+	if !ok {
+		Missing(t, fmt.Sprintf("PostgreSQL %d", major))
+	}
+	return p
+}
+
+// Missing skips the test because what is not installed, or fails it where everything must be.
+func Missing(t testing.TB, what string) {
+	t.Helper()
+	msg := what + " is not installed: run test/services/install.sh"
+	if os.Getenv("REQUIRE_SERVICES") == "1" || os.Getenv("CI") == "true" {
+		t.Fatal(msg)
+	}
+	t.Skip(msg)
+}
+
+// Service returns the path of a program that install.sh brought, such as versitygw.
+func Service(t testing.TB, name string) string {
+	t.Helper()
+	path := filepath.Join(Cache(), "bin", name)
+	if _, err := os.Stat(path); err != nil {
+		Missing(t, name)
+	}
+	return path
+}
+
+// Each runs test once per major version, Oldest to Newest, as a subtest named PG10 and so on. Under -short it is the first and
+// the last of them only.
+func Each(t *testing.T, test func(t *testing.T, p instance.Programs)) {
+	t.Helper()
+	for major := Oldest; major <= Newest; major++ {
+		if testing.Short() && major != Oldest && major != Newest {
+			continue
+		}
+		t.Run("PG"+strconv.Itoa(major), func(t *testing.T) { test(t, Require(t, major)) })
+	}
+}
+
+// account is the user that servers run as.
+type account struct{ uid, gid int }
+
+// serverAccount is user postgres for root, and ourselves for anyone else.
+func serverAccount(t testing.TB) account {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		return account{os.Geteuid(), os.Getegid()}
+	}
+	u, err := user.Lookup("postgres")
+	if err != nil {
+		Missing(t, "user postgres")
+	}
+	uid, err1 := strconv.Atoi(u.Uid)
+	gid, err2 := strconv.Atoi(u.Gid)
+	if err1 != nil || err2 != nil {
+		t.Fatalf("user postgres: uid %q, gid %q", u.Uid, u.Gid)
+	}
+	return account{uid, gid}
+}
+
+// Dir makes a directory with a short path that belongs to the account servers run as, and removes it after the test.
+func Dir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/tmp", "pgt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("clean up: %v", err)
+		}
+	})
+	Give(t, dir)
+	return dir
+}
+
+// Give makes path and all below it belong to the account servers run as.
+func Give(t testing.TB, path string) {
+	t.Helper()
+	a := serverAccount(t)
+	err := filepath.WalkDir(path, func(p string, _ os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		return os.Lchown(p, a.uid, a.gid)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Command is exec.CommandContext for a program that runs as the account of the servers, in a directory it may enter, until the test ends.
+func Command(t testing.TB, program string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Dir = "/"
+	if a := serverAccount(t); os.Geteuid() == 0 {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(a.uid), Gid: uint32(a.gid)}}
+		cmd.Env = append(os.Environ(), "HOME=/", "USER=postgres", "LOGNAME=postgres")
+	}
+	return cmd
+}
+
+var (
+	builds   = map[string]string{}
+	buildsMu sync.Mutex
+)
+
+// Build compiles the main package pkg, such as holdfast/cmd/holdfast, once per test process, and returns a path that every user may
+// run. The file is in the cache, named for the test's package, and replaced by the next run.
+func Build(t testing.TB, pkg string) string {
+	t.Helper()
+	buildsMu.Lock()
+	defer buildsMu.Unlock()
+	if path, ok := builds[pkg]; ok {
+		return path
+	}
+	dir := filepath.Join(Cache(), "build", filepath.Base(os.Args[0]))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, filepath.Base(pkg))
+	if out, err := exec.Command("go", "build", "-o", path, pkg).CombinedOutput(); err != nil {
+		t.Fatalf("go build %s: %v\n%s", pkg, err, out)
+	}
+	if err := os.Chmod(path, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	builds[pkg] = path
+	return path
+}
