@@ -102,10 +102,8 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// BackupName names the full backup that starts in segment n of timeline t.
-func BackupName(t wal.Timeline, n wal.SegmentNo, size wal.SegmentSize) string {
-	return "base_" + size.Name(t, n)
-}
+// BackupName names the full backup that starts in the WAL file segment.
+func BackupName(segment string) string { return "base_" + segment }
 
 // CheckBackupName reports whether name has the form of a backup's: base_ and 24 hexadecimal digits, then optionally
 // _D_ and 24 of a delta's parent, then optionally _ and 8 of WAL-E's offset.

@@ -32,11 +32,11 @@ func (e *ConflictError) Hint() string {
 		"If the archived file is the wrong one, move it aside in the store; Holdfast does not overwrite WAL"
 }
 
-// walNames lists the object names under which a WAL file may be archived and the codec of each, ours first, then in
-// the order of compress.Methods, and last the trailing dot that WAL-G before 3.0.9 wrote for no codec.
+// walNames lists the object names under which a WAL file may be archived and the codec of each, ours first, then the
+// other methods, and last the trailing dot that WAL-G before 3.0.9 wrote for no codec.
 func (a *Archive) walNames(name string) []walObject {
 	names := []walObject{{WALDir + name + a.opts.Method.Extension(), a.opts.Method}}
-	for _, m := range compress.Methods() {
+	for _, m := range []compress.Method{compress.Zstd, compress.LZ4, compress.None} {
 		if m != a.opts.Method {
 			names = append(names, walObject{WALDir + name + m.Extension(), m})
 		}
@@ -57,20 +57,10 @@ func (a *Archive) PutWAL(ctx context.Context, name string, open func() (io.ReadC
 		return 0, fmt.Errorf("%q is not the name of a WAL file", name)
 	}
 	names := a.walNames(name)
-	// Ask for the other codecs' names all at once: one round trip, whatever the store's delay.
-	found := make([]error, len(names)-1)
-	var group sync.WaitGroup
-	for i, o := range names[1:] {
-		group.Go(func() { _, found[i] = a.store.Stat(ctx, o.name) })
-	}
-	group.Wait()
-	for i, err := range found {
-		switch {
-		case err == nil:
-			return 0, a.sameWAL(ctx, name, names[i+1], open)
-		case !errors.Is(err, fs.ErrNotExist):
-			return 0, err
-		}
+	if other, err := a.findWAL(ctx, names[1:]); err != nil {
+		return 0, err
+	} else if other != nil {
+		return 0, a.sameWAL(ctx, name, *other, open)
 	}
 	src, err := open()
 	if err != nil {
@@ -129,19 +119,69 @@ func sameContent(a, b io.Reader) (bool, error) {
 	}
 }
 
-// OpenWAL reads a WAL file, decompressed. A file archived under no known codec is fs.ErrNotExist.
+// OpenWAL reads a WAL file, decompressed. A file archived under no known codec is fs.ErrNotExist, but only in an archive that
+// is there: where nothing at all is found, as when the storage is not mounted or the prefix is wrong, the error is another.
 func (a *Archive) OpenWAL(ctx context.Context, name string) (io.ReadCloser, error) {
 	if wal.KindOf(name) == wal.Other {
-		return nil, notExist("%q is not the name of a WAL file", name)
+		return nil, fmt.Errorf("%q is not the name of a WAL file", name)
 	}
-	for _, o := range a.walNames(name) {
-		r, err := a.open(ctx, o.name, o.method)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+	names := a.walNames(name)
+	r, err := a.open(ctx, names[0].name, names[0].method)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return r, err
+	}
+	other, err := a.findWAL(ctx, names[1:])
+	if err != nil {
+		return nil, err
+	}
+	if other != nil {
+		r, err := a.open(ctx, other.name, other.method)
+		if errors.Is(err, fs.ErrNotExist) { // just now it was there
+			err = fmt.Errorf("%v", err)
 		}
 		return r, err
 	}
+	there, err := a.there(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("look whether there is an archive: %w", err)
+	}
+	if !there {
+		return nil, errors.New("there is no archive: its storage is not mounted, or the prefix is wrong, or nothing was archived yet")
+	}
 	return nil, notExist("Archive '%s'", name)
+}
+
+// findWAL returns which of the objects exists; nil when none does. It asks for all of them at once: one round trip,
+// whatever the store's delay.
+func (a *Archive) findWAL(ctx context.Context, names []walObject) (*walObject, error) {
+	found := make([]error, len(names))
+	var group sync.WaitGroup
+	for i, o := range names {
+		group.Go(func() { _, found[i] = a.store.Stat(ctx, o.name) })
+	}
+	group.Wait()
+	for i, err := range found {
+		switch {
+		case err == nil:
+			return &names[i], nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+	}
+	return nil, nil
+}
+
+// there reports whether anything of an archive is in the store.
+func (a *Archive) there(ctx context.Context) (bool, error) {
+	if owned, err := a.exists(ctx, ownerName); owned || err != nil {
+		return owned, err
+	}
+	for _, dir := range []string{WALDir, BackupDir} { // WAL-G leaves no ownerName
+		for _, err := range a.store.List(ctx, dir, "") {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // MissingWAL returns which of the segments first to last of timeline t the archive lacks, at most max of them

@@ -1,0 +1,309 @@
+package archive_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/pg/wal"
+	"holdfast/internal/store"
+	"holdfast/internal/store/storetest"
+	"holdfast/internal/tarpart"
+)
+
+const backupName = "base_000000010000000000000003"
+
+func entries(es ...tarpart.Entry) func() (tarpart.Entry, error) {
+	return func() (tarpart.Entry, error) {
+		if len(es) == 0 {
+			return tarpart.Entry{}, io.EOF
+		}
+		e := es[0]
+		es = es[1:]
+		return e, nil
+	}
+}
+
+// putBackup makes a small backup in s, parts out of order as workers do.
+func putBackup(ctx context.Context, s store.Store) error {
+	d, err := archive.New(s, archive.Options{}).Begin(ctx, backupName, "db1")
+	if err != nil {
+		return err
+	}
+	one, two := d.NextPart(), d.NextPart()
+	for _, part := range []struct {
+		name string
+		es   []tarpart.Entry
+	}{
+		{two, []tarpart.Entry{{Path: "base/5/2", Content: []byte("two"), Mode: 0o600}}},
+		{archive.ControlPart, []tarpart.Entry{{Path: "global/pg_control", Content: []byte("control"), Mode: 0o600}}},
+		{archive.LabelPart, []tarpart.Entry{{Path: "backup_label", Content: []byte("label"), Bare: true}, {Path: "tablespace_map", Bare: true}}},
+		{one, []tarpart.Entry{{Path: ".", Type: tarpart.Dir, Mode: 0o700}, {Path: "base/5/1", Content: []byte("one"), Mode: 0o600, ModTime: time.Unix(7, 8)}}},
+	} {
+		p := tarpart.NewPacker(entries(part.es...), tarpart.Options{})
+		if err := d.PutPart(ctx, part.name, p, p.Members); err != nil {
+			return errors.Join(err, d.Abort(context.Background()))
+		}
+	}
+	lsn, id := wal.LSN(0x3000028), uint64(7359000000000000001)
+	err = d.Commit(ctx, &archive.Sentinel{LSN: &lsn, FinishLSN: &lsn, SystemIdentifier: &id, PgVersion: 150018, StartTime: time.Unix(9, 0).UTC()})
+	if err != nil {
+		return errors.Join(err, d.Abort(context.Background()))
+	}
+	return nil
+}
+
+func TestCommitMakesABackup(t *testing.T) {
+	m := &storetest.Memory{}
+	if err := putBackup(t.Context(), m); err != nil {
+		t.Fatal(err)
+	}
+	a := archive.New(m, archive.Options{})
+	s, err := a.Sentinel(t.Context(), backupName)
+	if err != nil || s.Version != 2 || *s.SystemIdentifier != 7359000000000000001 || s.UncompressedSize != 18 || s.CompressedSize == 0 {
+		t.Errorf("sentinel %+v, %v", s, err)
+	}
+	if meta, err := a.Metadata(t.Context(), backupName); err != nil || meta.StartLSN != 0x3000028 {
+		t.Errorf("metadata %+v, %v", meta, err)
+	}
+
+	mf, err := a.OpenManifest(t.Context(), backupName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mf.Close()
+	var got []string
+	for {
+		p, err := mf.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range p.Members {
+			got = append(got, p.Name+" "+m.Path)
+		}
+	}
+	want := "[part_001.tar.zst . part_001.tar.zst base/5/1 part_002.tar.zst base/5/2 pg_control.tar.zst global/pg_control " +
+		"backup_label.tar.zst backup_label backup_label.tar.zst tablespace_map]"
+	if fmt.Sprint(got) != want {
+		t.Errorf("the manifest has\n%s, want\n%s", got, want)
+	}
+
+	raw, err := store.ReadFile(t.Context(), m, archive.Folder(backupName)+"files_metadata.json", 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list struct {
+		Files map[string]struct {
+			IsIncremented, IsSkipped *bool
+			MTime                    time.Time
+		}
+		TarFileSets map[string][]string
+	}
+	if err := json.Unmarshal(raw, &list); err != nil {
+		t.Fatalf("%s: %v", raw, err)
+	}
+	if f, ok := list.Files["/base/5/1"]; !ok || f.IsIncremented == nil || !f.MTime.Equal(time.Unix(7, 8)) || len(list.Files) != 3 {
+		t.Errorf("file list %s", raw)
+	}
+	if fmt.Sprint(list.TarFileSets["backup_label.tar.zst"]) != "[backup_label tablespace_map]" || len(list.TarFileSets) != 4 {
+		t.Errorf("tar file sets %s", raw)
+	}
+	if _, err := m.Stat(t.Context(), archive.Folder(backupName)+"push.json"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the push marker is still there: %v", err)
+	}
+}
+
+// Whichever store call fails, and however, there is a whole backup or an error and no backup; what a failed push left
+// can be cleared away by the next one.
+func TestBackupFailsWhole(t *testing.T) {
+	for how, failAt := range map[string]func(store.Store, int) *storetest.Flaky{
+		"before": storetest.FailAt, "midway": storetest.FailMidway, "after": storetest.FailAfter,
+	} {
+		for n := 0; ; n++ {
+			m := &storetest.Memory{}
+			flaky := failAt(m, n)
+			err := putBackup(t.Context(), flaky)
+			if !flaky.Reached() {
+				break
+			}
+			_, stat := archive.New(m, archive.Options{}).Sentinel(t.Context(), backupName)
+			if err == nil && stat != nil {
+				t.Errorf("%s, call %d failed, no error, and no backup: %v", how, n, flaky.Calls())
+			}
+			if err != nil && !errors.Is(err, storetest.ErrInjected) {
+				t.Errorf("%s, call %d: %v", how, n, err)
+			}
+			if err != nil && stat == nil {
+				t.Errorf("%s, call %d failed with %v, yet there is a backup: %v", how, n, err, flaky.Calls())
+			}
+		}
+	}
+}
+
+func TestBeginRefusesWhatIsTaken(t *testing.T) {
+	ctx := t.Context()
+	host := "db1"
+	marker := func(p archive.Push) []byte { b, _ := json.Marshal(p); return b }
+	now := time.Now()
+	gone := exec.Command("true") // its number is not taken again so soon
+	if err := gone.Run(); err != nil {
+		t.Fatal(err)
+	}
+	dead := gone.Process.Pid
+	for _, c := range []struct {
+		name    string
+		objects map[string][]byte
+		refused string
+	}{
+		{"nothing", nil, ""},
+		{"a backup", map[string][]byte{archive.BackupDir + backupName + "_backup_stop_sentinel.json": []byte("{}")}, "exists already"},
+		{"fresh parts of a tool without marker", map[string][]byte{archive.Folder(backupName) + "tar_partitions/part_001.tar.lz4": nil}, "another program"},
+		{"a push at work elsewhere", map[string][]byte{
+			archive.Folder(backupName) + "push.json": marker(archive.Push{Host: "db2", PID: 1, Started: now, Beat: now})}, "process 1 on db2"},
+		{"a push at work here", map[string][]byte{
+			archive.Folder(backupName) + "push.json": marker(archive.Push{Host: host, PID: os.Getpid(), Started: now, Beat: now})}, "on db1"},
+		{"a push elsewhere that is long silent", map[string][]byte{
+			archive.Folder(backupName) + "push.json":                       marker(archive.Push{Host: "db2", PID: 1, Beat: now.Add(-time.Hour)}),
+			archive.Folder(backupName) + "tar_partitions/part_009.tar.zst": []byte("left")}, ""},
+		{"a push here that was killed", map[string][]byte{
+			archive.Folder(backupName) + "push.json":                       marker(archive.Push{Host: host, PID: dead, Beat: now}),
+			archive.Folder(backupName) + "tar_partitions/part_009.tar.zst": []byte("left")}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := &storetest.Memory{}
+			for name, content := range c.objects {
+				if err := m.Put(ctx, name, bytes.NewReader(content)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			_, err := archive.New(m, archive.Options{}).Begin(ctx, backupName, host)
+			var inUse *archive.InUseError
+			switch {
+			case c.refused == "" && err != nil:
+				t.Errorf("refused: %v", err)
+			case c.refused != "" && (!errors.As(err, &inUse) || !strings.Contains(err.Error(), c.refused)):
+				t.Errorf("got %v, want an InUseError with %q", err, c.refused)
+			case c.refused == "":
+				for o := range store.Walk(ctx, m, archive.Folder(backupName)) {
+					if !strings.HasSuffix(o.Name, "/push.json") {
+						t.Errorf("%s was left", o.Name)
+					}
+				}
+			}
+		})
+	}
+}
+
+func TestClaim(t *testing.T) {
+	ctx := t.Context()
+	m := &storetest.Memory{}
+	a := archive.New(m, archive.Options{})
+	if err := a.Claim(ctx, 1, "db1", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Claim(ctx, 1, "db2", false); err != nil {
+		t.Errorf("the same cluster again: %v", err)
+	}
+	var owner *archive.OwnerError
+	if err := a.Claim(ctx, 2, "db3", false); !errors.As(err, &owner) || owner.Archive != 1 || owner.Cluster != 2 {
+		t.Errorf("another cluster: %v", err)
+	}
+	if err := a.Claim(ctx, 2, "db3", true); err != nil {
+		t.Errorf("adopt: %v", err)
+	}
+	if o, err := a.Owner(ctx); err != nil || o.SystemIdentifier != 2 || len(o.Previous) != 1 || o.Previous[0] != 1 {
+		t.Errorf("after adopting: %+v, %v", o, err)
+	}
+
+	// WAL-G began this archive: its newest backup says whose it is.
+	m = &storetest.Memory{}
+	a = archive.New(m, archive.Options{})
+	if err := m.Put(ctx, archive.BackupDir+backupName+"_backup_stop_sentinel.json", strings.NewReader(`{"SystemIdentifier":18446744073709551615}`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Claim(ctx, 2, "db3", false); !errors.As(err, &owner) || owner.Archive != 1<<64-1 {
+		t.Errorf("another cluster in WAL-G's archive: %v", err)
+	}
+	if err := a.Claim(ctx, 1<<64-1, "db3", false); err != nil {
+		t.Errorf("its own cluster: %v", err)
+	}
+}
+
+func TestParseSentinelOfEveryAge(t *testing.T) {
+	for _, c := range []struct {
+		doc   string
+		check func(s *archive.Sentinel) bool
+	}{
+		{`{}`, func(s *archive.Sentinel) bool { return s.LSN == nil && s.Version == 0 }},
+		{`{"LSN":null,"Spec":null}`, func(s *archive.Sentinel) bool { return s.LSN == nil && s.Spec == nil }},
+		{`{"LSN":805306408,"DeltaFromLSN":671088680,"DeltaFrom":"base_000000010000000000000028","DeltaFullName":"base_000000010000000000000028","DeltaCount":1}`,
+			func(s *archive.Sentinel) bool { return *s.DeltaLSN == 671088680 && s.LSN.String() == "0/30000028" }},
+		{`{"spec":{"base_prefix":"/d/","tablespaces":["16385"],"16385":{"loc":"/ts/","link":"pg_tblspc/16385"}},"wal_segment_backup_stop":"x"}`,
+			func(s *archive.Sentinel) bool {
+				return s.Spec.BasePrefix == "/d" && s.Spec.Tablespaces[0].Location == "/ts"
+			}},
+		{`{"SystemIdentifier":18446744073709551615,"unknown":[1]}`, func(s *archive.Sentinel) bool { return *s.SystemIdentifier == 1<<64-1 }},
+	} {
+		s, err := archive.ParseSentinel([]byte(c.doc))
+		if err != nil || !c.check(s) {
+			t.Errorf("%s: %+v, %v", c.doc, s, err)
+		}
+	}
+	for _, doc := range []string{
+		``, `[]`, `{"LSN":"0/28"}`, `{"LSN":-1}`, `{"DeltaFrom":"base_000000010000000000000028"}`, `{"DeltaFrom":"../x","DeltaLSN":1,"DeltaFullName":"a","DeltaCount":1}`,
+		`{"Spec":{"base_prefix":"/d","tablespaces":["16385"]}}`, `{"Spec":{"tablespaces":["../1"],"../1":{"loc":"/x"}}}`,
+	} {
+		if s, err := archive.ParseSentinel([]byte(doc)); err == nil {
+			t.Errorf("%s: accepted as %+v", doc, s)
+		}
+	}
+}
+
+// What ParseSentinel accepts it writes back the same.
+func FuzzParseSentinel(f *testing.F) {
+	f.Add([]byte(`{"LSN":805306408,"PgVersion":160003,"Spec":{"base_prefix":"/d","tablespaces":["1"],"1":{"loc":"/x","link":"pg_tblspc/1"}},"UserData":{"a":1},"Version":2,"StartTime":"2024-05-06T07:08:09.1Z"}`))
+	f.Add([]byte(`{}`))
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		s, err := archive.ParseSentinel(doc)
+		if err != nil {
+			return
+		}
+		out, err := json.Marshal(s)
+		if err != nil {
+			return // a year beyond 9999 can be read from some documents and not be written
+		}
+		again, err := archive.ParseSentinel(out)
+		if err != nil {
+			t.Fatalf("%s\nwritten as\n%s\nis refused: %v", doc, out, err)
+		}
+		if twice, _ := json.Marshal(again); !bytes.Equal(out, twice) {
+			t.Fatalf("%s\nbecame\n%s", out, twice)
+		}
+	})
+}
+
+func TestCheckBackupName(t *testing.T) {
+	for _, ok := range []string{"base_000000010000000000000003", "base_000000010000000000000006_D_000000010000000000000004", "base_000000010000000000000003_00000040"} {
+		if err := archive.CheckBackupName(ok); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, bad := range []string{"", "LATEST", "base_", "base_00000001000000000000000g", "base_000000010000000000000003/..", "base_000000010000000000000006_D_", "base_000000010000000000000003_0000004"} {
+		if archive.CheckBackupName(bad) == nil {
+			t.Errorf("%q is accepted", bad)
+		}
+	}
+}
