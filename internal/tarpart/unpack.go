@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 )
 
 // Header is what a member's tar header says, checked: Path stays below the directory, Size is not negative.
@@ -13,6 +14,10 @@ type Header struct {
 	Type    Type
 	Size    int64
 	Mode    uint32
+	ModTime time.Time // whole seconds in most archives
+	UID     int       // of the owner where it was packed
+	GID     int
+	User    string // the owner's name there; "" where it was not kept
 	Link    string
 	Skipped string // set for kinds of members that cannot be restored: devices and the like
 }
@@ -26,6 +31,9 @@ func Each(r io.Reader, do func(h Header, content io.Reader) error) error {
 		if err == io.EOF {
 			break
 		}
+		if err == nil && th.Size < 0 {
+			err = tar.ErrHeader
+		}
 		if err != nil {
 			return fmt.Errorf("read the next member: %w", err)
 		}
@@ -33,7 +41,8 @@ func Each(r io.Reader, do func(h Header, content io.Reader) error) error {
 		if err != nil {
 			return err
 		}
-		h := Header{Path: path, Size: th.Size, Mode: uint32(th.Mode) & 0o7777, Link: th.Linkname}
+		h := Header{Path: path, Size: th.Size, Mode: uint32(th.Mode) & 0o7777, ModTime: th.ModTime,
+			UID: th.Uid, GID: th.Gid, User: th.Uname, Link: th.Linkname}
 		switch th.Typeflag {
 		case tar.TypeReg:
 		case tar.TypeDir:
@@ -67,4 +76,21 @@ func onlyZeros(r io.Reader) error {
 			return err
 		}
 	}
+}
+
+// First returns the header of the first member of the tar stream r.
+func First(r io.Reader) (Header, error) {
+	var first Header
+	enough := errors.New("enough")
+	err := Each(r, func(h Header, _ io.Reader) error {
+		first = h
+		return enough
+	})
+	if errors.Is(err, enough) {
+		return first, nil
+	}
+	if err == nil {
+		err = errors.New("the tar stream is empty")
+	}
+	return Header{}, err
 }

@@ -1,0 +1,60 @@
+# Holdfast: `make help` says what each target does.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT  ?= $(shell git rev-parse --short HEAD 2>/dev/null || echo unknown)
+# The date of the commit, not of the build: the same source makes the same binary.
+DATE    ?= $(shell git log -1 --format=%cs 2>/dev/null || echo unknown)
+
+# With a C compiler libzstd is linked in, statically; without one the pure Go codec takes its place. Both write and
+# read the same archives. `make build CGO_ENABLED=0` asks for pure Go.
+CGO_ENABLED ?= $(shell go env CGO_ENABLED)
+export CGO_ENABLED
+TAGS    := osusergo,netgo
+STAMP   := -X holdfast/internal/cli.version=$(VERSION) -X holdfast/internal/cli.commit=$(COMMIT) -X holdfast/internal/cli.date=$(DATE)
+ifeq ($(CGO_ENABLED),1)
+LDFLAGS := -s -w -linkmode external -extldflags "-static" $(STAMP)
+else
+LDFLAGS := -s -w $(STAMP)
+endif
+
+.PHONY: help build demo services test check bench fuzz docs clean
+
+help: ## say what each target does
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
+
+build: ## build the static binary ./holdfast
+	go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o holdfast ./cmd/holdfast
+
+demo: build ## watch a dropped table come back on a throwaway PostgreSQL (installs PostgreSQL when there is none)
+	test/services/install.sh --demo
+	./holdfast demo
+
+services: ## fetch what the tests run against: PostgreSQL 10 to 18, an S3 server (once, some minutes)
+	test/services/install.sh
+
+test: services ## run every test, on every major of PostgreSQL; a missing service is a failure
+	REQUIRE_SERVICES=1 go test -timeout 50m ./...
+
+check: ## gofmt, go vet, both codecs build
+	@test -z "$$(gofmt -l cmd internal test)" || { echo "not gofmt-ed:"; gofmt -l cmd internal test; exit 1; }
+	go vet ./...
+	CGO_ENABLED=0 go build -o /dev/null ./cmd/holdfast
+
+bench: build ## measure against pgBackRest, pg_basebackup, tar and cp in one run; writes docs/bench.md
+	test/services/install.sh --bench
+	go run ./test/bench
+
+fuzz: ## fuzz each decoder for FUZZTIME (default 1m each)
+	@for p in $$(grep -rlE '^func Fuzz' --include='*_test.go' internal | xargs -n1 dirname | sort -u); do \
+	  for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$p/*_test.go | sed 's/func //'); do \
+	    echo "== $$p $$f"; go test ./$$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-1m} || exit 1; \
+	  done; done
+
+docs: ## rewrite docs/settings.md and docs/commands.md from the definitions
+	go test ./internal/config ./internal/cli -run Docs -update
+
+clean: ## remove what the build made
+	rm -f holdfast
