@@ -1,0 +1,5 @@
+//go:build !amd64
+
+package page
+
+func sum(p *[Size]byte) uint32 { return sumScalar(p) }
