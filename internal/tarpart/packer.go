@@ -49,10 +49,10 @@ const (
 	// keptCorrupt is how many corrupt blocks a file's description lists, as WAL-G does.
 	keptCorrupt = 10
 	// rereads and rereadPause give a page that is being written time to become whole.
-	rereads     = 10
-	rereadPause = 20 * time.Millisecond
+	rereads     = 5
+	rereadPause = 10 * time.Millisecond
 	// patience is after how many corrupt pages of one file they are re-read once only.
-	patience = 20
+	patience = 10
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)

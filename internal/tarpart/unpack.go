@@ -22,10 +22,12 @@ type Header struct {
 	Skipped string // set for kinds of members that cannot be restored: devices and the like
 }
 
-// Each calls do for every member of the tar stream r, with the member's content. do need not read all of it. After
-// the last member only zeros may follow; anything else, or an end in the middle, is an error.
+// Each calls do for every member of the tar stream r, with the member's content. do need not read all of it. Behind the
+// last member there must be two blocks of zeros and only zeros may follow: an end anywhere else is io.ErrUnexpectedEOF.
 func Each(r io.Reader, do func(h Header, content io.Reader) error) error {
-	t := tar.NewReader(r)
+	in := &counted{r: r}
+	t := tar.NewReader(in)
+	var end int64 // of the last member's blocks
 	for {
 		th, err := t.Next()
 		if err == io.EOF {
@@ -37,6 +39,7 @@ func Each(r io.Reader, do func(h Header, content io.Reader) error) error {
 		if err != nil {
 			return fmt.Errorf("read the next member: %w", err)
 		}
+		end = in.n + (th.Size+511)&^511
 		path, err := Path(th.Name)
 		if err != nil {
 			return err
@@ -56,7 +59,22 @@ func Each(r io.Reader, do func(h Header, content io.Reader) error) error {
 			return err
 		}
 	}
+	if in.n < end+1024 { // package tar takes a stream without its end for a whole one
+		return io.ErrUnexpectedEOF
+	}
 	return onlyZeros(r)
+}
+
+// counted counts the bytes read.
+type counted struct {
+	r io.Reader
+	n int64
+}
+
+func (c *counted) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // onlyZeros reads r to its end and refuses anything but zeros.
