@@ -154,7 +154,7 @@ var (
 )
 
 // Build compiles the main package pkg, such as holdfast/cmd/holdfast, once per test process, and returns a path that every user may
-// run. The file is in the cache, named for the test's package, and replaced by the next run.
+// run. The program stays until the next test process builds one.
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
 	buildsMu.Lock()
@@ -162,16 +162,26 @@ func Build(t testing.TB, pkg string) string {
 	if path, ok := builds[pkg]; ok {
 		return path
 	}
-	dir := filepath.Join(Cache(), "build", filepath.Base(os.Args[0]))
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	root := filepath.Join(os.TempDir(), "holdfast-test-build-"+strconv.Itoa(os.Geteuid()))
+	old, _ := filepath.Glob(filepath.Join(root, "*"))
+	for _, dir := range old {
+		if _, err := os.Stat(filepath.Join("/proc", filepath.Base(dir))); err != nil { // that process has ended
+			if err := os.RemoveAll(dir); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	path := filepath.Join(root, strconv.Itoa(os.Getpid()), filepath.Base(pkg))
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	path := filepath.Join(dir, filepath.Base(pkg))
 	if out, err := exec.Command("go", "build", "-o", path, pkg).CombinedOutput(); err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, out)
 	}
-	if err := os.Chmod(path, 0o755); err != nil {
-		t.Fatal(err)
+	for _, p := range []string{path, filepath.Dir(path), root} { // whatever our umask is
+		if err := os.Chmod(p, 0o755); err != nil {
+			t.Fatal(err)
+		}
 	}
 	builds[pkg] = path
 	return path

@@ -253,7 +253,7 @@ func (i *Instance) Kill() {
 	// Stopped, the first process cannot start others while we look at those there are.
 	pid := i.cmd.Process.Pid
 	_ = i.cmd.Process.Signal(syscall.SIGSTOP)
-	await(func() bool { s := processState(pid); return s != 'R' && s != 'S' && s != 'D' })
+	await(func() bool { state, _ := processState(pid); return state != 'R' && state != 'S' && state != 'D' })
 	children := childrenOf(pid)
 	_ = i.cmd.Process.Kill()
 	for _, child := range children {
@@ -261,7 +261,7 @@ func (i *Instance) Kill() {
 		_ = syscall.Kill(child, syscall.SIGKILL)
 	}
 	<-i.done
-	await(func() bool { return !slices.ContainsFunc(children, alive) })
+	await(func() bool { return !anyLeft(children) })
 }
 
 // await polls until done, but not longer than processes may take to vanish.
@@ -294,23 +294,41 @@ func childrenOf(pid int) []int {
 	return pids
 }
 
-// alive reports whether process pid still runs; one that nobody has waited for does not.
-func alive(pid int) bool {
-	s := processState(pid)
-	return s != 0 && s != 'Z' && s != 'X'
+// anyLeft reports whether a process runs in one of the groups. One that is dead and only not waited for does not count.
+func anyLeft(groups []int) bool {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return false
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		if state, group := processState(pid); state != 'Z' && state != 'X' && slices.Contains(groups, group) {
+			return true
+		}
+	}
+	return false
 }
 
-// processState returns the letter that proc(5) gives for process pid, T for stopped, Z for dead and not waited for; 0 when there is none.
-func processState(pid int) byte {
+// processState returns the letter that proc(5) gives for process pid (T for stopped, Z for dead and not waited for) and its process group;
+// zeros when there is no such process.
+func processState(pid int) (state byte, group int) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0
+		return 0, 0
 	}
-	// The state follows the program's name, which is in parentheses and may hold anything.
-	if rest := b[bytes.LastIndexByte(b, ')')+1:]; len(rest) > 1 {
-		return rest[1]
+	// State, parent and group follow the program's name, which is in parentheses and may hold anything.
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) < 3 {
+		return 0, 0
 	}
-	return 0
+	group, err = strconv.Atoi(fields[2])
+	if err != nil {
+		return 0, 0
+	}
+	return fields[0][0], group
 }
 
 // tailBytes and tailLines bound what an error quotes of a log.
