@@ -2,7 +2,8 @@
 //
 // A Store keeps objects under names such as "wal_005/000000010000000000000001.zst": slash separated, relative to the
 // store's root, never empty, without a leading slash, "." or ".." elements. Objects are whole or absent: a reader never
-// sees half of one, whatever happened to its writer. One package below this one implements a Store per service, and
+// sees half of one, whatever happened to its writer. No name may be the directory of another ("a" beside "a/b"), and a
+// directory is there for as long as something lies in it. One package below this one implements a Store per service, and
 // wrappers (retry, throttle, meter) are Stores around a Store. Every one of them passes the suite in storetest.
 package store
 
@@ -72,7 +73,8 @@ type ManyDeleter interface {
 	DeleteMany(ctx context.Context, names []string) error
 }
 
-// A Walker lists all objects below dir at any depth, without directories, faster than repeated List.
+// A Walker lists all objects below dir at any depth, without directories, faster than repeated List. They come in ascending
+// byte order of their names.
 type Walker interface {
 	Walk(ctx context.Context, dir string) iter.Seq2[Object, error]
 }
@@ -106,8 +108,8 @@ func DeleteMany(ctx context.Context, s Store, names []string) error {
 	return errors.Join(errs...)
 }
 
-// Walk yields every object below dir ("" or ending in "/") at any depth, and no directories. Order is by name
-// within a directory.
+// Walk yields every object below dir ("" or ending in "/") at any depth, and no directories, in ascending byte order
+// of their names.
 func Walk(ctx context.Context, s Store, dir string) iter.Seq2[Object, error] {
 	if w, ok := s.(Walker); ok {
 		return w.Walk(ctx, dir)
@@ -149,10 +151,19 @@ func ReadFile(ctx context.Context, s Store, name string, max int64) (_ []byte, e
 	return b, nil
 }
 
-// CheckName reports whether name may name an object, and why not.
+// CheckName reports whether name may name an object, and why not. The error is an fs.ErrInvalid.
 func CheckName(name string) error {
 	if !fs.ValidPath(name) || name == "." {
-		return fmt.Errorf("object name %q is not a clean relative path", name)
+		return fmt.Errorf("object name %q is not a clean relative path: %w", name, fs.ErrInvalid)
+	}
+	return nil
+}
+
+// CheckDir reports whether dir may name a directory to be listed, "" or a clean relative path with "/" at its end,
+// and why not. The error is an fs.ErrInvalid.
+func CheckDir(dir string) error {
+	if path, slash := strings.CutSuffix(dir, "/"); dir != "" && (!slash || CheckName(path) != nil) {
+		return fmt.Errorf("directory name %q is neither empty nor a clean relative path ending in /: %w", dir, fs.ErrInvalid)
 	}
 	return nil
 }
