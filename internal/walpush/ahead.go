@@ -1,0 +1,184 @@
+package walpush
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/pg/wal"
+)
+
+// ahead stores the files that PostgreSQL will ask for after f, and returns the names of those it stored. It ends when
+// Limit is reached, no more files wait, ctx ends, or the archive fails: the pushes to come will tell.
+func (p *pusher) ahead(ctx context.Context, f *file) []string {
+	p.sweep()
+	workers := min(p.opts.Parallel, p.opts.Limit) - 1
+	if workers < 1 || f.cluster == 0 { // without knowing whose files these are none may go
+		return nil
+	}
+	waiting := p.waiting(f, p.opts.Limit-1)
+
+	var mu sync.Mutex
+	var stored []string
+	var failed bool
+	next := func() (string, bool) {
+		mu.Lock()
+		defer mu.Unlock()
+		if failed || len(waiting) == 0 || ctx.Err() != nil {
+			return "", false
+		}
+		name := waiting[0]
+		waiting = waiting[1:]
+		return name, true
+	}
+	var group sync.WaitGroup
+	for range min(workers, len(waiting)) {
+		group.Go(func() {
+			for {
+				name, ok := next()
+				if !ok {
+					return
+				}
+				err := p.pushAhead(ctx, f, name)
+				mu.Lock()
+				var conflict *archive.ConflictError
+				var local *localError
+				switch {
+				case err == nil:
+					stored = append(stored, name)
+				case errors.As(err, &conflict) || errors.As(err, &local): // others may fare better
+					p.warn("cannot store WAL file ahead", "file", name, "error", err)
+				case !failed && ctx.Err() == nil:
+					p.warn("cannot store WAL file ahead, leaving the rest to later pushes", "file", name, "error", err)
+					failed = true
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	group.Wait()
+	return stored
+}
+
+// A localError is about one file of pg_wal, not about the archive.
+type localError struct{ error }
+
+func (e *localError) Unwrap() error { return e.error }
+
+// pushAhead stores one file and sees to it that PostgreSQL need not wait for it.
+func (p *pusher) pushAhead(ctx context.Context, asked *file, name string) error {
+	f, err := inspect(filepath.Join(p.dir, name))
+	if err != nil {
+		return &localError{err}
+	}
+	f.summed = !p.opts.ReadyRename
+	if f.cluster != 0 && f.cluster != asked.cluster { // that it owns the archive was not checked
+		return &localError{fmt.Errorf("it is of cluster %d, %s of %d", f.cluster, asked.name, asked.cluster)}
+	}
+	open := func() (io.ReadCloser, error) {
+		r, err := f.open()
+		if err != nil {
+			err = &localError{err}
+		}
+		return r, err
+	}
+	if _, err := p.opts.Ahead.PutWAL(ctx, name, open); err != nil {
+		return err
+	}
+	if !p.opts.ReadyRename {
+		if err := p.mark(f); err != nil {
+			return &localError{err}
+		}
+		return nil
+	}
+	status := filepath.Join(p.statusDir(), name)
+	// Gone is fine: PostgreSQL asked for the file meanwhile, and was served by another push.
+	if err := os.Rename(status+".ready", status+".done"); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return &localError{err}
+	}
+	return nil
+}
+
+// waiting returns the names of up to n files that PostgreSQL is going to ask for after f and that are not stored yet: first
+// the segments that follow without a gap, then the rest in PostgreSQL's order, history files first. A long queue consists
+// of the former, and is then not read.
+func (p *pusher) waiting(f *file, n int) []string {
+	var names []string
+	add := func(name string) {
+		if marked, err := exists(p.markerPath(name)); err == nil && !marked {
+			names = append(names, name)
+		}
+	}
+	seen := map[string]bool{f.name: true}
+	for _, name := range successors(f, n) {
+		if ready, err := exists(filepath.Join(p.statusDir(), name+".ready")); err != nil || !ready {
+			break
+		}
+		seen[name] = true
+		add(name)
+	}
+	if len(names) == n {
+		return names
+	}
+	// Keep no more of the directory than may be used, however much is in it.
+	rest, err := p.ready(n+len(seen), func(name string) bool { return !seen[name] })
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		p.warn("cannot see which files wait", "error", err)
+	}
+	for _, name := range rest {
+		if len(names) == n {
+			break
+		}
+		add(name)
+	}
+	return names
+}
+
+// ready reads archive_status once and returns the first max names, in the order in which PostgreSQL archives, of files
+// that wait and that want holds for.
+func (p *pusher) ready(max int, want func(name string) bool) ([]string, error) {
+	dir, err := os.Open(p.statusDir())
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close() // only read: nothing to lose
+	var first []string
+	for {
+		batch, err := dir.Readdirnames(1024)
+		for _, entry := range batch {
+			if name, ok := strings.CutSuffix(entry, ".ready"); ok && wal.KindOf(name) != wal.Other && want(name) {
+				first = append(first, name)
+			}
+		}
+		if len(first) > 2*max || err != nil {
+			slices.SortFunc(first, archivingOrder)
+			first = first[:min(max, len(first))]
+		}
+		if err == io.EOF {
+			return first, nil
+		}
+		if err != nil {
+			return first, err
+		}
+	}
+}
+
+// archivingOrder sorts as PostgreSQL chooses what to archive next: history files, then by name (ready_file_comparator in
+// src/backend/postmaster/pgarch.c).
+func archivingOrder(a, b string) int {
+	if aHistory := wal.KindOf(a) == wal.History; aHistory != (wal.KindOf(b) == wal.History) {
+		if aHistory {
+			return -1
+		}
+		return 1
+	}
+	return strings.Compare(a, b)
+}

@@ -1,0 +1,189 @@
+package walpush
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/atomicfile"
+	"holdfast/internal/pg/wal"
+)
+
+// A marker says that a WAL file is in an archive.
+type marker struct {
+	Location string       `json:"location"` // hash of the archive's
+	Size     int64        `json:"size"`
+	Modified time.Time    `json:"modified"`
+	CRC32C   uint32       `json:"crc32c"` // of the whole file
+	Timeline wal.Timeline `json:"timeline"`
+	Cluster  uint64       `json:"system_identifier"` // 0 where nothing says
+}
+
+func (p *pusher) marker(f *file) marker {
+	return marker{p.location, f.size, f.modified.UTC(), f.sum, f.timeline, f.cluster}
+}
+
+func (p *pusher) markerPath(name string) string { return filepath.Join(p.state, "pushed", name) }
+
+// storedEarly reports whether a marker says that this very file is in this very archive. A marker that is about anything
+// else is removed; one that cannot be read is an error, since it may not be taken for either answer.
+func (p *pusher) storedEarly(f *file) (bool, error) {
+	b, err := readSmall(p.markerPath(f.name))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look whether %s was stored ahead: %w", f.name, err)
+	}
+	var m marker
+	if err := json.Unmarshal(b, &m); err != nil {
+		p.warn("marker of a file stored ahead is damaged, storing the file again", "file", f.name, "error", err)
+		p.forget(f.name)
+		return false, nil
+	}
+	want := p.marker(f)
+	want.CRC32C = m.CRC32C
+	if m != want {
+		p.forget(f.name)
+		return false, nil
+	}
+	f.summed = true
+	r, err := f.open()
+	if err != nil {
+		return false, err
+	}
+	defer r.Close() // only read: nothing to lose
+	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{r}, make([]byte, 256<<10)); err != nil {
+		return false, err
+	}
+	if f.sum != m.CRC32C {
+		p.warn("file differs from what was stored ahead under its name", "file", f.name)
+		p.forget(f.name)
+		return false, nil
+	}
+	return true, nil
+}
+
+// mark leaves a marker: f was stored.
+func (p *pusher) mark(f *file) error { return p.write(p.markerPath(f.name), p.marker(f)) }
+
+// forget removes a marker. One that stays does no harm: it is verified, and swept when its file is gone.
+func (p *pusher) forget(name string) {
+	if err := os.Remove(p.markerPath(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		p.warn("cannot remove marker", "error", err)
+	}
+}
+
+// sweep removes markers of files that PostgreSQL removed without asking for them, and what killed pushes left half written.
+func (p *pusher) sweep() {
+	for _, dir := range []string{"pushed", "owner"} {
+		entries, err := os.ReadDir(filepath.Join(p.state, dir))
+		if err != nil {
+			if !errors.Is(err, fs.ErrNotExist) {
+				p.warn("cannot look for stale markers", "error", err)
+			}
+			continue
+		}
+		for _, e := range entries {
+			var stale bool
+			switch {
+			case dir == "pushed" && wal.KindOf(e.Name()) != wal.Other:
+				there, err := exists(filepath.Join(p.dir, e.Name()))
+				stale = err == nil && !there
+			case strings.HasSuffix(e.Name(), atomicfile.Suffix): // unless it is being written
+				info, err := e.Info()
+				stale = err == nil && time.Since(info.ModTime()) > time.Hour
+			}
+			if stale {
+				os.Remove(filepath.Join(p.state, dir, e.Name())) // if not now, then with the next push
+			}
+		}
+	}
+}
+
+// ownerAge is how long the cached answer counts for whose archive this is. It is asked again then, because an archive may
+// change hands, but no answer is as good as the one that was had.
+const ownerAge = time.Hour
+
+// checkOwner returns nil when the archive is, or with this becomes, that of f's cluster.
+func (p *pusher) checkOwner(ctx context.Context, f *file) error {
+	if f.cluster == 0 {
+		return nil
+	}
+	path := filepath.Join(p.state, "owner", p.location)
+	known, age := p.cachedOwner(path)
+	if known == f.cluster && age < ownerAge {
+		return nil
+	}
+	err := p.archive.Claim(ctx, f.cluster, p.opts.Host, false)
+	var foreign *archive.OwnerError
+	switch {
+	case err == nil:
+		if err := p.write(path, owner{p.opts.Location, f.cluster}); err != nil {
+			p.warn("cannot remember whose archive this is, the next push has to ask again", "error", err)
+		}
+		return nil
+	case known == f.cluster && !errors.As(err, &foreign) && ctx.Err() == nil:
+		p.warn("cannot ask again whose archive this is", "error", err)
+		return nil
+	}
+	return err
+}
+
+// An owner is what an archive answered when it was asked whose it is.
+type owner struct {
+	Location string `json:"location"` // for people
+	Cluster  uint64 `json:"system_identifier"`
+}
+
+// cachedOwner returns the cluster that owns the archive, and how long ago that was true; 0 where it is not known.
+func (p *pusher) cachedOwner(path string) (cluster uint64, age time.Duration) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, 0
+	}
+	b, err := readSmall(path)
+	if err != nil {
+		return 0, 0
+	}
+	var o owner
+	if json.Unmarshal(b, &o) != nil {
+		return 0, 0
+	}
+	return o.Cluster, time.Since(info.ModTime())
+}
+
+// maxLocal bounds our own little files, in bytes.
+const maxLocal = 64 << 10
+
+func readSmall(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // only read: nothing to lose
+	return io.ReadAll(io.LimitReader(f, maxLocal))
+}
+
+// write replaces one of our little files whole.
+func (p *pusher) write(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return atomicfile.Write(path, 0o600, func(w io.Writer) error {
+		_, err := w.Write(b)
+		return err
+	})
+}
