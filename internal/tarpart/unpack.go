@@ -22,8 +22,13 @@ type Header struct {
 	Skipped string // set for kinds of members that cannot be restored: devices and the like
 }
 
+// ErrNoEnd says that a tar stream stops behind a member, without the blocks of zeros that end it. Something may be missing;
+// or WAL-G cut the stream of a remote backup into parts, which it leaves without an end. It is an io.ErrUnexpectedEOF.
+var ErrNoEnd = fmt.Errorf("the tar stream stops behind a member: %w", io.ErrUnexpectedEOF)
+
 // Each calls do for every member of the tar stream r, with the member's content. do need not read all of it. Behind the
-// last member there must be two blocks of zeros and only zeros may follow: an end anywhere else is io.ErrUnexpectedEOF.
+// last member there must be two blocks of zeros and only zeros may follow: without them the error is ErrNoEnd, after all
+// members were done, and an end anywhere else is another io.ErrUnexpectedEOF.
 func Each(r io.Reader, do func(h Header, content io.Reader) error) error {
 	in := &counted{r: r}
 	t := tar.NewReader(in)
@@ -58,6 +63,9 @@ func Each(r io.Reader, do func(h Header, content io.Reader) error) error {
 		if err := do(h, t); err != nil {
 			return err
 		}
+	}
+	if in.n == end {
+		return ErrNoEnd
 	}
 	if in.n < end+1024 { // package tar takes a stream without its end for a whole one
 		return io.ErrUnexpectedEOF

@@ -1,0 +1,320 @@
+// Package catalog reads what an archive holds: its backups, its timelines, and how far its WAL reaches.
+//
+// A Catalog is loaded once and then only looked at. Backups are ordered by when they were made, never by name: after a
+// change of cluster or a promotion names do not ascend. An entry that cannot be read stays in the catalog together with the
+// reason, and hides no other.
+package catalog
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/compress"
+	"holdfast/internal/pg/wal"
+)
+
+// inFlight is how many small objects are read at once: a round trip each.
+const inFlight = 16
+
+// Catalog is what an archive held when it was loaded.
+type Catalog struct {
+	Backups    []Backup                  // in the order they were made
+	Histories  map[wal.Timeline][]Branch // of the timelines with a history file
+	BadHistory map[wal.Timeline]error    // those whose file could not be read or makes no sense
+}
+
+// Backup is an entry of the catalog. Where Err is set the documents may be missing.
+type Backup struct {
+	Name     string
+	Modified time.Time         // of the sentinel object, as the store says
+	Sentinel *archive.Sentinel // nil where it could not be read
+	Metadata *archive.Metadata // nil where there is none or it could not be read
+	Err      error             // why a document could not be read
+}
+
+// Load reads the catalog of an archive. Only a listing that fails is an error.
+func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) {
+	c := &Catalog{Histories: map[wal.Timeline][]Branch{}, BadHistory: map[wal.Timeline]error{}}
+	for f, err := range a.Backups(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		c.Backups = append(c.Backups, Backup{Name: f.Name, Modified: f.Object.Modified})
+	}
+	group, loading := errgroup.WithContext(ctx)
+	group.SetLimit(inFlight)
+	for i := range c.Backups {
+		group.Go(func() error {
+			c.Backups[i].load(loading, a)
+			return loading.Err()
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	c.sort()
+	return c, c.loadHistories(ctx, a)
+}
+
+// load reads the entry's documents.
+func (b *Backup) load(ctx context.Context, a *archive.Archive) {
+	var err error
+	if b.Sentinel, err = a.Sentinel(ctx, b.Name); err != nil {
+		b.Err = err
+	}
+	b.Metadata, err = a.Metadata(ctx, b.Name)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) { // old backups have none
+		b.Err = cmp.Or(b.Err, err)
+	}
+}
+
+// sort brings the backups into the order they were made.
+func (c *Catalog) sort() {
+	slices.SortStableFunc(c.Backups, func(x, y Backup) int {
+		return cmp.Or(x.Created().Compare(y.Created()), cmp.Compare(x.Name, y.Name))
+	})
+}
+
+// loadHistories reads the history files. They sort before the segments of their timeline, so that only they are listed:
+// after each history or segment the listing is taken up again behind that timeline's files.
+func (c *Catalog) loadHistories(ctx context.Context, a *archive.Archive) error {
+	timelines, err := historyFiles(ctx, a)
+	if err != nil {
+		return err
+	}
+	branches := make([][]Branch, len(timelines))
+	failures := make([]error, len(timelines))
+	group, loading := errgroup.WithContext(ctx)
+	group.SetLimit(inFlight)
+	for i, t := range timelines {
+		group.Go(func() error {
+			branches[i], failures[i] = readHistory(loading, a, t)
+			return loading.Err()
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	for i, t := range timelines {
+		if failures[i] != nil {
+			c.BadHistory[t] = failures[i]
+		} else {
+			c.Histories[t] = branches[i]
+		}
+	}
+	return nil
+}
+
+// historyFiles lists the timelines that have a history file, without listing the segments between them.
+func historyFiles(ctx context.Context, a *archive.Archive) (timelines []wal.Timeline, err error) {
+	for after := ""; ; {
+		var next string
+		for o, err := range a.Store().List(ctx, archive.WALDir, after) {
+			if err != nil {
+				return nil, fmt.Errorf("list WAL: %w", err)
+			}
+			name, _ := compress.Split(path.Base(o.Name))
+			kind := wal.KindOf(name)
+			if o.IsDir() || kind == wal.Other {
+				continue
+			}
+			t, err := wal.TimelineOf(name)
+			if err != nil {
+				continue
+			}
+			if kind == wal.History && !slices.Contains(timelines, t) {
+				timelines = append(timelines, t)
+			}
+			if kind != wal.History {
+				// "/" sorts behind "." and before the digits: histories are behind it, this timeline's segments before "G".
+				next = archive.WALDir + t.String() + "G"
+				break
+			}
+		}
+		if next == "" {
+			return timelines, nil
+		}
+		after = next
+	}
+}
+
+func readHistory(ctx context.Context, a *archive.Archive, t wal.Timeline) ([]Branch, error) {
+	r, err := a.OpenWAL(ctx, wal.HistoryName(t))
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close() // only read
+	b, err := io.ReadAll(io.LimitReader(r, maxHistory+1))
+	if err != nil {
+		return nil, err
+	}
+	if len(b) > maxHistory {
+		return nil, fmt.Errorf("%s is larger than the %d bytes a history file may have", wal.HistoryName(t), maxHistory)
+	}
+	return ParseHistory(t, b)
+}
+
+// Created returns when the backup was made: when it was finished, or when its sentinel was stored where it does not
+// say. Copies of an archive keep the former only.
+func (b *Backup) Created() time.Time {
+	switch {
+	case b.Sentinel != nil && !b.Sentinel.FinishTime.IsZero():
+		return b.Sentinel.FinishTime
+	case b.Metadata != nil && !b.Metadata.FinishTime.IsZero():
+		return b.Metadata.FinishTime
+	}
+	return b.Modified
+}
+
+// Started returns when the backup was begun; zero where it does not say.
+func (b *Backup) Started() time.Time {
+	switch {
+	case b.Sentinel != nil && !b.Sentinel.StartTime.IsZero():
+		return b.Sentinel.StartTime
+	case b.Metadata != nil:
+		return b.Metadata.StartTime
+	}
+	return time.Time{}
+}
+
+// Segment returns the name of the WAL segment in the backup's name.
+func (b *Backup) Segment() string { return b.Name[len("base_"):][:24] }
+
+// Timeline returns the timeline on which the backup was made.
+func (b *Backup) Timeline() wal.Timeline {
+	t, _ := strconv.ParseUint(b.Segment()[:8], 16, 32) // archive.CheckBackupName saw to the digits
+	return wal.Timeline(t)
+}
+
+// IsDelta reports whether the backup builds on another.
+func (b *Backup) IsDelta() bool {
+	return archive.IsDelta(b.Name) || (b.Sentinel != nil && b.Sentinel.DeltaFrom != "")
+}
+
+// IsPermanent reports whether deleting must spare the backup. The metadata counts, not the sentinel.
+func (b *Backup) IsPermanent() bool { return b.Metadata != nil && b.Metadata.IsPermanent }
+
+// walE returns the offset in the start segment that WAL-E puts behind a backup's name.
+func (b *Backup) walE() (offset uint64, ok bool) {
+	rest, ok := strings.CutPrefix(b.Name[len("base_")+24:], "_")
+	if !ok || len(rest) != 8 {
+		return 0, false
+	}
+	offset, err := strconv.ParseUint(rest, 10, 32)
+	return offset, err == nil
+}
+
+// SegmentSize returns the size of the cluster's WAL segments: what the sentinel says, or the only size for which the
+// backup's first position lies in the segment it is named after. WAL-E knew 16 MiB only.
+func (b *Backup) SegmentSize() (wal.SegmentSize, error) {
+	if _, ok := b.walE(); ok {
+		return 16 << 20, nil
+	}
+	if b.Sentinel == nil || b.Sentinel.LSN == nil {
+		return 0, fmt.Errorf("backup %s does not say where it starts", b.Name)
+	}
+	if s := wal.SegmentSize(b.Sentinel.SegmentSize); s != 0 {
+		if !s.Valid() {
+			return 0, fmt.Errorf("backup %s says that WAL segments have %d bytes", b.Name, s)
+		}
+		return s, nil
+	}
+	lsn := *b.Sentinel.LSN
+	fits := func(s wal.SegmentSize) bool {
+		t := b.Timeline()
+		// At a border PostgreSQL before 17 and standbys name the segment before.
+		return s.Name(t, s.Segment(lsn)) == b.Segment() || s.Name(t, s.LastSegment(lsn)) == b.Segment()
+	}
+	var found wal.SegmentSize
+	for s := wal.MinSegmentSize; s <= wal.MaxSegmentSize; s *= 2 {
+		if fits(s) && (found == 0 || s == 16<<20) {
+			found = s
+		}
+	}
+	if found == 0 {
+		return 0, fmt.Errorf("backup %s is named after a segment in which its start %s cannot lie", b.Name, lsn)
+	}
+	return found, nil
+}
+
+// StartLSN returns where replaying the WAL over the backup begins; false where it does not say.
+func (b *Backup) StartLSN() (wal.LSN, bool) {
+	if offset, ok := b.walE(); ok {
+		const size = wal.SegmentSize(16 << 20)
+		_, n, err := size.ParseSegment(b.Segment())
+		return size.Start(n) + wal.LSN(offset), err == nil
+	}
+	if b.Sentinel == nil || b.Sentinel.LSN == nil {
+		return 0, false
+	}
+	return *b.Sentinel.LSN, true
+}
+
+// FinishLSN returns up to where the WAL must be replayed for the backup to be consistent; false where it does not say.
+func (b *Backup) FinishLSN() (wal.LSN, bool) {
+	if b.Sentinel == nil || b.Sentinel.FinishLSN == nil || *b.Sentinel.FinishLSN == 0 {
+		return 0, false
+	}
+	return *b.Sentinel.FinishLSN, true
+}
+
+// NoBackupError says that the archive has no backup that was asked for.
+type NoBackupError struct {
+	Asked  string // "LATEST", a name or what a target needs
+	Reason string
+	Advice string // "" for none
+}
+
+func (e *NoBackupError) Error() string { return fmt.Sprintf("no backup for %s: %s", e.Asked, e.Reason) }
+
+// Hint says how to go on.
+func (e *NoBackupError) Hint() string { return e.Advice }
+
+// Is makes a missing backup an fs.ErrNotExist.
+func (e *NoBackupError) Is(target error) bool { return target == fs.ErrNotExist }
+
+// Latest returns the backup that was made last, whatever its name. One that cannot be read still counts: that LATEST
+// silently means an older backup must not happen.
+func (c *Catalog) Latest() (*Backup, error) {
+	if len(c.Backups) == 0 {
+		return nil, &NoBackupError{Asked: "LATEST", Reason: "the archive has no backups", Advice: "take one with `holdfast backup-push`"}
+	}
+	return &c.Backups[len(c.Backups)-1], nil
+}
+
+// Find returns the backup of that name.
+func (c *Catalog) Find(name string) (*Backup, error) {
+	i := slices.IndexFunc(c.Backups, func(b Backup) bool { return b.Name == name })
+	if i < 0 {
+		return nil, &NoBackupError{Asked: name, Reason: "the archive has no backup of that name", Advice: "see `holdfast backup-list`"}
+	}
+	return &c.Backups[i], nil
+}
+
+// LatestTimeline returns the highest timeline that the archive knows of, as recovery_target_timeline = latest means it;
+// 1 for an empty archive.
+func (c *Catalog) LatestTimeline() wal.Timeline {
+	latest := wal.Timeline(1)
+	for _, b := range c.Backups {
+		latest = max(latest, b.Timeline())
+	}
+	for t := range c.Histories {
+		latest = max(latest, t)
+	}
+	for t := range c.BadHistory {
+		latest = max(latest, t)
+	}
+	return latest
+}

@@ -1,0 +1,115 @@
+package restore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"reflect"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// markerName is a file in a data directory that is being restored. It is there from before the first file is written
+// until pg_control is in place and all is durable.
+const markerName = "holdfast_restore.json"
+
+// marker says what is being restored.
+type marker struct {
+	Version     int          `json:"holdfast_restore"` // the form's: 1
+	Backup      string       `json:"backup"`
+	System      uint64       `json:"system_identifier"`
+	Finished    time.Time    `json:"backup_finished"` // tells backups of one name apart
+	Tablespaces []Tablespace `json:"tablespaces,omitempty"`
+	Begun       time.Time    `json:"begun"`
+}
+
+// maxMarker bounds a marker file in bytes.
+const maxMarker = 1 << 20
+
+// readMarker reads the marker in dir; fs.ErrNotExist where there is none.
+func readMarker(dir string) (*marker, error) {
+	f, err := os.Open(filepath.Join(dir, markerName))
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // only read
+	b, err := io.ReadAll(io.LimitReader(f, maxMarker))
+	if err != nil {
+		return nil, err
+	}
+	var m marker
+	if err := json.Unmarshal(b, &m); err != nil || m.Version != 1 {
+		return nil, &RefusedError{fmt.Sprintf("%s is no marker of an interrupted restore that this release understands", f.Name()),
+			"remove the directory's content and restore anew"}
+	}
+	return &m, nil
+}
+
+func (p *Plan) marker() marker {
+	return marker{Version: 1, Backup: p.Backup, System: p.systemIdentifier, Finished: p.Finished.UTC(), Tablespaces: p.Tablespaces}
+}
+
+// continues returns nil where p may go on with what the marked restore did.
+func (m *marker) continues(p *Plan) error {
+	want := p.marker()
+	if m.Backup != want.Backup || m.System != want.System || !m.Finished.Equal(want.Finished) {
+		return &RefusedError{
+			fmt.Sprintf("the interrupted restore in %s is of backup %s, finished at %s", p.Destination, m.Backup, m.Finished.Format(time.RFC3339)),
+			"resume with that backup, or remove the directory's content and restore anew",
+		}
+	}
+	if !reflect.DeepEqual(m.Tablespaces, want.Tablespaces) {
+		return &RefusedError{
+			fmt.Sprintf("the interrupted restore in %s puts the tablespaces elsewhere", p.Destination),
+			"give the same mapping, or remove the directories' content and restore anew",
+		}
+	}
+	return nil
+}
+
+// placeMarker writes the marker durably and locks it: a second restore into the directory is refused while this one
+// runs. Closing the file ends the lock.
+func (t *tree) placeMarker(p *Plan) (*os.File, error) {
+	f, err := t.data.OpenFile(markerName, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = &RefusedError{fmt.Sprintf("another restore into %s is running", p.Destination), "wait for it to end"}
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	m := p.marker()
+	m.Begun = time.Now().UTC()
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err == nil {
+		err = f.Truncate(0)
+	}
+	if err == nil {
+		_, err = f.WriteAt(append(b, '\n'), 0)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = syncPath(t.data, ".")
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// removeMarker declares the restore finished.
+func (t *tree) removeMarker() error {
+	if err := t.data.Remove(markerName); err != nil {
+		return err
+	}
+	return syncPath(t.data, ".")
+}

@@ -1,0 +1,408 @@
+// Package restore rebuilds a data directory from an archive.
+//
+// Decide says what will be done, without doing anything: a Plan is a value to print or to refuse. Run does it. Workers
+// share out the contents of the parts; every file's checksum is compared with the manifest's while it is written; then all
+// is synced, and only after that pg_control appears, without which PostgreSQL does not start. A restore that ends early,
+// for whatever reason, leaves a marker file with which another Run continues it.
+//
+// Nothing is written outside the destination and the tablespaces' directories, whatever the archive says.
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
+)
+
+// Request says what to restore, and where.
+type Request struct {
+	Destination string         // absolute
+	Choice      catalog.Choice // the backup, and the target if there is one
+	Resume      bool           // continue a restore that was interrupted
+
+	// Where tablespaces go: for each an absolute directory, by object identifier or by the directory it had. One that
+	// is not mentioned goes where it was.
+	TablespaceMapping map[string]string
+	Spec              *archive.TablespaceSpec // where tablespaces go instead of what the backup says; nil for none
+
+	Owner          string    // user who shall own the files; only root may give files away. "" is decided by what is there
+	Recovery       *Recovery // nil: no recovery is set up
+	ConfigDir      string    // where configuration from outside the data directory goes, below its old path; "" for nowhere
+	ConfigIntoData bool      // put that configuration into the data directory instead
+}
+
+// Plan is what Run will do.
+type Plan struct {
+	Backup      string       `json:"backup"`
+	Started     time.Time    `json:"started"`
+	Finished    time.Time    `json:"finished"`
+	StartLSN    string       `json:"start_lsn,omitempty"`
+	FinishLSN   string       `json:"finish_lsn,omitempty"`
+	Timeline    wal.Timeline `json:"timeline"`
+	PgVersion   int          `json:"pg_version,omitempty"` // server_version_num; 0 where the backup does not say
+	Destination string       `json:"destination"`
+	Tablespaces []Tablespace `json:"tablespaces,omitempty"`
+	Owner       *Owner       `json:"owner,omitempty"` // nil: files belong to who runs this
+	Resume      bool         `json:"resume,omitempty"`
+
+	Verified bool   `json:"verified"` // contents are checked against the backup's manifest
+	Parts    int    `json:"parts"`
+	Files    int64  `json:"files,omitempty"` // 0 where there is no manifest
+	Stored   int64  `json:"stored_bytes"`    // to be read from the archive
+	Bytes    int64  `json:"bytes"`           // to be written
+	Rooms    []Room `json:"rooms"`
+
+	FirstWAL  string    `json:"first_wal,omitempty"`  // replaying begins with this segment
+	NeededWAL string    `json:"needed_wal,omitempty"` // and must reach this one for the backup to be consistent
+	LastWAL   string    `json:"last_wal,omitempty"`   // without a gap the archive reaches to this one
+	LastAt    time.Time `json:"last_wal_archived,omitzero"`
+
+	Target   string   `json:"target,omitempty"`   // what recovery leads to; "" where none is set up
+	Settings []string `json:"settings,omitempty"` // lines for PostgreSQL
+	Signal   string   `json:"signal,omitempty"`   // file that tells PostgreSQL to recover
+	Notes    []string `json:"notes,omitempty"`    // what is worth knowing before
+
+	ConfigDir      string `json:"config_dir,omitempty"`
+	ConfigIntoData bool   `json:"config_into_data,omitempty"`
+
+	systemIdentifier uint64
+	startLSN         wal.LSN
+	finishLSN        wal.LSN
+	parts            []archive.Part
+	settingsFile     string
+}
+
+// Tablespace says where one goes.
+type Tablespace struct {
+	OID  string `json:"oid"`
+	From string `json:"from"` // directory it had, "" where that is not known
+	To   string `json:"to"`
+}
+
+// Owner is who gets the restored files.
+type Owner struct {
+	UID  int    `json:"uid"`
+	GID  int    `json:"gid"`
+	Name string `json:"name,omitempty"`
+}
+
+// Room is what a file system has and what will be written to it.
+type Room struct {
+	Dirs  []string `json:"dirs"`  // destinations on it
+	Need  int64    `json:"need"`  // bytes of contents
+	Free  int64    `json:"free"`  // bytes
+	Files int64    `json:"files"` // to be made, 0 where that is not known
+}
+
+// RefusedError says why a restore is not begun, and what to do.
+type RefusedError struct {
+	Reason string
+	Advice string
+}
+
+func (e *RefusedError) Error() string { return e.Reason }
+
+// Hint says how to go on.
+func (e *RefusedError) Hint() string { return e.Advice }
+
+// Decide works out a restore. Nothing is written, neither to disk nor to the archive.
+func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
+	b := r.Choice.Backup
+	if b.Sentinel == nil {
+		return nil, fmt.Errorf("restore %s: %w", b.Name, b.Err)
+	}
+	if b.IsDelta() {
+		return nil, &RefusedError{
+			fmt.Sprintf("backup %s is a delta, which this release does not restore", b.Name),
+			"restore a full backup, and with a target the WAL brings it to the same moment",
+		}
+	}
+	if b.Sentinel.ChkpNum != nil {
+		return nil, &RefusedError{fmt.Sprintf("backup %s is of a cluster with OrioleDB, which is not supported", b.Name), ""}
+	}
+	p := &Plan{
+		Backup: b.Name, Started: b.Started(), Finished: b.Created(), Timeline: b.Timeline(), PgVersion: b.Sentinel.PgVersion,
+		Destination: filepath.Clean(r.Destination), Resume: r.Resume, ConfigDir: r.ConfigDir, ConfigIntoData: r.ConfigIntoData,
+	}
+	if !filepath.IsAbs(p.Destination) {
+		return nil, fmt.Errorf("restore to %s: the destination must be an absolute path", r.Destination)
+	}
+	if b.Sentinel.SystemIdentifier != nil {
+		p.systemIdentifier = *b.Sentinel.SystemIdentifier
+	}
+	if lsn, ok := b.StartLSN(); ok {
+		p.startLSN, p.StartLSN = lsn, lsn.String()
+	}
+	if lsn, ok := b.FinishLSN(); ok {
+		p.finishLSN, p.FinishLSN = lsn, lsn.String()
+	}
+	for _, step := range []func() error{
+		func() error { return p.placeTablespaces(r) },
+		func() error { return p.checkDestinations() },
+		func() error { return p.survey(ctx, a, b) },
+		func() error { return p.checkConfig(ctx, a) },
+		func() error { return p.findOwner(ctx, a, r.Owner) },
+		func() error { return p.reachWAL(ctx, a, r) },
+		func() error { return p.planRecovery(r) },
+	} {
+		if err := step(); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+func (p *Plan) note(format string, args ...any) {
+	p.Notes = append(p.Notes, fmt.Sprintf(format, args...))
+}
+
+// placeTablespaces says where each tablespace goes.
+func (p *Plan) placeTablespaces(r Request) error {
+	was := r.Choice.Backup.Sentinel.Spec
+	spec := was
+	if r.Spec != nil {
+		spec = r.Spec
+		if spec.BasePrefix != "" && filepath.Clean(spec.BasePrefix) != p.Destination {
+			return &RefusedError{
+				fmt.Sprintf("the restore spec is for %s, the destination is %s", spec.BasePrefix, p.Destination),
+				"make base_prefix the destination, or leave it empty",
+			}
+		}
+	}
+	unused := make(map[string]bool, len(r.TablespaceMapping))
+	for from := range r.TablespaceMapping {
+		unused[from] = true
+	}
+	if spec != nil {
+		for _, ts := range spec.Tablespaces {
+			t := Tablespace{OID: ts.OID, From: original(was, ts.OID), To: filepath.Clean(ts.Location)}
+			for _, from := range []string{t.From, t.OID} {
+				if to, ok := r.TablespaceMapping[from]; ok && from != "" {
+					t.To = filepath.Clean(to)
+					delete(unused, from)
+				}
+			}
+			p.Tablespaces = append(p.Tablespaces, t)
+		}
+	}
+	for from := range unused {
+		return &RefusedError{fmt.Sprintf("the backup has no tablespace %q to map", from), "see where its tablespaces are with --dry-run"}
+	}
+	if was != nil && r.Spec != nil {
+		for _, ts := range was.Tablespaces {
+			if !slices.ContainsFunc(p.Tablespaces, func(t Tablespace) bool { return t.OID == ts.OID }) {
+				return &RefusedError{fmt.Sprintf("the restore spec does not say where tablespace %s goes, which was in %s", ts.OID, ts.Location), ""}
+			}
+		}
+	}
+	return nil
+}
+
+// original returns where a tablespace lay when the backup was taken.
+func original(spec *archive.TablespaceSpec, oid string) string {
+	if spec != nil {
+		for _, ts := range spec.Tablespaces {
+			if ts.OID == oid {
+				return filepath.Clean(ts.Location)
+			}
+		}
+	}
+	return ""
+}
+
+// within reports whether dir is the directory outer or lies below it.
+func within(dir, outer string) bool {
+	return dir == outer || strings.HasPrefix(dir, strings.TrimSuffix(outer, "/")+"/")
+}
+
+// checkDestinations refuses directories that are in use or overlap. After an interrupted restore they hold what
+// that one wrote.
+func (p *Plan) checkDestinations() error {
+	for i, ts := range p.Tablespaces {
+		if !filepath.IsAbs(ts.To) {
+			return fmt.Errorf("tablespace %s: its location %s is not an absolute path", ts.OID, ts.To)
+		}
+		if within(p.Destination, ts.To) {
+			return fmt.Errorf("tablespace %s: its location %s holds the destination %s", ts.OID, ts.To, p.Destination)
+		}
+		for _, other := range p.Tablespaces[:i] {
+			if within(ts.To, other.To) || within(other.To, ts.To) {
+				return fmt.Errorf("tablespaces %s and %s: their locations %s and %s overlap", other.OID, ts.OID, other.To, ts.To)
+			}
+		}
+	}
+	m, err := readMarker(p.Destination)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return err
+	case !p.Resume:
+		return &RefusedError{
+			fmt.Sprintf("%s holds a restore of %s that was interrupted", p.Destination, m.Backup),
+			"continue it with --resume, or remove the directory's content",
+		}
+	default:
+		return m.continues(p)
+	}
+	empty, err := emptyDir(p.Destination)
+	if err != nil {
+		return err
+	}
+	if !empty && p.Resume {
+		return &RefusedError{fmt.Sprintf("%s holds no restore that was interrupted, and it is not empty", p.Destination), ""}
+	}
+	if !empty {
+		return &RefusedError{fmt.Sprintf("the destination %s is not empty", p.Destination), "restore into an empty or a new directory"}
+	}
+	for _, ts := range p.Tablespaces {
+		empty, err := emptyDir(ts.To)
+		if err != nil {
+			return err
+		}
+		if !empty {
+			return &RefusedError{
+				fmt.Sprintf("the directory %s for tablespace %s is not empty", ts.To, ts.OID),
+				fmt.Sprintf("another cluster may be using it. Give another one: --tablespace-mapping %s=DIRECTORY", ts.OID),
+			}
+		}
+	}
+	return nil
+}
+
+// survey looks at what there is to restore: the parts, and what the manifest says of them.
+func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup) (err error) {
+	if p.parts, err = a.Parts(ctx, b.Name); err != nil {
+		return err
+	}
+	if len(p.parts) == 0 {
+		return fmt.Errorf("restore %s: the backup has no parts", b.Name)
+	}
+	p.Parts = len(p.parts)
+	for _, part := range p.parts {
+		p.Stored += part.Size
+	}
+	m, err := a.OpenManifest(ctx, b.Name)
+	if errors.Is(err, fs.ErrNotExist) {
+		p.note("the contents cannot be verified: the backup has no manifest with checksums, WAL-G and WAL-E made none")
+		p.Bytes = b.Sentinel.UncompressedSize
+		// How the bytes divide among tablespaces is not known: they are all asked of the destination's file system.
+		return p.measure(map[string]int64{p.Destination: p.Bytes}, nil)
+	}
+	if err != nil {
+		return err
+	}
+	defer m.Close() // only read
+	p.Verified = true
+	sizes := make(map[string]int64, len(p.parts))
+	for _, part := range p.parts {
+		sizes[part.Name] = part.Size
+	}
+	bytes, files := map[string]int64{}, map[string]int64{}
+	for {
+		part, err := m.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return err
+		}
+		stored, ok := sizes[part.Name]
+		switch {
+		case !ok:
+			return fmt.Errorf("restore %s: %s is missing in the archive: %w", b.Name, part.Name, fs.ErrNotExist)
+		case stored != part.Size:
+			return fmt.Errorf("restore %s: %s has %d bytes in the archive, the manifest says %d", b.Name, part.Name, stored, part.Size)
+		}
+		delete(sizes, part.Name)
+		for i := range part.Members {
+			m := &part.Members[i]
+			dir := p.directoryOf(m.Path)
+			bytes[dir] += m.Size
+			files[dir]++
+			p.Bytes += m.Size
+			p.Files++
+			if m.CorruptCount > 0 {
+				p.note("%s had %d corrupt pages when the backup was taken", m.Path, m.CorruptCount)
+			}
+		}
+	}
+	for name := range sizes {
+		p.note("%s lies beside the backup's parts but the manifest does not list it: it is left alone", name)
+	}
+	return p.measure(bytes, files)
+}
+
+// directoryOf returns which destination a member goes to.
+func (p *Plan) directoryOf(member string) string {
+	if rest, ok := strings.CutPrefix(member, "pg_tblspc/"); ok {
+		oid, _, _ := strings.Cut(rest, "/")
+		for _, ts := range p.Tablespaces {
+			if ts.OID == oid {
+				return ts.To
+			}
+		}
+	}
+	return p.Destination
+}
+
+// reachWAL says which WAL goes with the backup, and refuses targets that the archive cannot reach.
+func (p *Plan) reachWAL(ctx context.Context, a *archive.Archive, r Request) error {
+	reach, err := r.Choice.Reach(ctx, a)
+	p.FirstWAL, p.NeededWAL, p.LastWAL, p.LastAt = reach.First, reach.Consistent, reach.Last, reach.Archived
+	if err != nil && r.Recovery == nil && ctx.Err() == nil {
+		p.note("%v", err) // the WAL may come from elsewhere
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if t := r.Choice.Target; t.Kind == catalog.AtTime && reach.Archived.Before(t.Time) {
+		p.note("the last WAL segment before a gap, %s, was archived at %s, before the target: it may not reach that far, and then PostgreSQL stops with an error",
+			reach.Last, catalog.FormatTime(reach.Archived))
+	}
+	return nil
+}
+
+// Workers is how many goroutines a restore uses unless told otherwise: one per processor.
+func Workers() int { return runtime.GOMAXPROCS(0) }
+
+// checkConfig looks whether there is configuration to restore where that is asked for, and says so where it is not.
+func (p *Plan) checkConfig(ctx context.Context, a *archive.Archive) error {
+	asked := p.ConfigDir != "" || p.ConfigIntoData
+	files, err := configFiles(ctx, a, p.Backup)
+	if errors.Is(err, fs.ErrNotExist) {
+		if asked {
+			return &RefusedError{fmt.Sprintf("backup %s holds no configuration from outside the data directory", p.Backup),
+				"its postgresql.conf is in the data directory, or another program took the backup"}
+		}
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if !asked {
+		p.note("the configuration was outside the data directory (%s); --config-into-pgdata puts it there, --restore-config DIR below DIR", files[0])
+	}
+	if p.ConfigDir != "" && !filepath.IsAbs(p.ConfigDir) {
+		return fmt.Errorf("restore the configuration to %s: not an absolute path", p.ConfigDir)
+	}
+	return nil
+}
+
+// isDir reports whether there is a directory at path.
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}

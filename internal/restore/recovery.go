@@ -1,0 +1,199 @@
+package restore
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"holdfast/internal/catalog"
+)
+
+// Recovery says how PostgreSQL shall go on from the restored backup.
+type Recovery struct {
+	Command   string // restore_command: see Command
+	Action    string // once the target is reached: pause, promote or shutdown; "" leaves that to PostgreSQL
+	Exclusive bool   // stop before the target rather than behind it
+	Standby   bool   // follow the archive as a standby instead of recovering to a target
+	Archive   bool   // leave archive_mode alone: the copy archives, once promoted, like the original
+}
+
+// Command returns a restore_command that runs this program: its absolute path, and that of its configuration file or "".
+// Both may hold any character.
+func Command(binary, config string) string {
+	words := []string{shellWord(binary)}
+	if config != "" {
+		words = append(words, "--config", shellWord(config))
+	}
+	command := strings.ReplaceAll(strings.Join(words, " "), "%", "%%") // PostgreSQL expands %
+	return command + ` wal-fetch "%f" "%p"`
+}
+
+// shellWord quotes s for a POSIX shell where it needs quoting.
+func shellWord(s string) string {
+	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:@") == "" {
+		return s
+	}
+	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+}
+
+// setting is one line of a configuration file. Single quotes and backslashes are doubled.
+func setting(name, value string) string {
+	return fmt.Sprintf("%s = '%s'", name, strings.NewReplacer("'", "''", `\`, `\\`).Replace(value))
+}
+
+// managed lists the settings that planRecovery decides on. Of an earlier life of the cluster none may be left:
+// PostgreSQL refuses two targets at once.
+var managed = []string{
+	"restore_command", "recovery_target", "recovery_target_name", "recovery_target_time", "recovery_target_xid", "recovery_target_lsn",
+	"recovery_target_inclusive", "recovery_target_timeline", "recovery_target_action", "standby_mode",
+}
+
+// planRecovery says which settings and which signal file PostgreSQL gets.
+func (p *Plan) planRecovery(r Request) error {
+	rec := r.Recovery
+	if rec == nil {
+		p.note("PostgreSQL is not told to recover: to replay WAL set restore_command and create recovery.signal, or restore with --target latest, a target or --standby")
+		return nil
+	}
+	t := r.Choice.Target
+	switch {
+	case p.PgVersion == 0:
+		return &RefusedError{fmt.Sprintf("backup %s does not say of which PostgreSQL it is, so recovery cannot be set up", p.Backup),
+			"restore without a target and configure recovery by hand"}
+	case !slices.Contains([]string{"", "pause", "promote", "shutdown"}, rec.Action):
+		return fmt.Errorf("target action %q: want pause, promote or shutdown", rec.Action)
+	case rec.Standby && t.Kind != catalog.Latest:
+		return errors.New("a standby follows the archive for ever: it takes no recovery target")
+	case rec.Action != "" && t.Kind == catalog.Latest:
+		return errors.New("a target action needs a target: at the end of the WAL PostgreSQL promotes, and a standby waits")
+	case rec.Exclusive && (t.Kind == catalog.Latest || t.Kind == catalog.Immediate):
+		return errors.New("exclusive needs a target that is a time, a transaction or an LSN")
+	case strings.ContainsAny(rec.Command+t.Name, "\n\r\x00"):
+		return errors.New("a restore_command or a restore point cannot hold a line break")
+	}
+	lines := []string{setting("restore_command", rec.Command)}
+	switch t.Kind {
+	case catalog.Immediate:
+		lines = append(lines, setting("recovery_target", "immediate"))
+	case catalog.AtTime:
+		lines = append(lines, setting("recovery_target_time", t.Time.UTC().Format("2006-01-02 15:04:05.999999-07")))
+	case catalog.AtLSN:
+		lines = append(lines, setting("recovery_target_lsn", t.LSN.String()))
+	case catalog.AtXID:
+		lines = append(lines, setting("recovery_target_xid", strconv.FormatUint(t.XID, 10)))
+	case catalog.AtName:
+		lines = append(lines, setting("recovery_target_name", t.Name))
+	}
+	timeline := strconv.FormatUint(uint64(t.Timeline), 10)
+	if rec.Standby {
+		timeline = "latest"
+	}
+	lines = append(lines, setting("recovery_target_timeline", timeline))
+	if rec.Exclusive {
+		lines = append(lines, setting("recovery_target_inclusive", "off"))
+	}
+	if rec.Action != "" {
+		lines = append(lines, setting("recovery_target_action", rec.Action))
+	}
+	p.settingsFile, p.Signal = "postgresql.auto.conf", "recovery.signal"
+	if rec.Standby {
+		p.Signal = "standby.signal"
+	}
+	if p.PgVersion < 120000 {
+		if rec.Standby {
+			lines = append(lines, setting("standby_mode", "on"))
+		}
+		p.settingsFile, p.Signal = "recovery.conf", ""
+	}
+	if !rec.Archive {
+		lines = append(lines, archiveOff)
+		p.note("the copy does not archive (archive_mode = off): it must not write into the archive it came from. --archive leaves that as it was")
+	}
+	p.Settings, p.Target = lines, t.String()
+	if rec.Standby {
+		p.Target = "a standby that follows the archive"
+	}
+	if t.Kind == catalog.AtXID || t.Kind == catalog.AtName {
+		p.note("the newest backup is restored: where the %s came before its end at %s, name an older backup", t, catalog.FormatTime(p.Finished))
+	}
+	return nil
+}
+
+var archiveOff = setting("archive_mode", "off")
+
+// maxAutoConf bounds postgresql.auto.conf in bytes.
+const maxAutoConf = 16 << 20
+
+// writeRecovery writes the settings and the signal file. Before PostgreSQL 12 recovery has a file of its own.
+func (t *tree) writeRecovery(p *Plan) error {
+	if len(p.Settings) == 0 {
+		return nil
+	}
+	head := fmt.Sprintf("# Written by holdfast backup-fetch at %s: %s, to %s", time.Now().UTC().Format(time.RFC3339), p.Backup,
+		strings.ReplaceAll(p.Target, "\n", " "))
+	auto := p.Settings
+	if p.settingsFile == "recovery.conf" {
+		own := slices.DeleteFunc(slices.Clone(p.Settings), func(l string) bool { return l == archiveOff })
+		content := head + "\n" + strings.Join(own, "\n") + "\n"
+		if err := t.write("recovery.conf", []byte(content), 0o600); err != nil {
+			return err
+		}
+		auto = p.Settings[len(own):]
+	}
+	if len(auto) > 0 {
+		if err := t.appendAutoConf(head, auto); err != nil {
+			return err
+		}
+	}
+	if p.Signal != "" {
+		return t.write(p.Signal, nil, 0o600)
+	}
+	return nil
+}
+
+// appendAutoConf puts lines at the end of postgresql.auto.conf, and comments out what it said of recovery before.
+func (t *tree) appendAutoConf(head string, lines []string) error {
+	const name = "postgresql.auto.conf"
+	was, err := t.read(name, maxAutoConf)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var b bytes.Buffer
+	for line := range strings.Lines(string(was)) {
+		key := strings.ToLower(strings.TrimSpace(line))
+		if i := strings.IndexAny(key, "= \t"); i >= 0 {
+			key = key[:i]
+		}
+		if slices.Contains(managed, key) {
+			b.WriteString("# before the restore: ")
+		}
+		b.WriteString(strings.TrimSuffix(line, "\n") + "\n")
+	}
+	fmt.Fprintf(&b, "%s\n%s\n", head, strings.Join(lines, "\n"))
+	return t.write(name, b.Bytes(), 0o600)
+}
+
+// read reads a file of at most max bytes.
+func (t *tree) read(p string, max int64) ([]byte, error) {
+	root, _, rel := t.locate(p)
+	info, err := root.Lstat(rel)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() > max {
+		return nil, &fs.PathError{Op: "read", Path: p, Err: fmt.Errorf("not a file of at most %d bytes", max)}
+	}
+	f, err := root.OpenFile(rel, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // only read
+	return io.ReadAll(io.LimitReader(f, max))
+}

@@ -1,0 +1,423 @@
+package restore
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/pg/control"
+	"holdfast/internal/pg/manifest"
+)
+
+// Options tunes Run. The zero value is ready to use.
+type Options struct {
+	Workers  int           // 0 means Workers()
+	Progress func(n int64) // called with bytes of content that are in place, from several goroutines; nil for none
+}
+
+// Report says what Run did.
+type Report struct {
+	Backup      string   `json:"backup"`
+	Destination string   `json:"destination"`
+	Files       int64    `json:"files"`      // written
+	Bytes       int64    `json:"bytes"`      // of their contents
+	KeptFiles   int64    `json:"kept_files"` // found whole from before the interruption
+	KeptBytes   int64    `json:"kept_bytes"`
+	Verified    bool     `json:"verified"` // all contents agree with the backup's manifest
+	Target      string   `json:"target,omitempty"`
+	Notes       []string `json:"notes,omitempty"`
+
+	Seconds map[string]float64 `json:"seconds"` // per phase: copy, finish, sync
+}
+
+// run is one restore at work.
+type run struct {
+	Options
+	archive *archive.Archive
+	plan    *Plan
+	tree    *tree
+	notes   notes
+
+	files, bytes, keptFiles, keptBytes atomic.Int64
+
+	mu    sync.Mutex
+	held  map[string]*heldFile    // contents of the files that are written in the end
+	split map[*splitFile]struct{} // open files that several workers write
+
+	listing sync.Mutex // guards list
+	list    *manifest.Writer
+	listOut *os.File
+}
+
+// Names of the files whose contents are held back until everything else is in place.
+const (
+	labelFile = "backup_label"
+	mapFile   = "tablespace_map"
+)
+
+// maxHeld bounds each of them in bytes. The control file has 8 KiB, a map a line per tablespace.
+const maxHeld = 4 << 20
+
+// heldFile is a file that is written in the end.
+type heldFile struct {
+	content bytes.Buffer
+	mode    fs.FileMode
+	modTime time.Time
+}
+
+// left lists what a backup may hold that the restored cluster must not have: PostgreSQL or its tools would act on it.
+var left = []string{
+	manifest.Name, "backup_manifest.tmp", "recovery.signal", "standby.signal", "recovery.conf", "recovery.done", "postmaster.pid", "postmaster.opts", markerName,
+}
+
+// Run carries out a plan. When it returns nil the restored cluster is durable and can start. Otherwise what is there stays
+// for another Run with Resume, and has no pg_control, so that PostgreSQL does not take it for whole.
+func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Report, err error) {
+	opts.Workers = cmp.Or(opts.Workers, Workers())
+	if opts.Progress == nil {
+		opts.Progress = func(int64) {}
+	}
+	if err := p.make(); err != nil {
+		return nil, err
+	}
+	t, err := openTree(p)
+	if err != nil {
+		return nil, err
+	}
+	defer t.close() // all was closed or synced by then
+	marker, err := t.placeMarker(p)
+	if err != nil {
+		return nil, err
+	}
+	defer marker.Close() // synced already; this ends the lock
+	r := &run{Options: opts, archive: a, plan: p, tree: t, held: map[string]*heldFile{}, split: map[*splitFile]struct{}{}}
+	defer r.abandon()
+	report := &Report{Backup: p.Backup, Destination: p.Destination, Verified: p.Verified, Target: p.Target, Seconds: map[string]float64{}}
+	for _, phase := range []struct {
+		name string
+		do   func(context.Context) error
+	}{
+		{"copy", r.copy},
+		{"finish", r.finish},
+		{"sync", r.seal},
+	} {
+		begun := time.Now()
+		if err := phase.do(ctx); err != nil {
+			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+				err = &fullError{err}
+			}
+			return nil, fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, err)
+		}
+		report.Seconds[phase.name] = time.Since(begun).Seconds()
+	}
+	report.Files, report.Bytes = r.files.Load(), r.bytes.Load()
+	report.KeptFiles, report.KeptBytes = r.keptFiles.Load(), r.keptBytes.Load()
+	report.Notes = r.notes.all
+	return report, nil
+}
+
+// fullError is a file system without room.
+type fullError struct{ error }
+
+func (e *fullError) Unwrap() error { return e.error }
+
+// Hint says how to go on.
+func (e *fullError) Hint() string {
+	return "make room and continue with --resume; what was restored so far is kept"
+}
+
+// abandon closes what a failed run left open.
+func (r *run) abandon() {
+	for s := range r.split {
+		s.close()
+	}
+	if r.listOut != nil {
+		r.listOut.Close() // the run has failed: what is in it does not count
+	}
+}
+
+// copy restores everything but the files that are held back.
+func (r *run) copy(ctx context.Context) error {
+	if err := r.prepare(); err != nil {
+		return err
+	}
+	var last []unit
+	group, copying := errgroup.WithContext(ctx)
+	units := make(chan unit)
+	group.Go(func() (err error) {
+		defer close(units)
+		last, err = r.deal(copying, units)
+		return err
+	})
+	for range r.Workers {
+		group.Go(func() error {
+			w := &worker{run: r, ctx: copying, buf: make([]byte, copyBuffer)}
+			defer w.folder.leave()
+			for u := range units {
+				if err := w.do(u); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	w := &worker{run: r, ctx: ctx, buf: make([]byte, copyBuffer)}
+	defer w.folder.leave()
+	for _, u := range last {
+		if err := w.do(u); err != nil {
+			return err
+		}
+	}
+	if r.held[control.Name] == nil {
+		return fmt.Errorf("the backup holds no %s", control.Name)
+	}
+	return nil
+}
+
+// prepare makes what must be there before the first file: the links of tablespaces, and no pg_control.
+func (r *run) prepare() error {
+	if err := r.tree.data.Remove(control.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, ts := range r.plan.Tablespaces {
+		if err := r.tree.mkdir(r.tree.data, "pg_tblspc"); err != nil {
+			return err
+		}
+		link := "pg_tblspc/" + ts.OID
+		if old, err := r.tree.data.Readlink(link); err == nil && old != ts.To {
+			return fmt.Errorf("%s leads to %s already", link, old)
+		} else if err == nil {
+			continue
+		}
+		if err := r.tree.data.Symlink(ts.To, link); err != nil {
+			return err
+		}
+		if o := r.tree.owner; o != nil {
+			if err := r.tree.data.Lchown(link, o.UID, o.GID); err != nil {
+				return err
+			}
+		}
+	}
+	if !r.plan.Verified || r.plan.PgVersion < 130000 {
+		return nil
+	}
+	f, err := r.tree.data.OpenFile(manifest.Name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	var system uint64
+	if r.plan.PgVersion >= 170000 {
+		system = r.plan.systemIdentifier
+	}
+	r.listOut, r.list = f, manifest.NewWriter(f, system)
+	if o := r.tree.owner; o != nil {
+		return f.Chown(o.UID, o.GID)
+	}
+	return nil
+}
+
+// listFile enters a restored file in PostgreSQL's manifest, where one is written.
+func (r *run) listFile(path string, size int64, modified time.Time, crc uint32) error {
+	if r.list == nil || strings.HasPrefix(path, "pg_wal/") {
+		return nil
+	}
+	r.listing.Lock()
+	defer r.listing.Unlock()
+	return r.list.Add(manifest.File{
+		Path: path, Size: size, Modified: modified, Algorithm: manifest.CRC32C, Checksum: manifest.ChecksumCRC32C(crc),
+	})
+}
+
+func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
+
+// neededDirs lists the directories PostgreSQL does not make by itself when it starts.
+var neededDirs = []string{
+	"base", "global", "pg_commit_ts", "pg_dynshmem", "pg_logical/mappings", "pg_logical/snapshots", "pg_multixact/members",
+	"pg_multixact/offsets", "pg_notify", "pg_replslot", "pg_serial", "pg_snapshots", "pg_stat", "pg_stat_tmp", "pg_subtrans",
+	"pg_tblspc", "pg_twophase", "pg_wal/archive_status", "pg_xact",
+}
+
+// finish writes what goes on top of the contents: labels, directories, configuration, recovery, PostgreSQL's manifest.
+func (r *run) finish(ctx context.Context) error {
+	for _, dir := range neededDirs {
+		if err := r.tree.mkdir(r.tree.data, dir); err != nil {
+			return err
+		}
+	}
+	if m := r.held[mapFile]; m != nil {
+		moved, err := r.plan.moveMap(m.content.Bytes())
+		if err != nil {
+			return err
+		}
+		m.content.Reset()
+		m.content.Write(moved)
+	}
+	for _, name := range []string{mapFile, labelFile} {
+		if h := r.held[name]; h != nil {
+			if err := r.tree.write(name, h.content.Bytes(), h.mode); err != nil {
+				return err
+			}
+			if err := r.listFile(name, int64(h.content.Len()), h.modTime, checksum(h.content.Bytes())); err != nil {
+				return err
+			}
+		}
+	}
+	if err := r.restoreConfig(ctx); err != nil {
+		return err
+	}
+	if err := r.tree.writeRecovery(r.plan); err != nil {
+		return err
+	}
+	if r.plan.Verified || r.plan.ConfigIntoData || r.hasConfig() {
+		return nil
+	}
+	r.notes.add("there is no postgresql.conf in %s: provide one, or start with -c config_file=…", r.plan.Destination)
+	return nil
+}
+
+func (r *run) hasConfig() bool {
+	_, err := r.tree.data.Stat("postgresql.conf")
+	return err == nil
+}
+
+// seal makes everything durable and then puts pg_control in its place.
+func (r *run) seal(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	c := r.held[control.Name]
+	data, err := control.Decode(c.content.Bytes())
+	if err != nil {
+		return fmt.Errorf("%s in the backup: %w", control.Name, err)
+	}
+	if s := r.plan.systemIdentifier; s != 0 && s != data.SystemIdentifier {
+		return fmt.Errorf("%s in the backup is of the cluster with system identifier %d, the backup says %d", control.Name, data.SystemIdentifier, s)
+	}
+	if err := r.listFile(control.Name, int64(c.content.Len()), c.modTime, checksum(c.content.Bytes())); err != nil {
+		return err
+	}
+	if err := r.closeList(); err != nil {
+		return err
+	}
+	if err := syncAll(r.tree.roots()); err != nil {
+		return err
+	}
+	if err := r.tree.writeLast(control.Name, c.content.Bytes(), c.mode); err != nil {
+		return err
+	}
+	return r.tree.removeMarker()
+}
+
+// closeList ends PostgreSQL's manifest.
+func (r *run) closeList() error {
+	if r.list == nil {
+		return nil
+	}
+	err := r.list.Close([]manifest.WALRange{{Timeline: r.plan.Timeline, Start: r.plan.startLSN, End: r.plan.finishLSN}})
+	err = errors.Join(err, r.listOut.Close())
+	r.listOut = nil
+	return err
+}
+
+// moveMap rewrites a tablespace_map for where the tablespaces are now: PostgreSQL makes the links anew by it. A line is
+// an object identifier, a space and a directory, in which a backslash stands before line ends and backslashes.
+func (p *Plan) moveMap(was []byte) ([]byte, error) {
+	var out bytes.Buffer
+	for len(was) > 0 {
+		end, escaped := 0, false
+		for end < len(was) && (escaped || was[end] != '\n') {
+			escaped = !escaped && was[end] == '\\'
+			end++
+		}
+		line := was[:end]
+		was = was[min(end+1, len(was)):]
+		oid, _, ok := bytes.Cut(line, []byte(" "))
+		if !ok {
+			return nil, fmt.Errorf("line %q of the backup's %s is not an identifier and a directory", line, mapFile)
+		}
+		i := slices.IndexFunc(p.Tablespaces, func(t Tablespace) bool { return t.OID == string(oid) })
+		if i >= 0 {
+			line = []byte(p.Tablespaces[i].OID + " " + strings.NewReplacer("\n", "\\\n", "\r", "\\\r", `\`, `\\`).Replace(p.Tablespaces[i].To))
+		}
+		out.Write(line)
+		out.WriteByte('\n')
+	}
+	return out.Bytes(), nil
+}
+
+// deal hands the backup's contents out in units of work, and returns those that must come last.
+func (r *run) deal(ctx context.Context, units chan<- unit) (last []unit, err error) {
+	send := func(u unit) error {
+		select {
+		case units <- u:
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	if !r.plan.Verified {
+		parts := slices.Clone(r.plan.parts)
+		slices.SortStableFunc(parts, func(x, y archive.Part) int {
+			return cmp.Or(cmp.Compare(lastRank(x), lastRank(y)), cmp.Compare(y.Size, x.Size)) // the largest first
+		})
+		for _, p := range parts {
+			if lastRank(p) > 0 {
+				last = append(last, unit{part: p})
+			} else if err := send(unit{part: p}); err != nil {
+				return nil, err
+			}
+		}
+		return last, nil
+	}
+	parts := make(map[string]archive.Part, len(r.plan.parts))
+	for _, p := range r.plan.parts {
+		parts[p.Name] = p
+	}
+	m, err := r.archive.OpenManifest(ctx, r.plan.Backup)
+	if err != nil {
+		return nil, err
+	}
+	defer m.Close() // only read
+	for {
+		p, err := m.Next()
+		if err == io.EOF {
+			return last, nil
+		}
+		if err != nil {
+			return nil, err
+		}
+		part, ok := parts[p.Name]
+		if !ok {
+			return nil, fmt.Errorf("%s is missing in the archive: %w", p.Name, fs.ErrNotExist)
+		}
+		cut, err := r.cut(ctx, part, p.Members)
+		if err != nil {
+			return nil, err
+		}
+		for _, u := range cut {
+			if lastRank(part) > 0 {
+				last = append(last, u)
+			} else if err := send(u); err != nil {
+				return nil, err
+			}
+		}
+	}
+}
