@@ -53,7 +53,7 @@ missing() {
 apt_install() {
   policy=/usr/sbin/policy-rc.d nocluster=/etc/postgresql-common/createcluster.d/holdfast-test.conf
   # Undone however this ends; a policy-rc.d that is there already is the machine's own and stays in force.
-  trap 'rm -f "$nocluster" ${made_policy:+"$policy"}' EXIT
+  trap 'rm -f "$nocluster" ${made_policy:+"$policy"}; rmdir "${nocluster%/*}" 2> /dev/null || true' EXIT
   made_policy=
   if [ ! -e $policy ]; then
     made_policy=1
