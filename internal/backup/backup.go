@@ -1,0 +1,288 @@
+// Package backup takes a base backup of a running PostgreSQL into an archive, by reading the data directory.
+//
+// The life of a backup: the server is told (non-exclusive, fast checkpoint), the archive gives a draft, the directory
+// is dealt entry by entry to one worker per core, each filling tar parts of its own; pg_control goes last, the server is
+// told to stop, its labels follow, and once every WAL segment from start to stop is in the archive the draft is committed.
+// Whatever ends that early, an error, a signal, a promotion, a lost connection, stops the backup on the server and removes
+// what was stored: there is a whole backup or none.
+package backup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/pg/datadir"
+	"holdfast/internal/pg/page"
+	"holdfast/internal/pg/server"
+	"holdfast/internal/pg/wal"
+)
+
+// Options tunes Run. The zero value makes a backup; Host and Tool should say who made it.
+type Options struct {
+	Workers    int             // parts filled at once; 0 means one per core
+	PartSize   int64           // bytes of content after which a part is closed; 0 means 1 GiB less one byte, as WAL-G
+	DiskRate   int64           // bytes read a second at most; 0 is no limit
+	AllCorrupt bool            // record every corrupt block, not just the first ten of a file
+	Permanent  bool            // retention leaves the backup alone
+	UserData   json.RawMessage // stored with the backup
+	Adopt      bool            // take over an archive that belongs to another cluster
+	NoWaitWAL  bool            // commit without waiting for the WAL the backup needs
+	WALTimeout time.Duration   // how long to wait for that WAL; 0 means an hour
+	Alive      time.Duration   // how often the server is asked whether it is still there; 0 means a minute
+	Stop       time.Duration   // how long stopping the backup may take on the server; 0 is no limit
+	Host       string          // name of this host
+	Tool       string          // release of this program
+	Logger     *slog.Logger    // nil discards
+	Progress   *Progress       // kept up to date when not nil
+}
+
+// Report says what Run did.
+type Report struct {
+	Name             string             `json:"backup_name"`
+	SystemIdentifier uint64             `json:"system_identifier"`
+	Timeline         wal.Timeline       `json:"timeline"`
+	StartLSN         string             `json:"start_lsn"`
+	FinishLSN        string             `json:"finish_lsn"`
+	StartTime        time.Time          `json:"start_time"`
+	FinishTime       time.Time          `json:"finish_time"`
+	FirstWAL         string             `json:"first_wal"` // segment replay starts in
+	LastWAL          string             `json:"last_wal"`  // segment that makes it consistent
+	Files            int64              `json:"files"`
+	UncompressedSize int64              `json:"uncompressed_size"` // bytes
+	CompressedSize   int64              `json:"compressed_size"`   // bytes as stored
+	Vanished         int64              `json:"vanished_files"`    // dropped while the backup ran; replay does not miss them
+	Skipped          []string           `json:"skipped,omitempty"` // left out: sockets and the like
+	Corrupt          []CorruptFile      `json:"corrupt,omitempty"`
+	CorruptBlocks    int64              `json:"corrupt_blocks"`
+	WALIncomplete    bool               `json:"wal_incomplete,omitempty"` // taken without waiting for WAL
+	Seconds          map[string]float64 `json:"seconds"`                  // per phase: start, copy, stop, wal, commit
+}
+
+// CorruptFile is a relation file with pages whose checksum does not hold.
+type CorruptFile struct {
+	Path   string   `json:"path"`
+	Blocks []uint32 `json:"blocks"` // in this file: the first ten unless all were asked for
+	Count  int      `json:"count"`
+}
+
+// Run takes a backup of the cluster in dataDir, to which conn is a session, into a. On an error nothing is left in the archive,
+// and conn is closed, which stops the backup on the server; should removing what was stored fail too, the error says so.
+func Run(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir string, opts Options) (*Report, error) {
+	r, err := prepare(ctx, conn, a, dataDir, opts)
+	if err != nil {
+		return nil, err
+	}
+	return r.run(ctx)
+}
+
+// run is one backup at work.
+type run struct {
+	Options
+	conn    *server.Conn
+	archive *archive.Archive
+	dir     *datadir.Dir // its root has no symbolic links
+	facts   server.Facts
+	draft   *archive.Draft
+	start   server.Start
+	limit   *rate.Limiter
+	spaces  []datadir.Tablespace
+	verify  bool  // page checksums
+	total   int64 // bytes of everything the first walk met
+
+	mu     sync.Mutex // guards report while workers run
+	report Report
+}
+
+// prepare checks everything that can be checked before the server is disturbed.
+func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir string, opts Options) (*run, error) {
+	r := &run{Options: opts, conn: conn, archive: a}
+	r.defaults()
+	r.phase("preparing")
+	resolved, err := filepath.EvalSymlinks(dataDir)
+	if err != nil {
+		return nil, fmt.Errorf("find the data directory: %w", err)
+	}
+	if r.dir, err = datadir.Open(resolved); err != nil {
+		return nil, err
+	}
+	id, root := r.dir.Control.SystemIdentifier, r.dir.Root
+	if r.facts, err = conn.Facts(ctx); err != nil {
+		return nil, err
+	}
+	if r.facts.SystemIdentifier != id {
+		return nil, &wrongServerError{dir: root, dirID: id, serverID: r.facts.SystemIdentifier}
+	}
+	// A standby on the same host has the same identifier: the directory tells them apart.
+	if served, err := filepath.EvalSymlinks(r.facts.DataDirectory); err != nil || served != root {
+		return nil, &wrongServerError{dir: root, dirID: id, serverID: id, served: r.facts.DataDirectory}
+	}
+	for _, note := range r.facts.Notes {
+		r.Logger.Warn(note)
+	}
+	if !archiving(r.facts) && !r.NoWaitWAL {
+		return nil, &archivingOffError{mode: r.facts.ArchiveMode, command: r.facts.ArchiveCommand, library: r.facts.ArchiveLibrary}
+	}
+	if r.verify = r.facts.Checksums && r.facts.BlockSize == page.Size; r.facts.Checksums && !r.verify {
+		r.Logger.Warn(fmt.Sprintf("page checksums are not verified: pages are %d bytes, not %d", r.facts.BlockSize, page.Size))
+	}
+	switch mine, err := conn.LockBackup(ctx); {
+	case err != nil:
+		return nil, err
+	case !mine:
+		return nil, errRunning
+	}
+	if err := a.Claim(ctx, r.facts.SystemIdentifier, r.Host, r.Adopt); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// archiving reports whether the server hands its WAL to somebody.
+func archiving(f server.Facts) bool {
+	return f.ArchiveMode != "off" && (f.ArchiveCommand != "" || f.ArchiveLibrary != "")
+}
+
+func (r *run) defaults() {
+	if r.Workers <= 0 {
+		r.Workers = runtime.GOMAXPROCS(0)
+	}
+	if r.PartSize <= 0 {
+		r.PartSize = 1<<30 - 1
+	}
+	if r.WALTimeout <= 0 {
+		r.WALTimeout = time.Hour
+	}
+	if r.Alive <= 0 {
+		r.Alive = time.Minute
+	}
+	if r.Logger == nil {
+		r.Logger = slog.New(slog.DiscardHandler)
+	}
+	if r.Progress == nil {
+		r.Progress = &Progress{}
+	}
+	if r.DiskRate > 0 {
+		// A burst of one read keeps the flow even; reads are no longer than this.
+		r.limit = rate.NewLimiter(rate.Limit(r.DiskRate), readSize)
+	}
+}
+
+// readSize bounds one read of a data file, bytes; tarpart reads no more at once.
+const readSize = 256 << 10
+
+// run takes the backup and cleans up when it fails.
+func (r *run) run(ctx context.Context) (_ *Report, err error) {
+	defer func() {
+		if err == nil {
+			return
+		}
+		// What follows must happen although ctx may be over: the server and the archive are left as they were.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+		defer cancel()
+		if stop := r.conn.Close(); stop != nil { // the backup ends with its session
+			err = errors.Join(err, fmt.Errorf("stop the backup on the server: %w", stop))
+		}
+		if r.draft != nil {
+			if abort := r.draft.Abort(ctx); abort != nil {
+				err = errors.Join(err, fmt.Errorf("remove what was stored of %s: %w", r.draft.Name(), abort))
+			}
+		}
+	}()
+	if err := r.timed("start", func() error { return r.startBackup(ctx) }); err != nil {
+		return nil, err
+	}
+	if err := r.timed("copy", func() error { return r.watched(ctx, r.copyData) }); err != nil {
+		return nil, err
+	}
+	var stop server.Stop
+	err = r.timed("stop", func() (err error) { stop, err = r.stopBackup(ctx); return err })
+	if err != nil {
+		return nil, err
+	}
+	if err := r.timed("wal", func() error { return r.awaitWAL(ctx, stop.LSN) }); err != nil {
+		return nil, err
+	}
+	if err := r.timed("commit", func() error { return r.draft.Commit(ctx, r.sentinel(stop)) }); err != nil {
+		return nil, err
+	}
+	r.report.UncompressedSize, r.report.CompressedSize = r.draft.Sizes()
+	r.phase("done")
+	return &r.report, nil
+}
+
+// cleanupTime bounds what is done after a failure.
+const cleanupTime = 2 * time.Minute
+
+// timed runs a phase and records how long it took.
+func (r *run) timed(phase string, do func() error) error {
+	begin := time.Now()
+	err := do()
+	if r.report.Seconds == nil {
+		r.report.Seconds = map[string]float64{}
+	}
+	r.report.Seconds[phase] = time.Since(begin).Seconds()
+	return err
+}
+
+func (r *run) startBackup(ctx context.Context) (err error) {
+	r.phase("waiting for the server's checkpoint")
+	r.report.StartTime = time.Now().UTC()
+	if r.start, err = r.conn.StartBackup(ctx, "holdfast "+r.report.StartTime.Format(time.RFC3339), true); err != nil {
+		return fmt.Errorf("start the backup on the server: %w", err)
+	}
+	name := archive.BackupName(r.start.Segment)
+	r.report.Name, r.report.StartLSN = name, r.start.LSN.String()
+	r.report.SystemIdentifier, r.report.Timeline = r.facts.SystemIdentifier, r.start.Timeline
+	r.report.FirstWAL = r.start.Segment
+	r.Logger.Info(fmt.Sprintf("Started backup with name %s at LSN %s", name, r.start.LSN))
+	if r.draft, err = r.archive.Begin(ctx, name, r.Host); err != nil {
+		return err
+	}
+	return nil
+}
+
+// watched runs do while asking the server every so often whether the backup is still good: session alive, not promoted.
+func (r *run) watched(ctx context.Context, do func(context.Context) error) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	stopped := make(chan struct{})
+	watcher := make(chan struct{})
+	go func() {
+		defer close(watcher)
+		tick := time.NewTicker(r.Alive)
+		defer tick.Stop()
+		for {
+			select {
+			case <-stopped:
+				return
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			if err := r.conn.Ping(ctx); err != nil {
+				cancel(fmt.Errorf("the backup was lost on the server: %w", err))
+				return
+			}
+			if err := r.draft.Beat(ctx); err != nil {
+				r.Logger.Warn("could not leave a sign of life in the archive", "err", err)
+			}
+		}
+	}()
+	err := do(ctx)
+	close(stopped)
+	<-watcher
+	if cause := context.Cause(ctx); err != nil && cause != nil {
+		return cause // why do was cut short, not how it noticed
+	}
+	return err
+}

@@ -1,0 +1,322 @@
+package backup_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/backup"
+	"holdfast/internal/compress"
+	"holdfast/internal/pg/page"
+	"holdfast/internal/pg/server"
+	"holdfast/internal/store"
+	"holdfast/internal/store/storetest"
+	"holdfast/internal/tarpart"
+	"holdfast/test/pgtest"
+)
+
+// cluster returns a small cluster with checksums that archives into a directory.
+func cluster(t *testing.T) *pgtest.Cluster {
+	t.Helper()
+	return pgtest.New(t, pgtest.Require(t, 15), pgtest.Options{Checksums: true, Archive: true})
+}
+
+func connect(t *testing.T, c *pgtest.Cluster) *server.Conn {
+	t.Helper()
+	conn, err := server.Connect(t.Context(), c.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return conn
+}
+
+// copiedWAL is a store that shows the WAL files in a directory beside what it keeps itself.
+type copiedWAL struct {
+	store.Store
+	dir string
+}
+
+func (c copiedWAL) take(ctx context.Context) error {
+	files, err := os.ReadDir(c.dir)
+	for _, f := range files {
+		err = errors.Join(err, c.Store.Put(ctx, archive.WALDir+f.Name(), strings.NewReader("")))
+	}
+	return err
+}
+
+func TestRunMakesAWholeBackup(t *testing.T) {
+	c := cluster(t)
+	c.Exec(t, `create table t as select generate_series(1, 20000) i`, `create unlogged table u as select 1 i`, `checkpoint`)
+	sock, err := net.Listen("unix", filepath.Join(c.Data, "socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sock.Close()
+	m := copiedWAL{&storetest.Memory{}, c.Archive}
+	a := archive.New(m, archive.Options{Method: compress.LZ4})
+	progress := &backup.Progress{}
+	opts := backup.Options{PartSize: 1 << 20, Host: "db1", Progress: progress, UserData: []byte(`{"ticket":7}`)}
+	done := make(chan error)
+	go func() { // archive_command copies files; this brings them into the archive
+		for {
+			select {
+			case <-done:
+				return
+			case <-time.After(20 * time.Millisecond):
+				_ = m.take(t.Context()) // a file that is being copied is taken again
+			}
+		}
+	}()
+	defer close(done)
+	report, err := backup.Run(t.Context(), connect(t, c), a, c.Data, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if report.CorruptBlocks != 0 || len(report.Skipped) != 1 || report.Skipped[0] != "socket" || report.WALIncomplete {
+		t.Errorf("%+v", report)
+	}
+	if done, total := progress.Bytes(); done == 0 || total < 20<<20 {
+		t.Errorf("progress ended at %d of %d", done, total)
+	}
+	s, err := a.Sentinel(t.Context(), report.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if *s.LSN >= *s.FinishLSN || s.UncompressedSize < 20<<20 || string(s.UserData) != `{"ticket":7}` || s.DataDir != c.Data {
+		t.Errorf("%+v", s)
+	}
+	missing, err := a.MissingWAL(t.Context(), report.Timeline, 0, 0, 16<<20, 0)
+	if err != nil || len(missing) != 1 { // the cluster's WAL begins with segment 1
+		t.Errorf("missing %v, %v", missing, err)
+	}
+
+	// Parts are numbered without holes, none is empty, and together they hold each file once.
+	seen := map[string]int64{}
+	parts, err := a.Parts(t.Context(), report.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range parts {
+		r, err := a.OpenPart(t.Context(), report.Name, p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := 0
+		err = tarpart.Each(r, func(h tarpart.Header, content io.Reader) error {
+			n++
+			if _, twice := seen[h.Path]; twice {
+				t.Errorf("%s is stored twice", h.Path)
+			}
+			seen[h.Path] = h.Size
+			_, err := io.Copy(io.Discard, content)
+			return err
+		})
+		if err != nil || n == 0 {
+			t.Errorf("%s: %d members, %v", p.Name, n, err)
+		}
+		r.Close()
+	}
+	for _, want := range []string{".", "PG_VERSION", "global/pg_control", "backup_label", "tablespace_map", "base/5/PG_VERSION", "pg_wal", "postgresql.conf"} {
+		if _, ok := seen[want]; !ok {
+			t.Errorf("%s is not stored", want)
+		}
+	}
+	table := c.Value(t, `select pg_relation_filepath('t')`)
+	if seen[table] == 0 {
+		t.Errorf("%s of table t is stored with %d bytes", table, seen[table])
+	}
+	unlogged := c.Value(t, `select pg_relation_filepath('u')`)
+	if _, ok := seen[unlogged]; ok {
+		t.Errorf("the unlogged %s is stored", unlogged)
+	}
+	if _, ok := seen[unlogged+"_init"]; !ok {
+		t.Errorf("%s_init is not stored", unlogged)
+	}
+	if _, ok := seen["postmaster.pid"]; ok {
+		t.Error("postmaster.pid is stored")
+	}
+}
+
+// Whichever store call fails, Run says so, no backup appears, nothing is left behind and the server is out of backup mode.
+func TestRunFailsWhole(t *testing.T) {
+	c := cluster(t)
+	for how, failAt := range map[string]func(store.Store, int) *storetest.Flaky{"before": storetest.FailAt, "midway": storetest.FailMidway} {
+		for n := 0; ; n++ {
+			m := &storetest.Memory{}
+			flaky := failAt(m, n)
+			conn := connect(t, c)
+			report, err := backup.Run(t.Context(), conn, archive.New(flaky, archive.Options{}), c.Data,
+				backup.Options{PartSize: 8 << 20, NoWaitWAL: true, Host: "db1"})
+			if err := conn.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if !flaky.Reached() {
+				if err != nil {
+					t.Fatal(err)
+				}
+				break
+			}
+			if err == nil { // the call did not matter, as the removal of the marker beside a sentinel does not
+				if _, err := archive.New(m, archive.Options{}).Sentinel(t.Context(), report.Name); err != nil {
+					t.Errorf("%s, call %d (%s) failed, no error and no backup: %v", how, n, flaky.Calls()[n], err)
+				}
+				continue
+			}
+			if !errors.Is(err, storetest.ErrInjected) {
+				t.Errorf("%s, call %d (%s) failed, Run returned %v", how, n, flaky.Calls()[n], err)
+			}
+			for o := range store.Walk(t.Context(), m, "") {
+				if o.Name != "holdfast/cluster.json" {
+					t.Errorf("%s, call %d (%s) failed, and %s is left", how, n, flaky.Calls()[n], o.Name)
+				}
+			}
+		}
+	}
+	if busy := c.Value(t, `select count(*) from pg_stat_activity where application_name like 'holdfast%'`); busy != "0" {
+		t.Errorf("%s sessions of ours are left", busy)
+	}
+}
+
+func TestRunRefuses(t *testing.T) {
+	// Settings of pgtest are stronger than ALTER SYSTEM, which this test needs.
+	c := pgtest.New(t, pgtest.Require(t, 15), pgtest.Options{Settings: map[string]string{"archive_mode": "on"}})
+	c.Exec(t, `alter system set archive_command = 'true'`, `select pg_reload_conf()`)
+	other := cluster(t)
+	m := &storetest.Memory{}
+	a := archive.New(m, archive.Options{})
+	run := func(conn *server.Conn, dir string, opts backup.Options) error {
+		_, err := backup.Run(t.Context(), conn, a, dir, opts)
+		return errors.Join(err, conn.Close())
+	}
+	if err := a.Claim(t.Context(), 1, "db1", false); err != nil {
+		t.Fatal(err)
+	}
+	var owner *archive.OwnerError
+	if err := run(connect(t, c), c.Data, backup.Options{NoWaitWAL: true}); !errors.As(err, &owner) {
+		t.Errorf("another cluster's archive: %v", err)
+	}
+	if err := run(connect(t, c), other.Data, backup.Options{NoWaitWAL: true}); err == nil || !strings.Contains(err.Error(), "system identifier") {
+		t.Errorf("another cluster's directory: %v", err)
+	}
+	if err := run(connect(t, c), t.TempDir(), backup.Options{NoWaitWAL: true}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no data directory: %v", err)
+	}
+	first := connect(t, c)
+	if mine, err := first.LockBackup(t.Context()); !mine || err != nil {
+		t.Fatal(mine, err)
+	}
+	if err := run(connect(t, c), c.Data, backup.Options{NoWaitWAL: true, Adopt: true}); err == nil || !strings.Contains(err.Error(), "another holdfast backup-push") {
+		t.Errorf("a push at work: %v", err)
+	}
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(connect(t, c), c.Data, backup.Options{NoWaitWAL: true, Adopt: true}); err != nil {
+		t.Errorf("adopting: %v", err)
+	}
+	c.Exec(t, `alter system set archive_command = 'false'`, `select pg_reload_conf()`)
+	before := names(t, m)
+	err := run(connect(t, c), c.Data, backup.Options{WALTimeout: time.Second})
+	if err == nil || !strings.Contains(err.Error(), "did not reach the archive") {
+		t.Errorf("WAL that never arrives: %v", err)
+	}
+	if after := names(t, m); !slices.Equal(before, after) {
+		t.Errorf("left behind: %v, before: %v", after, before)
+	}
+	c.Exec(t, `alter system set archive_command = ''`, `select pg_reload_conf()`)
+	pgtest.Eventually(t, "archive_command to be empty", func() bool { return c.Value(t, `select current_setting('archive_command')`) == "" })
+	if err := run(connect(t, c), c.Data, backup.Options{}); err == nil || !strings.Contains(err.Error(), "does not archive WAL") {
+		t.Errorf("no archive_command: %v", err)
+	}
+}
+
+func names(t *testing.T, s store.Store) (all []string) {
+	t.Helper()
+	for o, err := range store.Walk(t.Context(), s, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, o.Name)
+	}
+	return all
+}
+
+// A cancelled context stops the backup on the server and leaves nothing; so does the loss of the session.
+func TestRunIsCutShort(t *testing.T) {
+	c := cluster(t)
+	for name, cut := range map[string]func(cancel context.CancelCauseFunc){
+		"cancelled": func(cancel context.CancelCauseFunc) { cancel(errors.New("interrupt")) },
+		"session lost": func(context.CancelCauseFunc) {
+			c.Exec(t, `select pg_terminate_backend(pid) from pg_stat_activity where application_name like 'holdfast%'`)
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			defer cancel(nil)
+			m := &storetest.Memory{}
+			progress := &backup.Progress{}
+			conn := connect(t, c)
+			go func() {
+				for progress.Phase() != "copying" && ctx.Err() == nil {
+					time.Sleep(time.Millisecond)
+				}
+				cut(cancel)
+			}()
+			_, err := backup.Run(ctx, conn, archive.New(m, archive.Options{}), c.Data,
+				backup.Options{NoWaitWAL: true, DiskRate: 4 << 20, Alive: 50 * time.Millisecond, Progress: progress})
+			if err == nil {
+				t.Fatal("it came to an end")
+			}
+			if name == "cancelled" && !strings.Contains(err.Error(), "interrupt") {
+				t.Errorf("the error does not say why: %v", err)
+			}
+			if left := names(t, m); len(left) != 1 || left[0] != "holdfast/cluster.json" {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+func TestCorruptPagesAreReported(t *testing.T) {
+	c := cluster(t)
+	c.Exec(t, `create table t as select generate_series(1, 20000) i`, `checkpoint`)
+	file := c.Value(t, `select pg_relation_filepath('t')`)
+	c.Stop(t)
+	f, err := os.OpenFile(filepath.Join(c.Data, file), os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.WriteAt([]byte("garbage"), 7*page.Size+4000); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.Start(t)
+	a := archive.New(&storetest.Memory{}, archive.Options{})
+	report, err := backup.Run(t.Context(), connect(t, c), a, c.Data, backup.Options{NoWaitWAL: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []backup.CorruptFile{{Path: file, Blocks: []uint32{7}, Count: 1}}; fmt.Sprint(report.Corrupt) != fmt.Sprint(want) {
+		t.Errorf("corrupt: %v, want %v", report.Corrupt, want)
+	}
+	if s, err := a.Sentinel(t.Context(), report.Name); err != nil || s.CorruptBlocks != 1 {
+		t.Errorf("sentinel: %+v, %v", s, err)
+	}
+}

@@ -1,0 +1,112 @@
+package backup
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/pg/server"
+	"holdfast/internal/pg/wal"
+	"holdfast/internal/tarpart"
+)
+
+// stopBackup ends the backup on the server and stores the labels it returns.
+func (r *run) stopBackup(ctx context.Context) (server.Stop, error) {
+	r.phase("stopping")
+	stopCtx, cancel := ctx, context.CancelFunc(func() {})
+	if r.Stop > 0 {
+		stopCtx, cancel = context.WithTimeoutCause(ctx, r.Stop, fmt.Errorf("not done within WALG_STOP_BACKUP_TIMEOUT, %s", r.Stop))
+	}
+	defer cancel()
+	stop, err := r.conn.StopBackup(stopCtx)
+	if err != nil {
+		return stop, err
+	}
+	if stop.Timeline != r.start.Timeline {
+		return stop, &timelineError{from: r.start.Timeline, to: stop.Timeline}
+	}
+	// WAL-G's form: these two in this order, both always there, the map empty when there are no tablespaces.
+	labels := []tarpart.Entry{
+		{Path: "backup_label", Mode: 0o600, ModTime: time.Unix(0, 0), Content: []byte(stop.Label), Bare: true},
+		{Path: "tablespace_map", Mode: 0o600, ModTime: time.Unix(0, 0), Content: []byte(stop.TablespaceMap), Bare: true},
+	}
+	if err := r.putPart(ctx, archive.LabelPart, once(labels...)); err != nil {
+		return stop, err
+	}
+	r.report.FinishLSN, r.report.FinishTime = stop.LSN.String(), time.Now().UTC()
+	r.report.LastWAL = stop.Segment
+	return stop, nil
+}
+
+// What awaitWAL waits between two looks at the archive: short at first, as the last segment is usually on its way.
+const (
+	firstLook = 50 * time.Millisecond
+	longLook  = 5 * time.Second
+)
+
+// awaitWAL waits until every segment from the backup's start to its stop is in the archive.
+func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
+	size := r.facts.SegmentSize
+	first, last := size.Segment(r.start.LSN), size.LastSegment(stop)
+	if r.NoWaitWAL {
+		missing, err := r.archive.MissingWAL(ctx, r.start.Timeline, first, last, size, 1)
+		r.report.WALIncomplete = len(missing) > 0
+		return err
+	}
+	r.phase("waiting for WAL " + size.Name(r.start.Timeline, last))
+	begin, told, beat, pause := time.Now(), time.Now(), time.Now(), firstLook
+	for {
+		missing, err := r.archive.MissingWAL(ctx, r.start.Timeline, first, last, size, 0)
+		if err != nil {
+			return err
+		}
+		if len(missing) == 0 {
+			return nil
+		}
+		if time.Since(begin) > r.WALTimeout {
+			return &walMissingError{missing: missing, waited: r.WALTimeout, standby: r.start.Standby, archiver: r.archiver(ctx)}
+		}
+		if time.Since(told) > 30*time.Second {
+			told = time.Now()
+			r.Logger.Warn(fmt.Sprintf("still waiting for %d WAL segments to be archived, the first is %s%s", len(missing), missing[0], r.archiver(ctx)))
+		}
+		if time.Since(beat) > time.Minute {
+			beat = time.Now()
+			if err := r.draft.Beat(ctx); err != nil {
+				r.Logger.Warn("could not leave a sign of life in the archive", "err", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(pause):
+		}
+		pause = min(pause*5/4, longLook)
+		// Segments before the first missing one are there and stay there.
+		if _, no, err := size.ParseSegment(missing[0]); err == nil {
+			first = no
+		}
+	}
+}
+
+// archiver says in words what the server's archiver last failed at; nothing when it did not, or cannot be asked.
+func (r *run) archiver(ctx context.Context) string {
+	st, err := r.conn.ArchiverStatus(ctx)
+	if err != nil || !st.Failing() {
+		return ""
+	}
+	return fmt.Sprintf("; archive_command last failed on %s at %s, %d times in all",
+		st.LastFailed, st.FailedTime.Local().Format(time.DateTime), st.Failed)
+}
+
+// sentinel describes the finished backup.
+func (r *run) sentinel(stop server.Stop) *archive.Sentinel {
+	start, sysid := r.start.LSN, r.facts.SystemIdentifier
+	return &archive.Sentinel{
+		LSN: &start, FinishLSN: &stop.LSN, PgVersion: r.facts.Version, SystemIdentifier: &sysid,
+		DataCatalogSize: r.total, Spec: r.spec(), UserData: r.UserData,
+		StartTime: r.report.StartTime, FinishTime: r.report.FinishTime, Hostname: r.Host, DataDir: r.dir.Root, IsPermanent: r.Permanent,
+		SegmentSize: uint64(r.facts.SegmentSize), CorruptBlocks: r.report.CorruptBlocks, WALIncomplete: r.report.WALIncomplete, Tool: r.Tool,
+	}
+}
