@@ -4,11 +4,18 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
+	"os/exec"
+	"runtime"
+	"slices"
+	"strings"
 	"testing"
 	"testing/iotest"
 
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
 	"go.uber.org/goleak"
 	"pgregory.net/rapid"
 
@@ -17,55 +24,26 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var le = binary.LittleEndian
+// A codec is one way to compress: a method, or zstd with a certain engine.
+type codec struct {
+	name       string
+	method     compress.Method
+	compress   func(io.Reader, compress.Options) io.ReadCloser
+	decompress func(io.Reader) io.ReadCloser
+}
 
-var methods = []compress.Method{compress.Zstd, compress.LZ4, compress.None}
-
-// pack returns content compressed with m.
-func pack(t testing.TB, content []byte, m compress.Method, o compress.Options) []byte {
-	t.Helper()
-	z := compress.Compress(bytes.NewReader(content), m, o)
-	defer z.Close()
-	b, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatalf("compress %d bytes with %s: %v", len(content), m, err)
+func of(m compress.Method) codec {
+	return codec{
+		string(m), m,
+		func(r io.Reader, o compress.Options) io.ReadCloser { return compress.Compress(r, m, o) },
+		func(r io.Reader) io.ReadCloser { return compress.Decompress(r, m) },
 	}
-	return b
 }
 
-// unpack returns what b holds.
-func unpack(b []byte, m compress.Method) ([]byte, error) {
-	z := compress.Decompress(bytes.NewReader(b), m)
-	defer z.Close()
-	return io.ReadAll(z)
-}
+// pure is zstd as builds without cgo have it; of(compress.Zstd) is as this build has it.
+var pure = codec{"pure zstd", compress.Zstd, compress.CompressPure, compress.DecompressPure}
 
-// What was compressed comes back, however it is read and written.
-func TestRoundTrip(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		content := corpus(rapid.Uint64().Draw(t, "seed"), rapid.IntRange(0, 3*compress.FrameSize+1).Draw(t, "length"))
-		m := rapid.SampledFrom(methods).Draw(t, "method")
-		o := compress.Options{
-			Level:    rapid.SampledFrom([]compress.Level{compress.Fastest, compress.Default}).Draw(t, "level"),
-			Parallel: rapid.IntRange(0, 3).Draw(t, "parallel"),
-		}
-		src := io.Reader(bytes.NewReader(content))
-		if rapid.Bool().Draw(t, "data with error") {
-			src = iotest.DataErrReader(src)
-		}
-		packed, err := drain(compress.Compress(src, m, o), rapid.Bool().Draw(t, "WriteTo"))
-		if err != nil {
-			t.Fatalf("compress: %v", err)
-		}
-		got, err := drain(compress.Decompress(bytes.NewReader(packed), m), rapid.Bool().Draw(t, "WriteTo"))
-		if err != nil {
-			t.Fatalf("decompress: %v", err)
-		}
-		if !bytes.Equal(got, content) {
-			t.Fatalf("%d bytes came back as %d others", len(content), len(got))
-		}
-	})
-}
+var codecs = []codec{of(compress.Zstd), pure, of(compress.LZ4), of(compress.None)}
 
 // drain reads z to its end and closes it.
 func drain(z io.ReadCloser, writeTo bool) ([]byte, error) {
@@ -75,45 +53,534 @@ func drain(z io.ReadCloser, writeTo bool) ([]byte, error) {
 		_, err := z.(io.WriterTo).WriteTo(&b)
 		return b.Bytes(), err
 	}
-	_, err := io.CopyBuffer(&b, struct{ io.Reader }{z}, make([]byte, 10_001))
+	_, err := io.CopyBuffer(struct{ io.Writer }{&b}, struct{ io.Reader }{z}, make([]byte, 10_001))
 	return b.Bytes(), err
 }
 
-// An error of the source comes out as it is, from both directions.
-func TestSourceError(t *testing.T) {
-	content := corpus(1, 2*compress.FrameSize+100)
-	broken := errors.New("broken")
-	for _, m := range methods {
-		for _, parallel := range []int{1, 3} {
-			for _, cut := range []int{0, 1, 100, compress.FrameSize, compress.FrameSize + 1, len(content)} {
-				src := io.MultiReader(bytes.NewReader(content[:cut]), iotest.ErrReader(broken))
-				if _, err := drain(compress.Compress(src, m, compress.Options{Parallel: parallel}), parallel == 3); err != broken {
-					t.Errorf("compress %s, source broken after %d bytes: %v, want %v", m, cut, err, broken)
+func (c codec) pack(t testing.TB, content []byte) []byte {
+	t.Helper()
+	b, err := drain(c.compress(bytes.NewReader(content), compress.Options{}), true)
+	if err != nil {
+		t.Fatalf("%s: compress %d bytes: %v", c.name, len(content), err)
+	}
+	return b
+}
+
+func (c codec) unpack(b []byte) ([]byte, error) { return drain(c.decompress(bytes.NewReader(b)), true) }
+
+// What was compressed comes back, however it is read and written, and zstd from either engine through either.
+func TestRoundTrip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		length := rapid.OneOf(
+			rapid.IntRange(0, 2000),
+			rapid.IntRange(0, 4*compress.FrameSize),
+			rapid.Custom(func(t *rapid.T) int {
+				return rapid.IntRange(1, 3).Draw(t, "frames")*compress.FrameSize + rapid.IntRange(-1, 1).Draw(t, "more")
+			}),
+		).Draw(t, "length")
+		content := corpus(rapid.Uint64().Draw(t, "seed"), length)
+		from := rapid.SampledFrom(codecs).Draw(t, "codec")
+		to := from
+		if from.method == compress.Zstd {
+			to = rapid.SampledFrom(codecs[:2]).Draw(t, "other codec")
+		}
+		o := compress.Options{
+			Level:    rapid.SampledFrom([]compress.Level{compress.Fastest, compress.Fastest, compress.Default, compress.Better}).Draw(t, "level"),
+			Parallel: rapid.IntRange(0, 3).Draw(t, "parallel"),
+		}
+		src := io.Reader(bytes.NewReader(content))
+		if rapid.Bool().Draw(t, "error with data") {
+			src = iotest.DataErrReader(src)
+		}
+		packed, err := drain(from.compress(src, o), rapid.Bool().Draw(t, "WriteTo"))
+		if err != nil {
+			t.Fatalf("%s: compress: %v", from.name, err)
+		}
+		src = bytes.NewReader(packed)
+		if rapid.Bool().Draw(t, "short reads") {
+			src = iotest.HalfReader(src)
+		}
+		got, err := drain(to.decompress(src), rapid.Bool().Draw(t, "WriteTo"))
+		if err != nil {
+			t.Fatalf("%s: decompress: %v", to.name, err)
+		}
+		if !bytes.Equal(got, content) {
+			t.Fatalf("%d bytes came back as %d others", len(content), len(got))
+		}
+	})
+}
+
+// Splitting content into frames that are compressed at once does not change the stream.
+func TestParallelIsTheSameStream(t *testing.T) {
+	content := corpus(3, 5*compress.FrameSize+77)
+	for _, c := range codecs {
+		want := c.pack(t, content)
+		got, err := drain(c.compress(bytes.NewReader(content), compress.Options{Parallel: 3}), false)
+		if err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s: %d bytes, %v, want the %d bytes of one at a time", c.name, len(got), err, len(want))
+		}
+	}
+}
+
+// The decoders of everybody else read what we write: those that WAL-G has built in, and the command line tools.
+func TestOthersRead(t *testing.T) {
+	tools := map[compress.Method]string{compress.Zstd: "zstd", compress.LZ4: "lz4"}
+	for _, length := range []int{0, 1, 100, compress.FrameSize, 2*compress.FrameSize + 5, 3 << 20} {
+		content := corpus(7, length)
+		for _, c := range codecs {
+			packed := c.pack(t, content)
+			check := func(who string, got []byte, err error) {
+				t.Helper()
+				if err != nil || !bytes.Equal(got, content) {
+					t.Errorf("%s reads %d bytes in %s as %d: %v", who, length, c.name, len(got), err)
 				}
 			}
+			switch c.method {
+			case compress.Zstd:
+				z, err := zstd.NewReader(struct{ io.Reader }{bytes.NewReader(packed)})
+				if err != nil {
+					t.Fatal(err)
+				}
+				got, err := io.ReadAll(z)
+				z.Close()
+				check("klauspost's stream reader", got, err)
+			case compress.LZ4:
+				got, err := io.ReadAll(lz4.NewReader(bytes.NewReader(packed)))
+				check("pierrec's reader", got, err)
+			}
+			tool, err := exec.LookPath(tools[c.method])
+			if err != nil {
+				continue
+			}
+			cmd := exec.Command(tool, "-dc")
+			cmd.Stdin = bytes.NewReader(packed)
+			got, err := cmd.Output()
+			check(tool, got, err)
 		}
-		packed := pack(t, content, m, compress.Options{})
-		for _, cut := range []int{0, 1, 100, len(packed) - 1, len(packed)} {
-			for _, broken := range []error{broken, io.ErrUnexpectedEOF} {
-				src := io.MultiReader(bytes.NewReader(packed[:cut]), iotest.ErrReader(broken))
-				if _, err := drain(compress.Decompress(src, m), cut&1 == 0); err != broken {
-					t.Errorf("decompress %s, source broken after %d bytes: %v, want %v", m, cut, err, broken)
+	}
+}
+
+// A stream is what another program wrote.
+type stream struct {
+	name   string
+	method compress.Method
+	packed []byte
+}
+
+// others returns content as other programs compress it: with the libraries that WAL-G uses, and with the command line
+// tools as far as they are installed.
+func others(t testing.TB, content []byte) (streams []stream) {
+	t.Helper()
+	library := func(name string, m compress.Method, w io.WriteCloser, b *bytes.Buffer) {
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		streams = append(streams, stream{name, m, b.Bytes()})
+	}
+	var plainZstd, bareZstd, plainLZ4 bytes.Buffer
+	w, _ := zstd.NewWriter(&plainZstd)
+	library("klauspost's zstd", compress.Zstd, w, &plainZstd)
+	w, _ = zstd.NewWriter(&bareZstd, zstd.WithEncoderCRC(false), zstd.WithWindowSize(32<<20))
+	library("klauspost's zstd without checksum", compress.Zstd, w, &bareZstd)
+	library("pierrec's lz4", compress.LZ4, lz4.NewWriter(&plainLZ4), &plainLZ4)
+	for _, args := range [][]string{{"zstd", "-3"}, {"zstd", "--long=27"}, {"lz4", "-1"}, {"lz4", "-BD"}} {
+		tool, err := exec.LookPath(args[0])
+		if err != nil {
+			continue
+		}
+		cmd := exec.Command(tool, append(args[1:], "-c")...)
+		cmd.Stdin = bytes.NewReader(content)
+		packed, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("%s: %v", args, err)
+		}
+		streams = append(streams, stream{strings.Join(args, " "), compress.Method(args[0]), packed})
+	}
+	return streams
+}
+
+// What others wrote is read, one stream after another as well, and after one of ours.
+func TestReadsOthers(t *testing.T) {
+	for _, length := range []int{1, 100, compress.FrameSize, 2<<20 + 5} {
+		content := corpus(9, length)
+		for _, s := range others(t, content) {
+			for _, c := range codecs {
+				if c.method != s.method {
+					continue
+				}
+				for _, packed := range [][]byte{s.packed, slices.Concat(s.packed, s.packed), slices.Concat(c.pack(t, content), s.packed)} {
+					for _, writeTo := range []bool{false, true} {
+						got, err := drain(c.decompress(bytes.NewReader(packed)), writeTo)
+						if err != nil || !bytes.Equal(got, content) && !bytes.Equal(got, slices.Concat(content, content)) {
+							t.Errorf("%s of %d bytes is read by %s as %d: %v", s.name, length, c.name, len(got), err)
+						}
+					}
 				}
 			}
 		}
 	}
 }
 
-// corpus returns n bytes much like the files of a PostgreSQL cluster: pages of 8 KiB with a header, line pointers, and rows
-// of counters, padding and words, among them every eighth page random.
+// A skippable frame is skipped wherever frames may begin.
+func TestSkippableFrames(t *testing.T) {
+	content := corpus(2, compress.FrameSize+5)
+	skip := append([]byte{0x50, 0x2A, 0x4D, 0x18, 0, 0, 8, 0}, make([]byte, 8<<16)...)
+	for _, c := range codecs[:3] {
+		packed := slices.Concat(skip, c.pack(t, content), skip)
+		if got, err := c.unpack(packed); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("%s: %d bytes, %v, want %d", c.name, len(got), err, len(content))
+		}
+	}
+}
+
+// repetitive returns n bytes of content that become very few, so that a test can try every byte of the result.
+func repetitive(n int) []byte { return bytes.Repeat([]byte("PostgreSQL "), n/11) }
+
+// tried is how much content makes several frames or blocks.
+var tried = map[compress.Method]int{compress.Zstd: 5 * compress.FrameSize / 2, compress.LZ4: 150_000}
+
+// Wherever a stream of ours is cut off, also between frames, it is an early end; after its end nothing else may come.
+func TestTruncationIsDetected(t *testing.T) {
+	for _, c := range codecs[:3] {
+		packed := c.pack(t, repetitive(tried[c.method]))
+		for n := range packed {
+			for _, writeTo := range []bool{false, true} {
+				if _, err := drain(c.decompress(bytes.NewReader(packed[:n])), writeTo); err != io.ErrUnexpectedEOF {
+					t.Fatalf("%s, %d of %d bytes: %v", c.name, n, len(packed), err)
+				}
+			}
+		}
+		for _, more := range []string{"\x00", "garbage behind the end of the stream", string(packed[:len(packed)/2])} {
+			if _, err := c.unpack(append(bytes.Clone(packed), more...)); err == nil {
+				t.Errorf("%s: %q behind the end went unnoticed", c.name, more)
+			}
+		}
+	}
+	for _, s := range others(t, repetitive(100_000)) {
+		for n := range s.packed {
+			if _, err := of(s.method).unpack(s.packed[:n]); err == nil {
+				t.Fatalf("%s, %d of %d bytes went unnoticed", s.name, n, len(s.packed))
+			}
+		}
+	}
+}
+
+// A frame of a stream of ours that is missing, doubled or out of order is noticed, though every frame is whole.
+func TestFramesAreWhatTheTableLists(t *testing.T) {
+	content := corpus(8, 3*compress.FrameSize+1)
+	for _, c := range codecs[:2] {
+		packed := c.pack(t, content)
+		table, err := compress.ReadTable(bytes.NewReader(packed), int64(len(packed)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var frames [][]byte
+		for i := range 4 {
+			r, err := table.Locate(int64(i)*compress.FrameSize, 1)
+			if err != nil {
+				t.Fatal(err)
+			}
+			frames = append(frames, packed[r.Offset:r.Offset+r.Length])
+		}
+		tail := packed[table.PackedSize():]
+		for _, order := range [][]int{{0, 1, 3}, {1, 2, 3}, {0, 1, 1, 2, 3}, {0, 2, 1, 3}, {0, 1, 2}, {}} {
+			var b []byte
+			for _, i := range order {
+				b = append(b, frames[i]...)
+			}
+			if _, err := c.unpack(append(b, tail...)); err == nil && len(order) > 0 {
+				t.Errorf("%s: frames %v went unnoticed", c.name, order)
+			}
+			if _, err := c.unpack(b); err != io.ErrUnexpectedEOF {
+				t.Errorf("%s: frames %v without table: %v", c.name, order, err)
+			}
+		}
+	}
+}
+
+// A flipped bit is an error, or at least changes nothing.
+func TestBitFlipsAreDetected(t *testing.T) {
+	for _, c := range codecs[:3] {
+		content := repetitive(tried[c.method])
+		packed := c.pack(t, content)
+		var silent []int
+		for bit := range len(packed) * 8 {
+			packed[bit/8] ^= 1 << (bit % 8)
+			got, err := c.unpack(packed)
+			if err == nil {
+				silent = append(silent, bit)
+				if !bytes.Equal(got, content) {
+					t.Errorf("%s: bit %d of byte %d of %d changed the content", c.name, bit%8, bit/8, len(packed))
+				}
+			}
+			packed[bit/8] ^= 1 << (bit % 8)
+		}
+		if len(silent) > 2 {
+			t.Errorf("%s: flipped bits %v of %d were no error", c.name, silent, len(packed)*8)
+		}
+		t.Logf("%s: flipped bits %v of %d changed nothing", c.name, silent, len(packed)*8)
+	}
+}
+
+// What a header claims costs no memory before there is something behind it.
+func TestClaimsCostNothing(t *testing.T) {
+	claims := map[string]struct {
+		b     string
+		bound uint64
+	}{
+		"content of 2^62 bytes":   {"\x28\xB5\x2F\xFD\xE4\x00\x00\x00\x00\x00\x00\x00\x40\x01\x00\x00", 4 << 20},
+		"window of 2^41 bytes":    {"\x28\xB5\x2F\xFD\x04\xF8\x01\x00\x00", 4 << 20},
+		"window of 129 MiB":       {"\x28\xB5\x2F\xFD\x04\x89\x01\x00\x00", 4 << 20},
+		"window of 128 MiB":       {"\x28\xB5\x2F\xFD\x04\x88\x02\x00\x10", 160 << 20},
+		"content of 100 MB":       {"\x28\xB5\x2F\xFD\xA4\x00\xE1\xF5\x05\x02\x00\x10", 160 << 20},
+		"skippable frame of 4 GB": {"\x50\x2A\x4D\x18\xFF\xFF\xFF\xFF", 4 << 20},
+		"seek table of 4 GB":      {"\x5E\x2A\x4D\x18\xFF\xFF\xFF\xFF", 4 << 20},
+	}
+	for name, claim := range claims {
+		for _, c := range codecs[:2] {
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			got, err := c.unpack([]byte(claim.b))
+			runtime.ReadMemStats(&after)
+			if err == nil {
+				t.Errorf("%s: %s was read as %d bytes", c.name, name, len(got))
+			}
+			if used := after.TotalAlloc - before.TotalAlloc; used > claim.bound {
+				t.Errorf("%s: %s took %d bytes of memory", c.name, name, used)
+			}
+		}
+	}
+}
+
+// An error of the source comes out as it is, from both directions.
+func TestSourceError(t *testing.T) {
+	content := corpus(1, 2*compress.FrameSize+100)
+	broken := errors.New("broken")
+	for _, c := range codecs {
+		for _, parallel := range []int{1, 3} {
+			for _, cut := range []int{0, 1, 100, compress.FrameSize, compress.FrameSize + 1, len(content)} {
+				for _, broken := range []error{broken, io.ErrUnexpectedEOF} {
+					src := io.MultiReader(bytes.NewReader(content[:cut]), iotest.ErrReader(broken))
+					if _, err := drain(c.compress(src, compress.Options{Parallel: parallel}), cut&1 == 0); err != broken {
+						t.Errorf("compress %s, source broken after %d bytes: %v, want %v", c.name, cut, err, broken)
+					}
+				}
+			}
+		}
+	}
+	streams := others(t, content)
+	for _, c := range codecs {
+		streams = append(streams, stream{c.name, c.method, c.pack(t, content)})
+	}
+	for _, s := range streams {
+		for _, cut := range []int{0, 1, 100, len(s.packed) - 1, len(s.packed)} {
+			for _, broken := range []error{broken, io.ErrUnexpectedEOF} {
+				src := io.MultiReader(bytes.NewReader(s.packed[:cut]), iotest.ErrReader(broken))
+				if _, err := drain(of(s.method).decompress(src), cut&1 == 0); err != broken {
+					t.Errorf("decompress %s, source broken after %d bytes: %v, want %v", s.name, cut, err, broken)
+				}
+			}
+		}
+	}
+}
+
+// What a destination says comes out as it is, and a stream may be closed at any time, twice as well.
+func TestCloseEarly(t *testing.T) {
+	content := corpus(1, 9*compress.FrameSize)
+	full := errors.New("full")
+	for _, c := range codecs {
+		packed := c.pack(t, content)
+		for _, z := range []io.ReadCloser{
+			c.compress(bytes.NewReader(content), compress.Options{}),
+			c.compress(bytes.NewReader(content), compress.Options{Parallel: 3}),
+			c.decompress(bytes.NewReader(packed)),
+		} {
+			if _, err := io.ReadFull(z, make([]byte, 10)); err != nil {
+				t.Errorf("%s: %v", c.name, err)
+			}
+			if _, err := z.(io.WriterTo).WriteTo(failing{full}); err != full {
+				t.Errorf("%s: write to a full destination: %v", c.name, err)
+			}
+			for range 2 {
+				if err := z.Close(); err != nil {
+					t.Errorf("%s: close: %v", c.name, err)
+				}
+			}
+			if n, err := z.Read(make([]byte, 10)); n != 0 || err == nil || err == io.EOF {
+				t.Errorf("%s: read after close: %d, %v", c.name, n, err)
+			}
+		}
+	}
+}
+
+// A failing writer takes nothing.
+type failing struct{ err error }
+
+func (w failing) Write([]byte) (int, error) { return 0, w.err }
+
+// A source is asked for all that is left of a frame, so that it can read a file straight into the frame.
+func TestSourceSeesTheRestOfTheFrame(t *testing.T) {
+	for _, c := range codecs[:3] {
+		src := &asked{left: 3 * compress.FrameSize}
+		if _, err := drain(c.compress(src, compress.Options{}), true); err != nil {
+			t.Fatal(err)
+		}
+		filled := 0
+		for i, p := range src.asked {
+			if want := compress.FrameSize - filled; p != want {
+				t.Fatalf("%s: read %d had room for %d bytes, want %d", c.name, i, p, want)
+			}
+			filled = (filled + 100_000 - max(0, filled+100_000-compress.FrameSize)) % compress.FrameSize
+		}
+	}
+}
+
+// asked is a source of zeros, 100 000 at a time, that notes how many each Read wanted.
+type asked struct {
+	left  int
+	asked []int
+}
+
+func (s *asked) Read(p []byte) (int, error) {
+	if s.left == 0 {
+		return 0, io.EOF
+	}
+	s.asked = append(s.asked, len(p))
+	n := min(len(p), 100_000, s.left)
+	clear(p[:n])
+	s.left -= n
+	return n, nil
+}
+
+func TestNames(t *testing.T) {
+	for name, want := range map[string]struct {
+		base string
+		m    compress.Method
+	}{
+		"part_001.tar.zst":              {"part_001.tar", compress.Zstd},
+		"part_001.tar.lz4":              {"part_001.tar", compress.LZ4},
+		"part_001.tar":                  {"part_001.tar", compress.None},
+		"part_001.tar.":                 {"part_001.tar", compress.None},
+		"000000010000000000000001":      {"000000010000000000000001", compress.None},
+		"000000010000000000000001.":     {"000000010000000000000001", compress.None},
+		"000000010000000000000001.br":   {"000000010000000000000001.br", compress.None},
+		"00000002.history.zst":          {"00000002.history", compress.Zstd},
+		"000000010000000000000001.zst.": {"000000010000000000000001.zst", compress.None},
+	} {
+		if base, m := compress.Split(name); base != want.base || m != want.m {
+			t.Errorf("Split(%q) = %q, %q, want %q, %q", name, base, m, want.base, want.m)
+		}
+	}
+	for _, m := range []compress.Method{compress.Zstd, compress.LZ4, compress.None} {
+		if got, err := compress.ParseMethod(string(m)); got != m || err != nil {
+			t.Errorf("ParseMethod(%q) = %q, %v", m, got, err)
+		}
+		if base, got := compress.Split("x" + m.Extension()); base != "x" || got != m {
+			t.Errorf("Split(%q) = %q, %q", "x"+m.Extension(), base, got)
+		}
+	}
+	for l := compress.Fastest; l <= compress.Best; l++ {
+		if got, err := compress.ParseLevel(l.String()); got != l || err != nil {
+			t.Errorf("ParseLevel(%q) = %v, %v", l, got, err)
+		}
+	}
+	for _, s := range []string{"", "ZSTD", "brotli"} {
+		if got, err := compress.ParseMethod(s); err == nil {
+			t.Errorf("ParseMethod(%q) = %q", s, got)
+		}
+		if got, err := compress.ParseLevel(s); err == nil {
+			t.Errorf("ParseLevel(%q) = %v", s, got)
+		}
+	}
+	if _, err := drain(compress.Compress(bytes.NewReader(nil), "brotli", compress.Options{}), true); err == nil {
+		t.Error("compressed with an unknown method")
+	}
+	if _, err := drain(compress.Decompress(bytes.NewReader(nil), ""), false); err == nil {
+		t.Error("decompressed with an unknown method")
+	}
+}
+
+// Harder levels make shorter streams, with either engine.
+func TestLevels(t *testing.T) {
+	content := corpus(4, 4*compress.FrameSize)
+	for _, c := range codecs[:2] {
+		var sizes []int
+		for l := compress.Fastest; l <= compress.Best; l++ {
+			b, err := drain(c.compress(bytes.NewReader(content), compress.Options{Level: l}), true)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sizes = append(sizes, len(b))
+		}
+		if sizes[2] >= sizes[0] || sizes[3] > sizes[2] {
+			t.Errorf("%s: levels make %d bytes", c.name, sizes)
+		}
+	}
+}
+
+// What is accepted holds the same content for both engines, and comes back after being compressed again.
+func FuzzZstd(f *testing.F) {
+	for _, content := range [][]byte{nil, []byte("x"), corpus(5, 9000), repetitive(2 * compress.FrameSize)} {
+		f.Add(codecs[0].pack(f, content))
+		for _, s := range others(f, content) {
+			if s.method == compress.Zstd {
+				f.Add(s.packed)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		limit := func(r io.Reader) ([]byte, error) { return io.ReadAll(io.LimitReader(r, 64<<20)) }
+		z := compress.Decompress(bytes.NewReader(b), compress.Zstd)
+		defer z.Close()
+		p := compress.DecompressPure(bytes.NewReader(b))
+		defer p.Close()
+		got, err := limit(z)
+		got2, err2 := limit(p)
+		if err == nil && err2 == nil && !bytes.Equal(got, got2) {
+			t.Fatalf("%d bytes from one engine and %d others from the other", len(got), len(got2))
+		}
+		if err == nil {
+			if again, err := codecs[1].unpack(codecs[0].pack(t, got)); err != nil || !bytes.Equal(again, got) {
+				t.Fatalf("%d bytes came back as %d, %v", len(got), len(again), err)
+			}
+		}
+	})
+}
+
+// What is accepted comes back after being compressed again.
+func FuzzLZ4(f *testing.F) {
+	for _, content := range [][]byte{nil, []byte("x"), corpus(5, 9000), repetitive(100_000)} {
+		f.Add(codecs[2].pack(f, content))
+		for _, s := range others(f, content) {
+			if s.method == compress.LZ4 {
+				f.Add(s.packed)
+			}
+		}
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		z := compress.Decompress(bytes.NewReader(b), compress.LZ4)
+		defer z.Close()
+		if got, err := io.ReadAll(io.LimitReader(z, 64<<20)); err == nil {
+			if again, err := codecs[2].unpack(codecs[2].pack(t, got)); err != nil || !bytes.Equal(again, got) {
+				t.Fatalf("%d bytes came back as %d, %v", len(got), len(again), err)
+			}
+		}
+	})
+}
+
+// corpus returns n bytes much like the files of a PostgreSQL cluster: pages of 8 KiB with a header, line pointers, and rows of
+// counters and words; every eighth page is random.
 func corpus(seed uint64, n int) []byte {
 	rng := rand.New(rand.NewPCG(seed, 1))
 	words := []string{"alpha", "customer", "order", "Müller", "pending", "2026-11-21", "shipped", "https://example.org/"}
+	le := binary.LittleEndian
 	b := make([]byte, 0, n+8192)
 	for page := uint32(0); len(b) < n; page++ {
 		p := b[len(b) : len(b)+8192]
 		b = b[:len(b)+8192]
-		clear(p)
 		if page%8 == 7 {
 			for i := range p {
 				p[i] = byte(rng.Uint32())
@@ -138,4 +605,46 @@ func corpus(seed uint64, n int) []byte {
 		le.PutUint16(p[12:], uint16(at))
 	}
 	return b[:n]
+}
+
+func BenchmarkCompress(b *testing.B) {
+	content := corpus(1, 64<<20)
+	for _, c := range codecs[:3] {
+		for _, parallel := range []int{1, 2} {
+			b.Run(fmt.Sprintf("%s/%d", c.name, parallel), func(b *testing.B) {
+				b.SetBytes(int64(len(content)))
+				b.ReportMetric(float64(len(c.pack(b, content)))/float64(len(content)), "ratio")
+				for b.Loop() {
+					z := c.compress(bytes.NewReader(content), compress.Options{Parallel: parallel})
+					if _, err := z.(io.WriterTo).WriteTo(io.Discard); err != nil {
+						b.Fatal(err)
+					}
+					z.Close()
+				}
+			})
+		}
+	}
+}
+
+func BenchmarkDecompress(b *testing.B) {
+	content := corpus(1, 64<<20)
+	streams := others(b, content)[:3]
+	for _, c := range codecs[:3] {
+		streams = append(streams, stream{c.name, c.method, c.pack(b, content)})
+	}
+	for _, s := range streams {
+		b.Run(s.name, func(b *testing.B) {
+			b.SetBytes(int64(len(content)))
+			for b.Loop() {
+				z := of(s.method).decompress(bytes.NewReader(s.packed))
+				if s.name == pure.name {
+					z = pure.decompress(bytes.NewReader(s.packed))
+				}
+				if _, err := z.(io.WriterTo).WriteTo(io.Discard); err != nil {
+					b.Fatal(err)
+				}
+				z.Close()
+			}
+		})
+	}
 }

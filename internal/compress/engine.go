@@ -12,7 +12,7 @@ type encoder interface {
 	// bound returns the capacity that a frame of n bytes of content may need.
 	bound(n int) int
 	// encode compresses src, which is not empty, into one frame at the start of dst, whose capacity is at least
-	// bound(len(src)). Content size and checksum of the frame are the encoder's choice.
+	// bound(len(src)). The frame has no checksum.
 	encode(dst, src []byte, l Level) ([]byte, error)
 }
 

@@ -108,11 +108,8 @@ func parseHeader(b []byte) (h frameHeader, need int, err error) {
 }
 
 // frameLen returns how long the frame with header h is that b begins with. Where b is too short to tell, it returns how
-// many bytes are needed at least. A skippable frame is told by its header alone.
+// many bytes are needed at least. The frame is not a skippable one.
 func (h frameHeader) frameLen(b []byte) (n, need int, err error) {
-	if h.skippable != 0 {
-		return h.len + int(h.content), 0, nil
-	}
 	for n = h.len; ; {
 		if len(b) < n+3 {
 			return 0, n + 3, nil

@@ -188,10 +188,11 @@ func (z *lz4Reader) WriteTo(dst io.Writer) (n int64, err error) {
 	if z.err == nil {
 		to := &sink{w: dst}
 		n, err = z.dec.dec.WriteTo(to)
-		switch {
-		case to.err != nil:
+		if to.err != nil {
+			z.stop(to.err)
 			return n, to.err
-		case err == nil:
+		}
+		if err == nil {
 			err = io.EOF
 		}
 		z.stop(z.src.judge(err, errLZ4))

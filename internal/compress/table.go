@@ -128,6 +128,9 @@ func ReadTable(r io.ReaderAt, size int64) (*Table, error) {
 // Size returns how many bytes of content the stream has.
 func (t *Table) Size() int64 { return t.content[len(t.content)-1] }
 
+// PackedSize returns how many bytes all frames take: where in the stream the table begins.
+func (t *Table) PackedSize() int64 { return t.packed[len(t.packed)-1] }
+
 // Locate says where in the compressed stream the length bytes of content from offset on are. They must all be there.
 func (t *Table) Locate(offset, length int64) (Range, error) {
 	if offset < 0 || length < 0 || length > t.Size()-offset {

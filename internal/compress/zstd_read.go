@@ -31,7 +31,7 @@ type zstdReader struct {
 	out     []byte        // in buf.out, not read yet
 	foreign *zstd.Decoder // nil while all frames were small
 	part    bool          // the stream is a part of one: no seek table need follow
-	owing   int           // frames of ours that no table has listed yet
+	owing   int64         // frames of ours that no table has listed yet
 	listed  xxhash.Digest // of the entries that the table must have for them
 	err     error         // stays
 }
@@ -74,7 +74,9 @@ func (e *engine) decompress(src io.Reader) *zstdReader {
 // peek returns what has been read of the stream, at least n bytes of it. Where the stream ends sooner the error is io.EOF
 // if nothing is left, and io.ErrUnexpectedEOF otherwise.
 func (z *zstdReader) peek(n int) ([]byte, error) {
-	if z.r+n > len(z.buf.in) {
+	if z.r == z.w {
+		z.r, z.w = 0, 0
+	} else if z.r+n > len(z.buf.in) {
 		z.w = copy(z.buf.in, z.buf.in[z.r:z.w])
 		z.r = 0
 	}
@@ -197,42 +199,50 @@ func (z *zstdReader) frame(h frameHeader) ([]byte, error) {
 	}
 }
 
-// skip passes over a skippable frame. Of a seek table it checks that it lists the frames that came before.
+// skip passes over a skippable frame. A seek table after frames of ours must list just these.
 func (z *zstdReader) skip(h frameHeader) error {
 	z.r += h.len
-	left := int(h.content)
-	table := h.skippable == tableMagic && z.owing > 0 && !z.part
-	if table && left != z.owing*8+footerLen {
-		return fmt.Errorf("%w: %d bytes for %d frames", errTable, left, z.owing)
+	if h.skippable == tableMagic && z.owing > 0 && !z.part {
+		return z.skipTable(int64(h.content))
 	}
-	var listed xxhash.Digest
-	listed.Reset()
-	for left > 0 {
-		want := 1
-		if table && left <= footerLen {
-			want = left
-		}
-		b, err := z.peek(want)
+	for left := int64(h.content); left > 0; {
+		b, err := z.peek(1)
 		if err != nil {
 			return unexpected(err)
 		}
-		if table && left > footerLen {
-			b = b[:min(len(b), left-footerLen)]
-			listed.Write(b)
-		} else if table {
-			if binary.LittleEndian.Uint32(b) != uint32(z.owing) || b[4] != 0 || binary.LittleEndian.Uint32(b[5:]) != footerMagic ||
-				listed.Sum64() != z.listed.Sum64() {
-				return fmt.Errorf("%w: it does not list the frames before it", errTable)
-			}
-		}
-		n := min(len(b), left)
-		z.r += n
+		n := min(int64(len(b)), left)
+		z.r += int(n)
 		left -= n
 	}
-	if table {
-		z.owing = 0
-		z.listed.Reset()
+	return nil
+}
+
+// skipTable passes over a seek table, of whose length bytes none has been used.
+func (z *zstdReader) skipTable(length int64) error {
+	if want := z.owing*8 + footerLen; length != want {
+		return fmt.Errorf("%w: %d bytes, want %d", errTable, length, want)
 	}
+	var listed xxhash.Digest
+	listed.Reset()
+	for range z.owing {
+		b, err := z.peek(8)
+		if err != nil {
+			return unexpected(err)
+		}
+		listed.Write(b[:8])
+		z.r += 8
+	}
+	b, err := z.peek(footerLen)
+	if err != nil {
+		return unexpected(err)
+	}
+	if int64(binary.LittleEndian.Uint32(b)) != z.owing || b[4] != 0 || binary.LittleEndian.Uint32(b[5:]) != footerMagic ||
+		listed.Sum64() != z.listed.Sum64() {
+		return fmt.Errorf("%w: it does not list the frames before it", errTable)
+	}
+	z.r += footerLen
+	z.owing = 0
+	z.listed.Reset()
 	return nil
 }
 
@@ -297,6 +307,7 @@ func (z *zstdReader) WriteTo(dst io.Writer) (n int64, err error) {
 			k, err := z.foreign.WriteTo(to)
 			n += k
 			if to.err != nil {
+				z.stop(to.err)
 				return n, to.err
 			}
 			if err == nil {

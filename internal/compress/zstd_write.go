@@ -2,6 +2,7 @@ package compress
 
 import (
 	"encoding/binary"
+	"errors"
 	"io"
 
 	"github.com/cespare/xxhash/v2"
@@ -14,25 +15,29 @@ type encodeBuffer struct {
 	out []byte // room for a header of ours, the frame, and its checksum
 }
 
-// compress makes a frame of ours from the first n bytes of b.in. The result lies in b.out.
+var errEncoder = errors.New("the zstd encoder broke its contract")
+
+// compress makes a frame of ours from the first n bytes of b.in. The result lies in b.out. The encoder's header is replaced
+// by ours, and the checksum is added: neither library's one-shot call makes both.
 func (b *encodeBuffer) compress(n int, l Level) ([]byte, error) {
-	start, end := maxFrameHeader-ourHeader, 0
+	const at = maxFrameHeader // where the encoder's frame begins in b.out
+	body, end := at, at
 	if n == 0 {
-		end = maxFrameHeader + copy(b.out[maxFrameHeader:], []byte{1, 0, 0}) // the last block, raw, empty
+		end += copy(b.out[at:], []byte{1, 0, 0}) // the last block, raw, empty
 	} else {
-		f, err := b.enc.encode(b.out[maxFrameHeader:], b.in[:n], l)
+		f, err := b.enc.encode(b.out[at:], b.in[:n], l)
 		if err != nil {
 			return nil, err
 		}
 		h, _, err := parseHeader(f)
-		if err != nil {
-			return nil, err
+		if err != nil || h.len == 0 || h.checksum || &f[0] != &b.out[at] || len(f) > len(b.out)-at-4 {
+			return nil, errEncoder
 		}
-		start, end = maxFrameHeader+h.len-ourHeader, maxFrameHeader+len(f)
+		body, end = at+h.len, at+len(f)
 	}
-	putHeader(b.out[start:], n)
+	putHeader(b.out[body-ourHeader:], n)
 	binary.LittleEndian.PutUint32(b.out[end:], uint32(xxhash.Sum64(b.in[:n])))
-	return b.out[start : end+4], nil
+	return b.out[body-ourHeader : end+4], nil
 }
 
 // A job is one frame being compressed.
