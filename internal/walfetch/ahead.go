@@ -1,0 +1,306 @@
+package walfetch
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"holdfast/internal/pg/wal"
+)
+
+// Bounds of what lies fetched ahead, whatever the pace: PostgreSQL's disk is not ours.
+const (
+	maxSegments = 64
+	maxBytes    = 1 << 30
+)
+
+// Ahead fetches the segments that PostgreSQL is going to ask for, following what it asks for. It returns when the archive has
+// no more, or when nothing was asked for during Patience or the recovery is over, and then leaves nothing behind. Only
+// one process at a time does this for a directory: where another is at it, Ahead returns at once. Fetch has to have noted
+// what is asked for. Ahead returns how many segments it fetched.
+func Ahead(ctx context.Context, a Archive, dest string, o Options) (int, error) {
+	q := openQueue(dest, o)
+	if err := os.MkdirAll(filepath.Join(q.dir, "running"), 0o700); err != nil {
+		return 0, err
+	}
+	lock, err := os.OpenFile(filepath.Join(q.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return 0, err
+	}
+	defer lock.Close() // gives the lock back
+	if !locked(lock) {
+		return 0, nil
+	}
+	perm, err := permissions(filepath.Dir(dest))
+	if err != nil {
+		return 0, err
+	}
+	p := &prefetcher{
+		archive: a, queue: q, opts: o, perm: perm,
+		data:    filepath.Dir(filepath.Dir(dest)),
+		running: map[wal.SegmentNo]bool{}, have: map[wal.SegmentNo]bool{}, results: make(chan result),
+		pace: pace{parallel: max(o.Parallel, 1)},
+	}
+	return p.run(ctx)
+}
+
+// A prefetcher is one run of Ahead. All but fetch runs in one goroutine.
+type prefetcher struct {
+	archive Archive
+	queue   *queue
+	opts    Options
+	perm    fs.FileMode
+	data    string // the data directory, should dest lie in its pg_wal
+
+	timeline wal.Timeline
+	size     wal.SegmentSize
+	at       wal.SegmentNo          // what PostgreSQL asked for last
+	end      wal.SegmentNo          // the first segment known to be missing; 0 for none
+	running  map[wal.SegmentNo]bool // being fetched
+	have     map[wal.SegmentNo]bool // fetched
+	results  chan result
+	fetched  int
+	pace     pace
+}
+
+// A result is how fetching one segment went.
+type result struct {
+	no   wal.SegmentNo
+	took time.Duration
+	err  error
+}
+
+// tick is how long a request may go unnoticed.
+const tick = 20 * time.Millisecond
+
+func (p *prefetcher) run(ctx context.Context) (int, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer p.settle()
+	defer cancel()
+	// Whoever wrote these held the lock, and is dead.
+	if err := removeAll(filepath.Join(p.queue.dir, "running"), func(string) bool { return true }); err != nil {
+		return 0, err
+	}
+	patience := cmp.Or(p.opts.Patience, 2*time.Minute)
+	recovering := situationIn(p.data) != Unknown
+	ticker := time.NewTicker(tick)
+	defer ticker.Stop()
+	for last := time.Now(); ; {
+		now := time.Now()
+		moved, err := p.follow(now)
+		if err != nil {
+			return p.fetched, err
+		}
+		switch {
+		case moved:
+			last = now
+		case now.Sub(last) > patience,
+			recovering && now.Sub(last) > time.Second && situationIn(p.data) == Unknown: // promoted, or the target was reached
+			cancel()
+			p.settle()
+			return p.fetched, p.queue.remove()
+		}
+		p.startSome(ctx)
+		if len(p.running) == 0 && p.end != 0 && p.complete() {
+			p.queue.setEnd(p.size.Name(p.timeline, p.end))
+			return p.fetched, nil
+		}
+		select {
+		case <-ctx.Done():
+			return p.fetched, ctx.Err()
+		case <-ticker.C:
+		case r := <-p.results:
+			if err := p.account(r); err != nil {
+				return p.fetched, err
+			}
+		}
+	}
+}
+
+// follow looks what PostgreSQL asks for, and reports whether that is news.
+func (p *prefetcher) follow(now time.Time) (bool, error) {
+	var r request
+	if err := readJSON(filepath.Join(p.queue.dir, "requested"), &r); err != nil {
+		return false, err
+	}
+	size := r.SegmentSize
+	if !size.Valid() {
+		return false, errors.New("the size of segments is not known yet")
+	}
+	timeline, no, err := size.ParseSegment(r.Name)
+	if err != nil {
+		return false, err
+	}
+	if timeline == p.timeline && no == p.at && size == p.size {
+		return false, nil
+	}
+	if timeline != p.timeline || size != p.size || no < p.at {
+		// Another timeline, or recovery began anew: what is there has to be seen again.
+		p.timeline, p.size, p.end = timeline, size, 0
+		clear(p.have)
+	} else {
+		p.pace.moved(now, int(no-p.at))
+		if no >= p.end { // it was asked for, so it may have come
+			p.end = 0
+		}
+	}
+	p.at = no
+	p.pace.last = now
+	return true, p.tidy()
+}
+
+// tidy removes the segments that will not be asked for any more and notes which others are there.
+func (p *prefetcher) tidy() error {
+	clear(p.have)
+	return removeAll(p.queue.dir, func(entry string) bool {
+		name := strings.TrimSuffix(entry, ".json")
+		if !wal.IsSegment(name) {
+			return false
+		}
+		timeline, no, err := p.size.ParseSegment(name)
+		if err != nil || timeline != p.timeline || no < p.at {
+			return true
+		}
+		if entry == name {
+			p.have[no] = true
+		}
+		return false
+	})
+}
+
+// removeAll removes the files in dir that are stale.
+func removeAll(dir string, stale func(name string) bool) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() || !stale(e.Name()) {
+			continue
+		}
+		if err := os.Remove(filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// startSome starts fetching what is wanted next, as much at once as the pace asks for.
+func (p *prefetcher) startSome(ctx context.Context) {
+	workers, depth := p.pace.plan()
+	depth = max(1, min(depth, maxSegments, maxBytes/int(p.size)))
+	for no := p.at + 1; no <= p.at+wal.SegmentNo(depth) && len(p.running) < workers && (p.end == 0 || no < p.end); no++ {
+		if p.running[no] || p.have[no] {
+			continue
+		}
+		p.running[no] = true
+		name := p.size.Name(p.timeline, no)
+		go func() {
+			start := time.Now()
+			err := p.fetch(ctx, name)
+			p.results <- result{no, time.Since(start), err}
+		}()
+	}
+}
+
+// complete reports whether all segments up to the end are there.
+func (p *prefetcher) complete() bool {
+	for no := p.at + 1; no < p.end; no++ {
+		if !p.have[no] {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *prefetcher) account(r result) error {
+	delete(p.running, r.no)
+	var missing *MissingError
+	switch {
+	case errors.As(r.err, &missing):
+		if p.end == 0 || r.no < p.end {
+			p.end = r.no
+		}
+	case errors.Is(r.err, errTaken): // whoever took it fetches it
+		p.have[r.no] = true
+	case r.err != nil:
+		return r.err
+	default:
+		p.have[r.no] = true
+		p.fetched++
+		p.pace.took(r.took)
+	}
+	return nil
+}
+
+// settle waits for what is still running.
+func (p *prefetcher) settle() {
+	for len(p.running) > 0 {
+		delete(p.running, (<-p.results).no)
+	}
+}
+
+// errTaken says that another process found our download and took us for dead.
+var errTaken = errors.New("taken over by another process")
+
+// fetch brings one segment into the queue.
+func (p *prefetcher) fetch(ctx context.Context, name string) error {
+	running := p.queue.running(name)
+	f, err := os.OpenFile(running, os.O_RDWR|os.O_CREATE|os.O_EXCL, p.perm)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // gives the lock back; what was written is checked when it is used
+	if !locked(f) {
+		return errTaken
+	}
+	c, err := download(ctx, p.archive, name, f)
+	if err == nil {
+		err = writeJSON(p.queue.record(name), record{p.queue.location, c.Size, c.CRC32C})
+	}
+	if err == nil {
+		err = os.Rename(running, p.queue.finished(name))
+	}
+	if err != nil {
+		os.Remove(running)
+	}
+	return err
+}
+
+// pace is how fast segments are asked for and fetched, and how many to fetch follows from that.
+type pace struct {
+	parallel int           // upper bound of downloads at once
+	last     time.Time     // of the latest request
+	interval time.Duration // between requests, a moving average; 0 while unknown
+	fetch    time.Duration // of one segment, a moving average; 0 while unknown
+}
+
+// moved says that the request at now is n segments after the latest one.
+func (p *pace) moved(now time.Time, n int) {
+	p.interval = average(p.interval, now.Sub(p.last)/time.Duration(n))
+}
+
+func (p *pace) took(d time.Duration) { p.fetch = average(p.fetch, d) }
+
+func average(old, sample time.Duration) time.Duration {
+	sample = max(sample, time.Microsecond)
+	if old == 0 {
+		return sample
+	}
+	return old + (sample-old)/4
+}
+
+// plan returns how many segments to fetch at once: as many as are replayed while one is fetched, and one more, so that
+// fetching gains on replay. And how far ahead: twice that, and what is replayed in the next half second.
+func (p *pace) plan() (workers, depth int) {
+	if p.interval == 0 || p.fetch == 0 {
+		return min(2, p.parallel), 4
+	}
+	workers = max(1, min(int((p.fetch+p.interval-1)/p.interval)+1, p.parallel))
+	return workers, 2*workers + int(min(500*time.Millisecond/p.interval, maxSegments))
+}

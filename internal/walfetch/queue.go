@@ -1,0 +1,279 @@
+package walfetch
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"holdfast/internal/pg/wal"
+)
+
+// A queue is the directory of segments fetched ahead.
+type queue struct {
+	dir      string // .wal-g/prefetch
+	location string // of the archive
+}
+
+func openQueue(dest string, o Options) *queue {
+	return &queue{filepath.Join(cmp.Or(o.Dir, filepath.Dir(dest)), ".wal-g", "prefetch"), o.Location}
+}
+
+func (q *queue) finished(name string) string { return filepath.Join(q.dir, name) }
+func (q *queue) record(name string) string   { return filepath.Join(q.dir, name+".json") }
+func (q *queue) running(name string) string  { return filepath.Join(q.dir, "running", name) }
+
+// A record says what is known of a segment that was fetched ahead.
+type record struct {
+	Location string `json:"location"`
+	Size     int64  `json:"size"`
+	CRC32C   uint32 `json:"crc32c"`
+}
+
+// A request is what PostgreSQL asked for.
+type request struct {
+	Name        string          `json:"name"`
+	SegmentSize wal.SegmentSize `json:"segment_size"` // 0 until a segment was seen
+}
+
+// readJSON reads one of our little files.
+func readJSON(path string, v any) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() // only read: nothing to lose
+	b, err := io.ReadAll(io.LimitReader(f, 64<<10))
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// writeJSON replaces one of our little files, so that a reader sees the old or the new. A crash of the machine may lose it.
+func writeJSON(path string, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
+	if err := os.WriteFile(temp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+// stalled is how long a download may not grow until the one who waits for it fetches the segment itself.
+const stalled = 2 * time.Second
+
+// take puts the segment in place if it was, or is being, fetched ahead, and returns its length; 0 means that it has to be
+// fetched. An error says why, and is not the end of the matter either.
+func (q *queue) take(ctx context.Context, name string, dst *destination) (int64, error) {
+	q.request(name)
+	for waited := false; ; waited = true {
+		size, err := q.takeFinished(name, dst)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return size, err
+		}
+		if waited || !q.await(ctx, name) {
+			return 0, nil
+		}
+	}
+}
+
+// request notes what PostgreSQL asks for. Asking again for the same is no news.
+func (q *queue) request(name string) {
+	var last request
+	if err := readJSON(filepath.Join(q.dir, "requested"), &last); err == nil && last.Name == name {
+		return
+	}
+	writeJSON(filepath.Join(q.dir, "requested"), request{name, last.SegmentSize}) // without the directory nobody is there to read it
+}
+
+// takeFinished puts a segment in place that was fetched ahead. None is fs.ErrNotExist; one that is not right is removed.
+func (q *queue) takeFinished(name string, dst *destination) (int64, error) {
+	path := q.finished(name)
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close() // only read: nothing to lose
+	size, err := q.verify(f, name)
+	if err != nil {
+		os.Remove(path)
+		os.Remove(q.record(name))
+		return 0, fmt.Errorf("verify %s: %v", path, err) // not wrapped: whatever is missing, path was not
+	}
+	if err := dst.adopt(path); err != nil { // such as a directory on another file system
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return 0, err
+		}
+		if _, err := receive(dst.file, f, name); err != nil {
+			return 0, fmt.Errorf("copy %s: %w", path, err)
+		}
+		if err := dst.commit(); err != nil {
+			return 0, err
+		}
+		os.Remove(path)
+	}
+	os.Remove(q.record(name))
+	return size, nil
+}
+
+// verify compares a segment with what was recorded when it was fetched.
+func (q *queue) verify(f *os.File, name string) (int64, error) {
+	var want record
+	if err := readJSON(q.record(name), &want); err != nil {
+		return 0, err
+	}
+	if want.Location != q.location {
+		return 0, errors.New("it is from another archive")
+	}
+	head := make([]byte, wal.HeaderLen)
+	if _, err := io.ReadFull(f, head); err != nil {
+		return 0, err
+	}
+	size, err := checkHeader(head, name)
+	if err != nil {
+		return 0, err
+	}
+	if want.Size != int64(size) {
+		return 0, fmt.Errorf("it has %d bytes, but is a segment of %d", want.Size, size)
+	}
+	sum := crc32.Checksum(head, castagnoli)
+	n := int64(len(head))
+	for buf := make([]byte, 256<<10); ; {
+		k, err := f.Read(buf)
+		sum = crc32.Update(sum, castagnoli, buf[:k])
+		n += int64(k)
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	if n != want.Size || sum != want.CRC32C {
+		return 0, fmt.Errorf("%d bytes with checksum %08x, fetched were %d with %08x", n, sum, want.Size, want.CRC32C)
+	}
+	return n, nil
+}
+
+// await waits for a download that is running, as long as it gets on, and reports whether it ended.
+func (q *queue) await(ctx context.Context, name string) bool {
+	f, err := os.Open(q.running(name))
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist) && q.ended(name)
+	}
+	defer f.Close() // only read: nothing to lose
+	var size int64
+	for last := time.Now(); time.Since(last) < stalled; {
+		if !sameFile(f, q.running(name)) {
+			return true
+		}
+		if locked(f) { // the process that fetched it is dead, or has just ended
+			if sameFile(f, q.running(name)) {
+				os.Remove(q.running(name))
+			}
+			return true
+		}
+		if info, err := f.Stat(); err == nil && info.Size() != size {
+			size, last = info.Size(), time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+	return false
+}
+
+// ended reports whether the segment was finished since it was looked for.
+func (q *queue) ended(name string) bool {
+	_, err := os.Lstat(q.finished(name))
+	return err == nil
+}
+
+func (q *queue) end() string {
+	b, err := os.ReadFile(filepath.Join(q.dir, "end"))
+	if err != nil {
+		return ""
+	}
+	return string(bytes.TrimSpace(b[:min(len(b), 64)]))
+}
+
+// setEnd notes that the archive lacks a segment.
+func (q *queue) setEnd(name string) {
+	if q.end() != name {
+		os.WriteFile(filepath.Join(q.dir, "end"), []byte(name), 0o600) // without the directory nothing was fetched ahead
+	}
+}
+
+// continueAfter sees to it that the segments after name are fetched, unless they are there already, someone is at it, or
+// the archive is known to end there: a standby that waits for each next segment has nothing to fetch ahead.
+func (q *queue) continueAfter(name string, size wal.SegmentSize, o Options) {
+	if o.Start == nil {
+		return
+	}
+	timeline, no, err := size.ParseSegment(name)
+	if err != nil {
+		return
+	}
+	end := q.end()
+	if end == name { // it has come since: PostgreSQL is at the tip of the archive
+		os.Remove(filepath.Join(q.dir, "end"))
+		return
+	}
+	enough := true
+	for _, next := range []string{size.Name(timeline, no+1), size.Name(timeline, no+2)} {
+		if next == end {
+			break
+		}
+		if _, err := os.Lstat(q.finished(next)); err != nil {
+			enough = false
+			break
+		}
+	}
+	if enough || q.busy() {
+		return
+	}
+	err = os.MkdirAll(filepath.Join(q.dir, "running"), 0o700)
+	if err == nil {
+		err = writeJSON(filepath.Join(q.dir, "requested"), request{name, size})
+	}
+	if err == nil {
+		err = o.Start()
+	}
+	if err != nil {
+		o.logger().Warn("cannot fetch segments ahead", "error", err)
+	}
+}
+
+// remove removes all there is of the queue.
+func (q *queue) remove() error {
+	err := os.RemoveAll(q.dir)
+	os.Remove(filepath.Dir(q.dir)) // which others may use as well
+	return err
+}
+
+// busy reports whether there is a process that fetches ahead.
+func (q *queue) busy() bool {
+	f, err := os.Open(filepath.Join(q.dir, "lock"))
+	if err != nil {
+		return false
+	}
+	defer f.Close() // gives the lock back
+	return !locked(f)
+}
