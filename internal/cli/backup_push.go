@@ -1,0 +1,108 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/dustin/go-humanize"
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/backup"
+	"holdfast/internal/config"
+	"holdfast/internal/pg/server"
+)
+
+func (a *app) backupPush() *cobra.Command {
+	var opts backup.Options
+	var userData string
+	var asJSON, full, verify bool
+	cmd := &cobra.Command{
+		Use:   "backup-push [PGDATA]",
+		Short: "Take a base backup",
+		Long: "Takes a base backup of the running server whose data directory is PGDATA (or the setting of that name), on a primary or a\n" +
+			"standby. The backup counts once all the WAL it needs is in the archive: backup-push waits for that.\n\n" +
+			"Exit status: 0 the backup is made; 3 it is made, and has pages that were corrupt on disk already; 1 there is no backup, and\n" +
+			"what had been stored of it is removed.",
+		Example: "  holdfast backup-push /var/lib/postgresql/15/main\n" +
+			"  holdfast backup-push --permanent --add-user-data '{\"before\":\"upgrade\"}' \"$PGDATA\"",
+		Args: a.args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			dir := s.PGData
+			if len(args) == 1 {
+				dir = args[0]
+			}
+			if dir == "" {
+				return a.usage(cmd, fmt.Errorf("name the data directory: backup-push PGDATA"))
+			}
+			if !cmd.Flags().Changed("add-user-data") {
+				userData = s.UserData
+			}
+			if userData != "" && !json.Valid([]byte(userData)) {
+				return fmt.Errorf(`--add-user-data %s: want JSON, such as {"ticket":7} or "text" with its quotes`, userData)
+			}
+			if userData != "" {
+				opts.UserData = json.RawMessage(userData)
+			}
+			report, err := a.push(cmd.Context(), s, dir, opts)
+			if err != nil {
+				return err
+			}
+			if asJSON {
+				if err := a.printJSON(report); err != nil {
+					return err
+				}
+			}
+			if report.CorruptBlocks > 0 {
+				return &exit{&backup.CorruptError{Report: report}, exitCorrupt}
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVarP(&opts.Permanent, "permanent", "p", false, "retention leaves this backup alone")
+	f.BoolVarP(&full, "full", "f", false, "take a full backup, which this release always does")
+	f.BoolVarP(&verify, "verify", "v", false, "verify page checksums, which is always done")
+	f.BoolVarP(&opts.AllCorrupt, "store-all-corrupt", "s", false, "record every corrupt block of a file, not just the first ten")
+	f.StringVar(&userData, "add-user-data", "", "JSON to store with the backup")
+	f.BoolVar(&opts.Adopt, "adopt", false, "take over an archive that belongs to another cluster, as after pg_upgrade")
+	f.BoolVar(&opts.NoWaitWAL, "no-wait-wal", false, "do not wait for the WAL that the backup needs")
+	f.BoolVar(&asJSON, "json", false, "print a report as JSON")
+	return cmd
+}
+
+// push connects, takes the backup and tells how it goes.
+func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts backup.Options) (*backup.Report, error) {
+	ar, err := a.openArchive(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	conn, err := server.Connect(ctx, server.ConfigFromEnv(func(name string) (string, bool) { v, ok := s.Postgres[name]; return v, ok }))
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() // the backup is over, one way or the other
+	if opts.Host, err = os.Hostname(); err != nil {
+		return nil, err
+	}
+	opts.Workers, opts.PartSize, opts.DiskRate, opts.AllCorrupt = s.Workers, s.PartSize, s.DiskRate, opts.AllCorrupt || s.AllCorrupt
+	opts.WALTimeout, opts.Alive, opts.Stop, opts.Tool = s.WALTimeout, s.AliveInterval, s.StopTimeout, release()
+	opts.Logger, opts.Progress = a.log, &backup.Progress{}
+	stop := a.progress(ctx, "backup", opts.Progress)
+	report, err := backup.Run(ctx, conn, ar, dir, opts)
+	stop()
+	if err != nil {
+		return nil, err
+	}
+	took := time.Duration(report.Seconds["copy"] * float64(time.Second))
+	a.log.Info(fmt.Sprintf("%d files, %s, stored as %s in %s", report.Files, humanize.IBytes(uint64(report.UncompressedSize)),
+		humanize.IBytes(uint64(report.CompressedSize)), took.Round(10*time.Millisecond)))
+	a.log.Info(fmt.Sprintf("Wrote backup with name %s to storage default", report.Name))
+	return report, nil
+}

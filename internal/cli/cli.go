@@ -1,0 +1,262 @@
+// Package cli turns a command line into values, calls one operation and prints its report.
+//
+// It is the only package that reads settings, prints, and decides the exit status. Standard output carries results alone: lists,
+// JSON, plans. What is being done goes to standard error, in WAL-G's form of a log.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"holdfast/internal/config"
+)
+
+// Set by the linker; see the Makefile.
+var version, commit, date string
+
+// Env is the process as far as commands look at it.
+type Env struct {
+	Args    []string // without the program's name
+	Environ []string
+	Home    string // "" when there is none
+	Dir     string // current directory
+	Program string // path of this binary
+	Stdin   io.Reader
+	Stdout  io.Writer
+	Stderr  io.Writer
+	Live    bool // standard error is a terminal: progress bars
+}
+
+// What the process ends with. Those of wal-fetch are PostgreSQL's business: docs/runbook.md.
+const (
+	exitOK      = 0
+	exitFailed  = 1 // and usage errors, as WAL-G
+	exitCorrupt = 3 // backup-push: the backup is made, and has pages that were corrupt already
+)
+
+// Run runs a command line and returns the exit status. SIGINT and SIGTERM end what is being done in order; a second one kills.
+func Run(env Env) int {
+	ctx, stop := interruptible()
+	defer stop()
+	a := &app{env: env}
+	root := a.root()
+	root.SetArgs(env.Args)
+	root.SetIn(env.Stdin)
+	root.SetOut(env.Stdout)
+	root.SetErr(env.Stderr)
+	err := root.ExecuteContext(ctx)
+	if a.logFile != nil {
+		err = errors.Join(err, a.logFile.Close())
+	}
+	return a.report(err)
+}
+
+// interruptible returns a context that ends with the first SIGINT or SIGTERM, and says so as its cause.
+func interruptible() (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	done := make(chan struct{})
+	go func() {
+		select {
+		case s := <-signals:
+			signal.Stop(signals) // the next one has its usual effect
+			cancel(&interruptedError{s})
+		case <-done:
+		}
+	}()
+	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }
+}
+
+type interruptedError struct{ signal os.Signal }
+
+func (e *interruptedError) Error() string { return "stopped by signal: " + e.signal.String() }
+
+// app is one command at work.
+type app struct {
+	env     Env
+	config  string // --config
+	turbo   bool   // --turbo
+	loaded  *config.Loaded
+	log     *slog.Logger
+	logFile *os.File
+}
+
+// report turns an error into words for people and a status for programs.
+func (a *app) report(err error) int {
+	if err == nil {
+		return exitOK
+	}
+	log := a.log
+	if log == nil {
+		log = slog.New(newHandler(a.env.Stderr, slog.LevelInfo))
+	}
+	if text := err.Error(); text != "" {
+		log.Error(text)
+	}
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) && hinted.Hint() != "" {
+		log.Error("hint: " + hinted.Hint())
+	}
+	var coded interface{ ExitCode() int }
+	if errors.As(err, &coded) {
+		return coded.ExitCode()
+	}
+	return exitFailed
+}
+
+// exit makes an error end the process with a status of its own.
+type exit struct {
+	error
+	code int
+}
+
+func (e *exit) Unwrap() error { return e.error }
+func (e *exit) ExitCode() int { return e.code }
+
+// root is the command above all others.
+func (a *app) root() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "holdfast",
+		Short: "Archives PostgreSQL's WAL, takes base backups, restores to any moment",
+		Long: "holdfast archives PostgreSQL's WAL, takes base backups and restores a cluster to any moment.\n" +
+			"Archive, commands and settings are those of WAL-G; docs/settings.md lists the settings.",
+		Example: "  export WALG_FILE_PREFIX=/srv/archive\n" +
+			"  holdfast backup-push /var/lib/postgresql/15/main\n" +
+			"  holdfast backup-fetch /var/lib/postgresql/15/restored LATEST",
+		Version:           a.version(),
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		DisableAutoGenTag: true,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return a.usage(cmd, fmt.Errorf("unknown command %q", args[0]))
+			}
+			return cmd.Help()
+		},
+		Args:                       cobra.ArbitraryArgs,
+		SuggestionsMinimumDistance: 2,
+	}
+	root.SetVersionTemplate("{{.Version}}\n")
+	root.PersistentFlags().StringVar(&a.config, "config", "", "file of settings (YAML, JSON or TOML)")
+	root.PersistentFlags().BoolVar(&a.turbo, "turbo", false, "ignore the rate limits of disk and network")
+	for _, s := range config.Table() {
+		name := flagName(s.Name)
+		root.PersistentFlags().String(name, "", s.Help)
+		_ = root.PersistentFlags().MarkHidden(name) // it was made in the line above
+	}
+	root.SetFlagErrorFunc(a.usage)
+	root.AddCommand(a.commands()...)
+	return root
+}
+
+// flagName is the hidden flag of a setting: lower case, dashes.
+func flagName(setting string) string {
+	return strings.ReplaceAll(strings.ToLower(setting), "_", "-")
+}
+
+// usage reports a command line that makes no sense, with the command's usage, as WAL-G with status 1.
+func (a *app) usage(cmd *cobra.Command, err error) error {
+	fmt.Fprintf(a.env.Stderr, "%s\n", cmd.UsageString())
+	return err
+}
+
+// args makes a wrong number of arguments a usage error.
+func (a *app) args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return a.usage(cmd, err)
+		}
+		return nil
+	}
+}
+
+// version is what --version prints, in WAL-G's form.
+func (a *app) version() string {
+	v, c, d := version, commit, date
+	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
+		v = info.Main.Version
+		for _, s := range info.Settings {
+			switch s.Key {
+			case "vcs.revision":
+				c = s.Value
+			case "vcs.time":
+				d = s.Value
+			}
+		}
+	}
+	or := func(s string) string {
+		if s == "" {
+			return "unknown"
+		}
+		return s
+	}
+	return fmt.Sprintf("holdfast version %s\t%s\t%s\tPostgreSQL", or(v), or(c), or(d))
+}
+
+// release is the version alone.
+func release() string {
+	if version != "" {
+		return version
+	}
+	return "unknown"
+}
+
+// load reads the settings and opens the log. Commands call it first.
+func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
+	flags := map[string]string{}
+	byFlag := map[string]string{}
+	for _, s := range config.Table() {
+		byFlag[flagName(s.Name)] = s.Name
+	}
+	cmd.Flags().Visit(func(f *pflag.Flag) {
+		if name, ok := byFlag[f.Name]; ok {
+			flags[name] = f.Value.String()
+		}
+	})
+	loaded, err := config.Load(config.Sources{Flags: flags, Environ: a.env.Environ, Home: a.env.Home, File: a.config})
+	a.loaded = loaded
+	if err != nil {
+		return nil, err
+	}
+	s := &loaded.Settings
+	if a.turbo {
+		s.DiskRate, s.NetworkRate = 0, 0
+	}
+	if err := a.openLog(s); err != nil {
+		return nil, err
+	}
+	for _, note := range loaded.Notes {
+		a.log.Info(note)
+	}
+	return s, nil
+}
+
+func (a *app) openLog(s *config.Settings) error {
+	out := a.env.Stderr
+	if s.LogDestination != "stderr" {
+		f, err := os.OpenFile(s.LogDestination, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			return fmt.Errorf("open the log WALG_LOG_DESTINATION: %w", err)
+		}
+		a.logFile, out = f, f
+	}
+	level := map[string]slog.Level{"NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug, "ERROR": slog.LevelError}[s.LogLevel]
+	if s.LogFormat == "json" {
+		a.log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}))
+	} else {
+		a.log = slog.New(newHandler(out, level))
+	}
+	return nil
+}
