@@ -128,8 +128,8 @@ func Compress(src io.Reader, m Method, o Options) io.ReadCloser {
 
 // Decompress returns what src holds, which was compressed with m. Any valid stream of the method will do. One that ends
 // early, even where a frame ends, is io.ErrUnexpectedEOF; other damage is another error, and what was read before it must
-// not be relied on. At most 128 MiB of memory are used, and only where a foreign stream asks for them. The caller closes
-// the stream, which leaves src alone. It may not be used by several goroutines at once.
+// not be relied on. A foreign stream may ask for a window of up to 128 MiB, which is then what it costs; more is refused. The
+// caller closes the stream, which leaves src alone. It may not be used by several goroutines at once.
 func Decompress(src io.Reader, m Method) io.ReadCloser {
 	switch m {
 	case Zstd:
@@ -154,8 +154,8 @@ func fill(src io.Reader, p []byte) (n int, err error) {
 			err = io.ErrNoProgress
 		}
 	}
-	if n == len(p) {
-		err = nil // what src said along with the last bytes it says again
+	if n == len(p) && err == io.EOF {
+		err = nil // src says it again
 	}
 	return n, err
 }

@@ -1,12 +1,15 @@
 package compress_test
 
 import (
+	"archive/tar"
 	"bytes"
+	"compress/gzip"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"os/exec"
 	"runtime"
 	"slices"
@@ -204,7 +207,7 @@ func others(t testing.TB, content []byte) (streams []stream) {
 
 // What others wrote is read, one stream after another as well, and after one of ours.
 func TestReadsOthers(t *testing.T) {
-	for _, length := range []int{1, 100, compress.FrameSize, 2<<20 + 5} {
+	for _, length := range []int{1, compress.FrameSize, compress.FrameSize + 5} {
 		content := corpus(9, length)
 		for _, s := range others(t, content) {
 			for _, c := range codecs {
@@ -220,6 +223,37 @@ func TestReadsOthers(t *testing.T) {
 					}
 				}
 			}
+		}
+	}
+}
+
+// What WAL-G itself wrote is read to its end, where archives of it are at hand.
+func TestReadsWALG(t *testing.T) {
+	for _, name := range []string{"pg15-zstd-full", "pg17-zstd-timeline", "pg15-lz4-delta", "pg15-lz4-remote"} {
+		f, err := os.Open("../../../shared/archives/" + name + ".tar.gz")
+		if err != nil {
+			t.Skip(err)
+		}
+		defer f.Close()
+		gz, err := gzip.NewReader(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects := 0
+		for archive := tar.NewReader(gz); ; objects++ {
+			h, err := archive.Next()
+			if err == io.EOF {
+				break
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			_, m := compress.Split(h.Name)
+			if got, err := drain(compress.Decompress(archive, m), true); h.Typeflag == tar.TypeReg && err != nil {
+				t.Errorf("%s: %s: %v after %d bytes", name, h.Name, err, len(got))
+			}
+		}
+		if objects == 0 {
+			t.Errorf("%s holds nothing", name)
 		}
 	}
 }
@@ -240,7 +274,7 @@ func TestSkippableFrames(t *testing.T) {
 func repetitive(n int) []byte { return bytes.Repeat([]byte("PostgreSQL "), n/11) }
 
 // tried is how much content makes several frames or blocks.
-var tried = map[compress.Method]int{compress.Zstd: 5 * compress.FrameSize / 2, compress.LZ4: 150_000}
+var tried = map[compress.Method]int{compress.Zstd: 5 * compress.FrameSize / 2, compress.LZ4: 70_000}
 
 // Wherever a stream of ours is cut off, also between frames, it is an early end; after its end nothing else may come.
 func TestTruncationIsDetected(t *testing.T) {
@@ -259,7 +293,7 @@ func TestTruncationIsDetected(t *testing.T) {
 			}
 		}
 	}
-	for _, s := range others(t, repetitive(100_000)) {
+	for _, s := range others(t, repetitive(200_000)) {
 		for n := range s.packed {
 			if _, err := of(s.method).unpack(s.packed[:n]); err == nil {
 				t.Fatalf("%s, %d of %d bytes went unnoticed", s.name, n, len(s.packed))
@@ -363,7 +397,7 @@ func TestSourceError(t *testing.T) {
 		for _, parallel := range []int{1, 3} {
 			for _, cut := range []int{0, 1, 100, compress.FrameSize, compress.FrameSize + 1, len(content)} {
 				for _, broken := range []error{broken, io.ErrUnexpectedEOF} {
-					src := io.MultiReader(bytes.NewReader(content[:cut]), iotest.ErrReader(broken))
+					src := &breaking{content[:cut], broken}
 					if _, err := drain(c.compress(src, compress.Options{Parallel: parallel}), cut&1 == 0); err != broken {
 						t.Errorf("compress %s, source broken after %d bytes: %v, want %v", c.name, cut, err, broken)
 					}
@@ -378,13 +412,28 @@ func TestSourceError(t *testing.T) {
 	for _, s := range streams {
 		for _, cut := range []int{0, 1, 100, len(s.packed) - 1, len(s.packed)} {
 			for _, broken := range []error{broken, io.ErrUnexpectedEOF} {
-				src := io.MultiReader(bytes.NewReader(s.packed[:cut]), iotest.ErrReader(broken))
+				src := &breaking{s.packed[:cut], broken}
 				if _, err := drain(of(s.method).decompress(src), cut&1 == 0); err != broken {
 					t.Errorf("decompress %s, source broken after %d bytes: %v, want %v", s.name, cut, err, broken)
 				}
 			}
 		}
 	}
+}
+
+// A breaking source says only once, along with its last bytes, that they are not all.
+type breaking struct {
+	left []byte
+	err  error
+}
+
+func (s *breaking) Read(p []byte) (n int, err error) {
+	n = copy(p, s.left)
+	if s.left = s.left[n:]; len(s.left) > 0 {
+		return n, nil
+	}
+	err, s.err = s.err, io.EOF
+	return n, err
 }
 
 // What a destination says comes out as it is, and a stream may be closed at any time, twice as well.

@@ -36,7 +36,7 @@ type zstdReader struct {
 	err     error         // stays
 }
 
-// A watch remembers the error of a source, because decoders take some errors for the end of the stream.
+// A watch makes the error of a source stay, and remembers it because decoders take some errors for the end of the stream.
 type watch struct {
 	src io.Reader
 	any bool // something was read
@@ -44,11 +44,12 @@ type watch struct {
 }
 
 func (s *watch) Read(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
 	n, err := s.src.Read(p)
 	s.any = s.any || n > 0
-	if err != nil {
-		s.err = err
-	}
+	s.err = err
 	return n, err
 }
 
