@@ -34,20 +34,18 @@ func (a *app) backupPush() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			dir := s.PGData
+			dir := s.Postgres.DataDir
 			if len(args) == 1 {
 				dir = args[0]
 			}
 			if dir == "" {
 				return a.usage(cmd, fmt.Errorf("name the data directory: backup-push PGDATA"))
 			}
-			if !cmd.Flags().Changed("add-user-data") {
-				userData = s.UserData
-			}
-			if userData != "" && !json.Valid([]byte(userData)) {
-				return fmt.Errorf(`--add-user-data %s: want JSON, such as {"ticket":7} or "text" with its quotes`, userData)
-			}
+			opts.UserData = s.Backup.UserData
 			if userData != "" {
+				if !json.Valid([]byte(userData)) {
+					return fmt.Errorf(`--add-user-data %s: want JSON, such as {"ticket":7} or "text" with its quotes`, userData)
+				}
 				opts.UserData = json.RawMessage(userData)
 			}
 			report, err := a.push(cmd.Context(), s, dir, opts)
@@ -83,7 +81,7 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	if err != nil {
 		return nil, err
 	}
-	conn, err := server.Connect(ctx, server.ConfigFromEnv(func(name string) (string, bool) { v, ok := s.Postgres[name]; return v, ok }))
+	conn, err := server.Connect(ctx, server.ConfigFromEnv(s.Postgres.Lookup))
 	if err != nil {
 		return nil, err
 	}
@@ -91,8 +89,9 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	if opts.Host, err = os.Hostname(); err != nil {
 		return nil, err
 	}
-	opts.Workers, opts.PartSize, opts.DiskRate, opts.AllCorrupt = s.Workers, s.PartSize, s.DiskRate, opts.AllCorrupt || s.AllCorrupt
-	opts.WALTimeout, opts.Alive, opts.Stop, opts.Tool = s.WALTimeout, s.AliveInterval, s.StopTimeout, release()
+	b := s.Backup
+	opts.Workers, opts.PartSize, opts.DiskRate, opts.AllCorrupt = b.Workers, b.PartSize, b.DiskRate, opts.AllCorrupt || b.AllCorrupt
+	opts.WALTimeout, opts.Alive, opts.Stop, opts.Tool = b.WALTimeout, b.Alive, b.Stop, release()
 	opts.Logger, opts.Progress = a.log, &backup.Progress{}
 	stop := a.progress(ctx, "backup", opts.Progress)
 	report, err := backup.Run(ctx, conn, ar, dir, opts)

@@ -12,7 +12,9 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
@@ -88,7 +90,6 @@ type app struct {
 	env     Env
 	config  string // --config
 	turbo   bool   // --turbo
-	loaded  *config.Loaded
 	log     *slog.Logger
 	logFile *os.File
 }
@@ -102,18 +103,31 @@ func (a *app) report(err error) int {
 	if log == nil {
 		log = slog.New(newHandler(a.env.Stderr, slog.LevelInfo))
 	}
-	if text := err.Error(); text != "" {
-		log.Error(text)
-	}
-	var hinted interface{ Hint() string }
-	if errors.As(err, &hinted) && hinted.Hint() != "" {
-		log.Error("hint: " + hinted.Hint())
+	for _, one := range parts(err) {
+		log.Error(one.Error())
+		var hinted interface{ Hint() string }
+		if errors.As(one, &hinted) && hinted.Hint() != "" {
+			log.Error("hint: " + hinted.Hint())
+		}
 	}
 	var coded interface{ ExitCode() int }
 	if errors.As(err, &coded) {
 		return coded.ExitCode()
 	}
 	return exitFailed
+}
+
+// parts takes errors apart that were joined, so that each gets a line and a hint of its own.
+func parts(err error) []error {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var all []error
+	for _, e := range joined.Unwrap() {
+		all = append(all, parts(e)...)
+	}
+	return all
 }
 
 // exit makes an error end the process with a status of its own.
@@ -151,9 +165,12 @@ func (a *app) root() *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.PersistentFlags().StringVar(&a.config, "config", "", "file of settings (YAML, JSON or TOML)")
 	root.PersistentFlags().BoolVar(&a.turbo, "turbo", false, "ignore the rate limits of disk and network")
-	for _, s := range config.Table() {
+	for _, s := range config.Table(1) {
+		if s.EnvOnly {
+			continue // --config
+		}
 		name := flagName(s.Name)
-		root.PersistentFlags().String(name, "", s.Help)
+		root.PersistentFlags().String(name, "", s.Meaning)
 		_ = root.PersistentFlags().MarkHidden(name) // it was made in the line above
 	}
 	root.SetFlagErrorFunc(a.usage)
@@ -215,45 +232,42 @@ func release() string {
 
 // load reads the settings and opens the log. Commands call it first.
 func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
-	flags := map[string]string{}
+	src := config.Sources{Turbo: a.turbo, Environ: a.env.Environ, File: a.config, Home: a.env.Home, Cores: runtime.GOMAXPROCS(0)}
 	byFlag := map[string]string{}
-	for _, s := range config.Table() {
+	for _, s := range config.Table(1) {
 		byFlag[flagName(s.Name)] = s.Name
 	}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		if name, ok := byFlag[f.Name]; ok {
-			flags[name] = f.Value.String()
+			src.Flags = append(src.Flags, config.Flag{Flag: "--" + f.Name, Setting: name, Value: f.Value.String()})
 		}
 	})
-	loaded, err := config.Load(config.Sources{Flags: flags, Environ: a.env.Environ, Home: a.env.Home, File: a.config})
-	a.loaded = loaded
+	s, err := config.Load(src)
 	if err != nil {
 		return nil, err
-	}
-	s := &loaded.Settings
-	if a.turbo {
-		s.DiskRate, s.NetworkRate = 0, 0
 	}
 	if err := a.openLog(s); err != nil {
 		return nil, err
 	}
-	for _, note := range loaded.Notes {
-		a.log.Info(note)
+	for _, n := range s.Notices() {
+		if n.Commands == nil || slices.Contains(n.Commands, cmd.Name()) {
+			a.log.Info(n.String())
+		}
 	}
 	return s, nil
 }
 
 func (a *app) openLog(s *config.Settings) error {
 	out := a.env.Stderr
-	if s.LogDestination != "stderr" {
-		f, err := os.OpenFile(s.LogDestination, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if s.Log.Destination != "stderr" {
+		f, err := os.OpenFile(s.Log.Destination, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 		if err != nil {
 			return fmt.Errorf("open the log WALG_LOG_DESTINATION: %w", err)
 		}
 		a.logFile, out = f, f
 	}
-	level := map[string]slog.Level{"NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug, "ERROR": slog.LevelError}[s.LogLevel]
-	if s.LogFormat == "json" {
+	level := map[string]slog.Level{"NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug, "ERROR": slog.LevelError}[s.Log.Level]
+	if s.Log.Format == "json" {
 		a.log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}))
 	} else {
 		a.log = slog.New(newHandler(out, level))

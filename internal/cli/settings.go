@@ -16,19 +16,19 @@ func (a *app) settings() *cobra.Command {
 		Example: "  holdfast settings\n  holdfast --config /etc/holdfast.yaml settings --json",
 		Args:    a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := a.load(cmd)
+			s, err := a.load(cmd)
 			if err != nil {
 				return err
 			}
 			if asJSON {
-				return a.printJSON(a.loaded.Effective)
+				return a.printJSON(s.Effective())
 			}
 			t := table.NewWriter()
 			t.SetOutputMirror(a.env.Stdout)
 			style := table.StyleDefault
 			style.Options = table.OptionsNoBordersAndSeparators
 			t.SetStyle(style)
-			for _, v := range a.loaded.Effective {
+			for _, v := range s.Effective() {
 				t.AppendRow(table.Row{v.Name, v.Value, v.Source})
 			}
 			t.Render()

@@ -12,20 +12,12 @@ import (
 	"holdfast/internal/store/file"
 )
 
-// noStoreError says that nothing says where the archive is.
-type noStoreError struct{}
-
-func (noStoreError) Error() string { return "no archive is named" }
-func (noStoreError) Hint() string {
-	return "set WALG_FILE_PREFIX=/a/directory or WALG_S3_PREFIX=s3://bucket/path, in the environment or in ~/.walg.json"
-}
-
 // openStore opens the store that the settings name.
 func (a *app) openStore(ctx context.Context, s *config.Settings) (store.Store, error) {
-	if s.FilePrefix != "" {
-		return file.Open(s.FilePrefix)
+	if err := s.RequireStorage(); err != nil {
+		return nil, err
 	}
-	return nil, noStoreError{}
+	return file.Open(s.Storage.Dir)
 }
 
 // openArchive opens the archive that the settings name.
@@ -34,8 +26,8 @@ func (a *app) openArchive(ctx context.Context, s *config.Settings) (*archive.Arc
 	if err != nil {
 		return nil, err
 	}
-	method, err1 := compress.ParseMethod(s.Compression)
-	level, err2 := compress.ParseLevel(s.ZstdLevel)
+	method, err1 := compress.ParseMethod(s.Compression.Method)
+	level, err2 := compress.ParseLevel(s.Compression.Level)
 	if err := errors.Join(err1, err2); err != nil {
 		return nil, err
 	}
