@@ -248,7 +248,7 @@ func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 	if err := d.putManifest(ctx, s); err != nil {
 		return fmt.Errorf("store the manifest of %s: %w", d.name, err)
 	}
-	if err := d.archive.putJSON(ctx, Folder(d.name)+"metadata.json", s.metadata()); err != nil {
+	if err := d.archive.putJSON(ctx, Folder(d.name)+"metadata.json", s.Metadata()); err != nil {
 		return err
 	}
 	if err := d.putFileList(ctx); err != nil {

@@ -66,8 +66,8 @@ type Metadata struct {
 	UserData         json.RawMessage `json:"user_data,omitempty"`
 }
 
-// metadata returns what metadata.json says of the same backup.
-func (s *Sentinel) metadata() Metadata {
+// Metadata returns what metadata.json says of the same backup.
+func (s *Sentinel) Metadata() Metadata {
 	m := Metadata{
 		StartTime: s.StartTime, FinishTime: s.FinishTime, DateFmt: dateFmt, Hostname: s.Hostname, DataDir: s.DataDir,
 		PgVersion: s.PgVersion, IsPermanent: s.IsPermanent, SystemIdentifier: s.SystemIdentifier,

@@ -8,11 +8,13 @@ package catalog
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"path"
+	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -303,6 +305,42 @@ func (c *Catalog) Find(name string) (*Backup, error) {
 	return &c.Backups[i], nil
 }
 
+// FindUserData returns the one backup that was given that user data, a JSON value.
+func (c *Catalog) FindUserData(value json.RawMessage) (*Backup, error) {
+	var want any
+	if err := json.Unmarshal(value, &want); err != nil {
+		return nil, fmt.Errorf("user data %s: %w", value, err)
+	}
+	var found []string
+	var last *Backup
+	for i := range c.Backups {
+		b := &c.Backups[i]
+		var has any
+		if data := b.userData(); data != nil && json.Unmarshal(data, &has) == nil && reflect.DeepEqual(has, want) {
+			found, last = append(found, b.Name), b
+		}
+	}
+	asked := "user data " + string(value)
+	switch len(found) {
+	case 0:
+		return nil, &NoBackupError{Asked: asked, Reason: "the archive has no backup with it", Advice: "see `holdfast backup-list --detail --json`"}
+	case 1:
+		return last, nil
+	}
+	return nil, &NoBackupError{Asked: asked, Reason: "several backups have it: " + strings.Join(found, ", "), Advice: "give a name"}
+}
+
+// userData returns what was stored with the backup for its user; nil for nothing.
+func (b *Backup) userData() json.RawMessage {
+	switch {
+	case b.Metadata != nil && b.Metadata.UserData != nil:
+		return b.Metadata.UserData
+	case b.Sentinel != nil:
+		return b.Sentinel.UserData
+	}
+	return nil
+}
+
 // LatestTimeline returns the highest timeline that the archive knows of, as recovery_target_timeline = latest means it;
 // 1 for an empty archive.
 func (c *Catalog) LatestTimeline() wal.Timeline {
@@ -317,4 +355,21 @@ func (c *Catalog) LatestTimeline() wal.Timeline {
 		latest = max(latest, t)
 	}
 	return latest
+}
+
+// Details returns what lists show of the backup: its metadata, and where there is none what the sentinel and the name say.
+func (b *Backup) Details() *archive.Metadata {
+	if b.Metadata != nil {
+		m := *b.Metadata
+		return &m
+	}
+	m := archive.Metadata{}
+	if b.Sentinel != nil {
+		m = b.Sentinel.Metadata()
+	}
+	if lsn, ok := b.StartLSN(); ok {
+		m.StartLSN = lsn
+	}
+	m.IsPermanent = false
+	return &m
 }

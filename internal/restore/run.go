@@ -26,9 +26,26 @@ import (
 
 // Options tunes Run. The zero value is ready to use.
 type Options struct {
-	Workers  int           // 0 means Workers()
-	Progress func(n int64) // called with bytes of content that are in place, from several goroutines; nil for none
+	Workers  int       // 0 means Workers()
+	Progress *Progress // kept up to date; nil for nobody
 }
+
+// Progress is where a restore is. Run keeps it up to date; others read it at any time.
+type Progress struct {
+	phase       atomic.Pointer[string]
+	done, total atomic.Int64
+}
+
+// Phase says what is being done, in a word.
+func (p *Progress) Phase() string {
+	if s := p.phase.Load(); s != nil {
+		return *s
+	}
+	return ""
+}
+
+// Bytes returns how many bytes of content are in place and how many there are to restore.
+func (p *Progress) Bytes() (done, total int64) { return p.done.Load(), p.total.Load() }
 
 // Report says what Run did.
 type Report struct {
@@ -89,9 +106,8 @@ var left = []string{
 // for another Run with Resume, and has no pg_control, so that PostgreSQL does not take it for whole.
 func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Report, err error) {
 	opts.Workers = cmp.Or(opts.Workers, Workers())
-	if opts.Progress == nil {
-		opts.Progress = func(int64) {}
-	}
+	opts.Progress = cmp.Or(opts.Progress, &Progress{})
+	opts.Progress.total.Store(p.Bytes)
 	if err := p.make(); err != nil {
 		return nil, err
 	}
@@ -117,6 +133,7 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 		{"sync", r.seal},
 	} {
 		begun := time.Now()
+		opts.Progress.phase.Store(&phase.name)
 		if err := phase.do(ctx); err != nil {
 			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 				err = &fullError{err}

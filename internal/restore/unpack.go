@@ -226,7 +226,7 @@ func (w *worker) whole(m *tarpart.Member) bool {
 	}
 	w.keptFiles.Add(1)
 	w.keptBytes.Add(m.Size)
-	w.Progress(m.Size)
+	w.Progress.done.Add(m.Size)
 	return true
 }
 
@@ -397,7 +397,7 @@ func (s *sink) put(p *piece, b []byte) error {
 			writeBack(s.file, s.begun, at-s.begun)
 			s.begun = at
 		}
-		s.Progress(int64(len(b)))
+		s.Progress.done.Add(int64(len(b)))
 	}
 	return nil
 }
@@ -528,7 +528,7 @@ func (f *flushing) Write(b []byte) (int, error) {
 		writeBack(f.File, f.begun, f.at-f.begun)
 		f.begun = f.at
 	}
-	f.Progress(int64(n))
+	f.Progress.done.Add(int64(n))
 	return n, err
 }
 

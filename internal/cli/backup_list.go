@@ -1,0 +1,150 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jedib0t/go-pretty/v6/table"
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/config"
+)
+
+// storageName is what lists call the store: this release knows one.
+const storageName = "default"
+
+func (a *app) backupList() *cobra.Command {
+	var pretty, asJSON, detail bool
+	var storage string
+	cmd := &cobra.Command{
+		Use:   "backup-list",
+		Short: "List the backups of the archive",
+		Long: "Lists the backups, oldest first. Times are those of their creation, also in a copy of the archive. A backup whose documents\n" +
+			"cannot be read is listed all the same, with the reason on standard error, and in JSON under the key error.",
+		Example: "  holdfast backup-list\n  holdfast backup-list --detail --json | jq -r '.[].backup_name'",
+		Args:    a.args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			if storage != "" && storage != storageName && storage != "all" {
+				return fmt.Errorf("--target-storage %s: there is one storage, %s", storage, storageName)
+			}
+			return a.list(cmd.Context(), s, pretty, asJSON, detail)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&pretty, "pretty", false, "print a table with borders; with --json indent")
+	f.BoolVar(&asJSON, "json", false, "print JSON")
+	f.BoolVar(&detail, "detail", false, "print what is known of each backup")
+	f.StringVar(&storage, "target-storage", "", "storage to list: default")
+	return cmd
+}
+
+// listed is a backup as JSON shows it; with details the keys of metadata.json follow.
+type listed struct {
+	Name    string    `json:"backup_name"`
+	Time    time.Time `json:"time"`
+	Segment string    `json:"wal_file_name"`
+	Storage string    `json:"storage_name"`
+	*archive.Metadata
+	Error string `json:"error,omitempty"`
+}
+
+func (a *app) list(ctx context.Context, s *config.Settings, pretty, asJSON, detail bool) error {
+	ar, err := a.openArchive(ctx, s)
+	if err != nil {
+		return err
+	}
+	c, err := catalog.Load(ctx, ar)
+	if err != nil {
+		return err
+	}
+	backups := c.Backups
+	started := func(b catalog.Backup) bool { return b.Started().IsZero() }
+	if detail && !slices.ContainsFunc(backups, started) {
+		slices.SortStableFunc(backups, func(x, y catalog.Backup) int { return x.Started().Compare(y.Started()) })
+	}
+	rows := make([]listed, len(backups))
+	for i := range backups {
+		b := &backups[i]
+		rows[i] = listed{Name: b.Name, Time: b.Created().UTC(), Segment: b.Segment(), Storage: storageName}
+		if detail {
+			rows[i].Metadata = b.Details()
+		}
+		if b.Err != nil {
+			rows[i].Error = b.Err.Error()
+			a.log.Error(fmt.Sprintf("backup %s cannot be read: %v", b.Name, b.Err))
+		}
+	}
+	if len(rows) == 0 {
+		a.log.Info("No backups found")
+	}
+	switch {
+	case asJSON && pretty:
+		out := json.NewEncoder(a.env.Stdout)
+		out.SetIndent("", "    ")
+		return out.Encode(rows)
+	case asJSON:
+		return a.printJSON(rows)
+	case len(rows) == 0:
+		return nil
+	case pretty:
+		a.listTable(rows, detail)
+		return nil
+	}
+	return a.listPlain(rows, detail)
+}
+
+// listPlain prints columns with spaces between them, as scripts expect them.
+func (a *app) listPlain(rows []listed, detail bool) error {
+	w := tabwriter.NewWriter(a.env.Stdout, 0, 0, 1, ' ', 0)
+	head := "backup_name\tmodified\twal_file_name\tstorage_name"
+	if detail {
+		head += "\tstart_time\tfinish_time\thostname\tdata_dir\tpg_version\tstart_lsn\tfinish_lsn\tis_permanent"
+	}
+	fmt.Fprintln(w, head)
+	for _, r := range rows {
+		fields := []string{r.Name, r.Time.Format(time.RFC3339), r.Segment, r.Storage}
+		if m := r.Metadata; m != nil {
+			fields = append(fields, m.StartTime.UTC().Format(time.RFC3339), m.FinishTime.UTC().Format(time.RFC3339), m.Hostname, m.DataDir,
+				fmt.Sprint(m.PgVersion), m.StartLSN.String(), m.FinishLSN.String(), fmt.Sprint(m.IsPermanent))
+		}
+		if r.Error != "" {
+			fields = append(fields, "unreadable")
+		}
+		fmt.Fprintln(w, strings.Join(fields, "\t"))
+	}
+	return w.Flush()
+}
+
+// listTable prints a table with borders.
+func (a *app) listTable(rows []listed, detail bool) {
+	t := table.NewWriter()
+	t.SetOutputMirror(a.env.Stdout)
+	head := table.Row{"#", "Backup name", "Modified", "WAL file name", "Storage name"}
+	if detail {
+		head = append(head, "Start time", "Finish time", "Hostname", "Datadir", "PG Version", "Start LSN", "Finish LSN", "Permanent")
+	}
+	t.AppendHeader(head)
+	for i, r := range rows {
+		row := table.Row{i, r.Name, r.Time.Format(time.RFC850), r.Segment, r.Storage}
+		if m := r.Metadata; m != nil {
+			row = append(row, m.StartTime.UTC().Format(time.RFC850), m.FinishTime.UTC().Format(time.RFC850), m.Hostname, m.DataDir,
+				m.PgVersion, m.StartLSN, m.FinishLSN, m.IsPermanent)
+		}
+		if r.Error != "" {
+			row[1] = r.Name + " (unreadable)"
+		}
+		t.AppendRow(row)
+	}
+	t.Render()
+}
