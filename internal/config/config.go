@@ -11,6 +11,7 @@ package config
 
 import (
 	"encoding/json"
+	"strings"
 	"time"
 )
 
@@ -32,10 +33,9 @@ type Settings struct {
 
 // Storage says where the archive is. Exactly one of Dir and S3.Bucket is set, or none when no prefix was given.
 type Storage struct {
-	Dir         string        // absolute path of the archive's root; WALG_FILE_PREFIX with WALG_STORAGE_PREFIX
-	S3          S3            // WALG_S3_PREFIX and what S3 needs
-	NetworkRate int64         // bytes a second at most, both ways; 0 is no limit; WALG_NETWORK_RATE_LIMIT
-	Stall       time.Duration // a connection without a byte for this long has failed; HOLDFAST_STALL_TIMEOUT
+	Dir         string // absolute path of the archive's root; WALG_FILE_PREFIX with WALG_STORAGE_PREFIX
+	S3          S3     // WALG_S3_PREFIX and what S3 needs
+	NetworkRate int64  // bytes a second at most, both ways; 0 is no limit; WALG_NETWORK_RATE_LIMIT
 
 	filePrefix, s3Prefix, folder string
 }
@@ -163,11 +163,15 @@ const Hidden = "--HIDDEN--"
 // Effective returns every setting with its value and where that came from, in the order of the table.
 func (s *Settings) Effective() []Value { return s.values }
 
-// Notice says that a setting which was given does nothing here, and why.
+// Notice says that settings which were given do nothing here, and why.
 type Notice struct {
-	Text     string
-	Commands []string // that would have used the setting; nil means all
+	Given    []string // names, each with where it was given
+	Why      string
+	Commands []string // that would have used the settings; nil means all
 }
+
+// String says so in one line.
+func (n Notice) String() string { return "ignored: " + strings.Join(n.Given, ", ") + ": " + n.Why }
 
 // Notices returns what the operator should know about settings that are given and ignored.
 func (s *Settings) Notices() []Notice { return s.notices }

@@ -115,25 +115,6 @@ func format(field any) string {
 	panic(fmt.Sprintf("a setting has a field of type %T", field))
 }
 
-// kind tells what values field takes.
-func kind(field any) Kind {
-	switch field.(type) {
-	case *bool:
-		return Bool
-	case *int:
-		return Int
-	case *int64:
-		return Size
-	case *time.Duration:
-		return Duration
-	case *json.RawMessage:
-		return JSON
-	case *map[string]string:
-		return Map
-	}
-	return String
-}
-
 // inRange reports whether n is between Min and Max.
 func (s *Setting) inRange(n int64) error {
 	if n >= s.Min && (s.Max == 0 || n <= s.Max) {

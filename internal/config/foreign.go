@@ -1,0 +1,126 @@
+package config
+
+import (
+	"slices"
+	"strings"
+)
+
+// foreign is a group of settings of WAL-G or WAL-E that do nothing here, for one reason.
+type foreign struct {
+	names   []string // one that ends in * stands for all that begin so
+	why     string   // reads after "ignored: ", or as the reason of the refusal
+	refused string   // what to do instead; not "" means that the setting is an error, not ignored
+	quiet   []string // values of which nothing need be said, in lower case: they ask for what is done anyhow
+	shared  bool     // the bare names belong to other programs too, so that in the environment they say nothing about us
+	used    []string // commands that WAL-G uses it in; nil means all
+}
+
+const (
+	noEncryption = "this release cannot encrypt, and does not store in clear what it was told to encrypt"
+	noStorage    = "this release keeps archives in a directory or in S3 only"
+	fullOnly     = "backups are full in this release, which restores WAL-G's increments and does not take any"
+	discovered   = "read from the server or from the files, never configured"
+	later        = "belongs to a part of WAL-G that this release does not have"
+	oneEngine    = "one restore engine does this always"
+	notUsed      = "this storage is not in use"
+)
+
+// foreigners returns what of WAL-G's and WAL-E's settings is known and not in the table.
+func foreigners() []foreign {
+	const keepWALG = "unset it when the archive need not be encrypted; else keep using WAL-G for this archive until a release of Holdfast encrypts"
+	const elsewhere = "copy the archive to one of those, or keep using WAL-G for it"
+	return []foreign{
+		// Errors: to go on would not be what the operator asked for.
+		{names: []string{"WALG_LIBSODIUM_KEY", "WALG_LIBSODIUM_KEY_PATH", "WALG_LIBSODIUM_KEY_TRANSFORM", "WALG_PGP_KEY", "WALG_PGP_KEY_PATH",
+			"WALG_PGP_KEY_PASSPHRASE", "WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID", "GPG_KEY_ID", "WALG_ENVELOPE_*", "WALG_CSE_KMS_ID", "WALG_CSE_KMS_REGION",
+			"CSE_KMS_ID", "CSE_KMS_REGION", "YC_CSE_KMS_KEY_ID", "WALG_YC_CSE_KMS_KEY_ID"}, why: noEncryption, refused: keepWALG},
+		{names: []string{"WALG_GS_PREFIX", "WALE_GS_PREFIX", "WALG_AZ_PREFIX", "WALE_AZ_PREFIX", "WALE_WABS_PREFIX", "WALG_SWIFT_PREFIX",
+			"WALE_SWIFT_PREFIX", "WALG_OSS_PREFIX", "WALE_OSS_PREFIX", "WALG_SSH_PREFIX", "WALE_SSH_PREFIX"}, why: noStorage, refused: elsewhere},
+		{names: []string{"WALG_FAILOVER_STORAGES"}, why: "this release has one storage; WAL that is in another one would look as if it were missing",
+			refused: "unset it once all of the archive is in one storage, or keep using WAL-G"},
+		{names: []string{"WALG_TARGET_STORAGE"}, quiet: []string{"default"}, why: "this release has one storage, called default", refused: "unset it"},
+		{names: adapter("S3_RETENTION_PERIOD", "S3_RETENTION_MODE"), why: "this release does not lock objects", quiet: []string{"-1"},
+			refused: "set the retention on the bucket (default object lock), which holds for every object, and unset this"},
+		{names: adapter("S3_ENDPOINT_SOURCE", "S3_ENDPOINT_PORT", "S3_ENDPOINT_PROTOCOL"),
+			why: "this release does not ask another service for the endpoint", refused: "set AWS_ENDPOINT"},
+		{names: adapter("S3_USE_YC_SESSION_TOKEN"), quiet: []string{"false"}, why: "this release does not fetch tokens of Yandex Cloud",
+			refused: "use a static access key"},
+		{names: adapter("S3_REQUEST_ADDITIONAL_HEADERS"), why: "this release does not add headers to requests", refused: "unset it"},
+
+		// Notices: what is ignored does not change what is stored.
+		{names: []string{"WALG_DELTA_MAX_STEPS"}, quiet: []string{"0"}, why: fullOnly, used: push},
+		{names: []string{"WALG_DELTA_ORIGIN", "WALG_DELTA_FROM_NAME", "WALG_DELTA_FROM_USER_DATA"}, quiet: []string{"latest"}, why: fullOnly, used: push},
+		{names: []string{"WALG_USE_WAL_DELTA", "WALG_FORCE_WAL_DELTA"}, quiet: no, why: fullOnly, used: push},
+		{names: []string{"WALG_PREVENT_WAL_OVERWRITE"}, quiet: yes, why: "archived WAL is never overwritten with other contents", used: walPush},
+		{names: []string{"WALG_VERIFY_PAGE_CHECKSUMS"}, quiet: yes, why: "page checksums are always verified where the cluster has them", used: push},
+		{names: []string{"WALG_UPLOAD_QUEUE"}, why: "a part is stored while it is filled, so none waits", used: push},
+		{names: []string{"WALG_USE_RATING_COMPOSER", "WALG_USE_COPY_COMPOSER", "WALG_USE_DATABASE_COMPOSER"}, quiet: no,
+			why: "files are dealt to parts in one way, the largest first", used: push},
+		{names: []string{"WALG_WITHOUT_FILES_METADATA"}, quiet: no, why: "the list of files is always written, restoring needs it", used: push},
+		{names: []string{"WALG_DISABLE_PARTIAL_RESTORE"}, why: "names of databases and tables are not collected in this release", used: push},
+		{names: []string{"WALG_DIRECT_IO", "WALG_DIRECT_IO_BLOCK_COUNT"}, quiet: no, why: "files are read through the page cache", used: push},
+		{names: []string{"WALG_USE_REVERSE_UNPACK", "WALG_SKIP_REDUNDANT_TARS"}, quiet: yes, why: oneEngine, used: fetch},
+		{names: []string{"WALG_TAR_DISABLE_FSYNC"}, quiet: no, why: "what is restored is synced once, at the end, which takes little time", used: fetch},
+		{names: []string{"WALG_UPLOAD_WAL_METADATA"}, quiet: []string{"nometadata"}, why: "times of WAL files are those of their objects", used: walPush},
+		{names: []string{"WALG_PG_WAL_SIZE", "WALG_PG_WAL_PAGE_SIZE", "WALG_PG_BLOCK_SIZE"}, why: discovered},
+		{names: []string{"WALG_SERIALIZER_TYPE"}, why: "retired by WAL-G itself"},
+		{names: []string{"GOMAXPROCS", "GODEBUG"}, shared: true, why: "the Go runtime reads it from the environment only"},
+		{names: []string{"NOTIFY_SOCKET"}, shared: true, why: later},
+		{names: []string{"WALG_SLOTNAME", "WALG_INTEGRITY_MAX_DELAYED_WALS", "WALG_DAEMON_WAL_UPLOAD_TIMEOUT", "PGBACKREST_STANZA", "WALG_STATSD_*",
+			"HTTP_LISTEN", "HTTP_EXPOSE_PPROF", "HTTP_EXPOSE_EXPVAR", "PROFILE_SAMPLING_RATIO", "PROFILE_MODE", "PROFILE_PATH",
+			"WALG_FAILOVER_STORAGES_*", "WALG_STREAM_*"}, why: later},
+		{names: adapter("S3_MIN_THROTTLING_RETRY_DELAY", "S3_MAX_THROTTLING_RETRY_DELAY"), why: "waits between attempts grow by themselves"},
+		{names: adapter("S3_RANGE_BATCH_ENABLED", "S3_RANGE_MAX_RETRIES"), quiet: yes, why: "a download that breaks is always continued where it broke"},
+		{names: adapter("S3_USE_LIST_OBJECTS_V1"), quiet: no, why: "listings use version 2, which every current service has"},
+		{names: adapter("S3_LOG_LEVEL"), why: "requests are not logged one by one"},
+		{names: adapter("S3_SKIP_VALIDATION"), quiet: yes, why: "there is no check of the bucket apart from using it"},
+		{names: adapter("S3_DISABLE_100_CONTINUE"), why: "the request for it is never sent"},
+		{names: adapter("S3_ENABLE_VERSIONING"), why: "only current versions of objects are looked at"},
+		{names: adapter("S3_DELETE_BATCH_SIZE"), quiet: []string{"1000"}, why: "objects are deleted by the thousand, as many as S3 takes"},
+		{names: adapter("AWS_DEFAULT_OUTPUT"), shared: true, why: "it is of the AWS command line"},
+		{names: []string{"AWS_INSTANCE_PROFILE", "WALE_AWS_INSTANCE_PROFILE"}, shared: true, why: "credentials of the instance are found without it"},
+		{names: []string{"WALE_LOG_DESTINATION", "WALE_SYSLOG_FACILITY"}, shared: true, why: "it is WAL-E's; the log goes to WALG_LOG_DESTINATION"},
+		{names: adapter("GOOGLE_APPLICATION_CREDENTIALS", "GCS_CONTEXT_TIMEOUT", "GCS_NORMALIZE_PREFIX", "GCS_ENCRYPTION_KEY", "GCS_MAX_CHUNK_SIZE",
+			"GCS_MAX_RETRIES", "AZURE_*", "WABS_ACCOUNT_NAME", "WABS_ACCESS_KEY", "WABS_SAS_TOKEN", "OS_*", "ST_*", "OSS_*", "SSH_PORT", "SSH_USERNAME",
+			"SSH_PASSWORD", "SSH_PRIVATE_KEY_PATH", "SWIFT_*", "YC_SERVICE_ACCOUNT_KEY_FILE"), shared: true, why: notUsed},
+		{names: []string{"PGTZ", "PGDATESTYLE", "PGGEQO", "PGCLIENTENCODING", "PGSYSCONFDIR", "PGLOCALEDIR", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION",
+			"PGSSLCOMPRESSION", "PGLOADBALANCEHOSTS", "PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION", "PGSSLCERTMODE"}, shared: true,
+			why: "our sessions have no use for it"},
+		{names: []string{"PGHOSTADDR", "PGREQUIRESSL", "PGREQUIREPEER", "PGGSSENCMODE", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION",
+			"PGREALM"}, why: "the PostgreSQL driver does not know it", used: server},
+		{names: []string{"WALG_MYSQL_*", "WALG_MONGO_*", "WALG_MONGODB_*", "MONGODB_*", "WALG_REDIS_*", "WALG_GP_*", "WALG_ETCD_*", "WALG_SQLSERVER_*",
+			"SQLSERVER_*", "OPLOG_*", "WALG_OPLOG_*", "WALG_CLICKHOUSE_*", "WALG_FDB_*", "WALG_BINLOG_*", "WALG_AEROSPIKE_*"}, shared: true, why: "it is for another database"},
+	}
+}
+
+// Values of booleans, as WAL-G reads them.
+var (
+	yes = []string{"1", "t", "true"}
+	no  = []string{"0", "f", "false"}
+)
+
+// adapter returns names and what they are with WALG_ and WALE_ before them.
+func adapter(names ...string) []string {
+	var all []string
+	for _, n := range names {
+		all = append(all, n, "WALG_"+n, "WALE_"+n)
+	}
+	return all
+}
+
+// find returns the group that name, in capitals, belongs to. What is known by its full name comes before patterns.
+func find(groups []foreign, name string) *foreign {
+	for i := range groups {
+		if slices.Contains(groups[i].names, name) {
+			return &groups[i]
+		}
+	}
+	for i := range groups {
+		for _, n := range groups[i].names {
+			if prefix, ok := strings.CutSuffix(n, "*"); ok && strings.HasPrefix(name, prefix) {
+				return &groups[i]
+			}
+		}
+	}
+	return nil
+}
