@@ -50,7 +50,7 @@ bench: build ## measure against pgBackRest, pg_basebackup, tar and cp in one run
 fuzz: ## fuzz each decoder for FUZZTIME (default 1m each)
 	@for p in $$(grep -rlE '^func Fuzz' --include='*_test.go' internal | xargs -n1 dirname | sort -u); do \
 	  for f in $$(grep -hoE '^func Fuzz[A-Za-z0-9_]+' $$p/*_test.go | sed 's/func //'); do \
-	    echo "== $$p $$f"; go test ./$$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-1m} || exit 1; \
+	    echo "== $$p $$f"; go test ./$$p -run '^$$' -fuzz "^$$f\$$" -fuzztime $${FUZZTIME:-1m} -fuzzminimizetime 10x || exit 1; \
 	  done; done
 
 docs: ## rewrite docs/settings.md and docs/commands.md from the definitions
