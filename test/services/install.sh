@@ -1,5 +1,5 @@
 #!/bin/bash
-# install.sh [--bench]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, and an S3 server (versitygw).
+# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, and an S3 server (versitygw).
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
@@ -138,14 +138,26 @@ versitygw() {
   CGO_ENABLED=0 GOFLAGS='' nice go build -trimpath -o "$cache/bin/versitygw" github.com/versity/versitygw/cmd/versitygw
 }
 
-bench=
+bench='' server=''
 for arg; do
   case $arg in
     --step) trap 'echo "line $LINENO: $BASH_COMMAND: exit status $?"' ERR; set -E; shift; "$@"; exit ;;
     --bench) bench=1 ;;
-    *) echo "usage: install.sh [--bench]" >&2; exit 2 ;;
+    --server) server=1 ;;
+    *) echo "usage: install.sh [--bench | --server]" >&2; exit 2 ;;
   esac
 done
+
+# --server: only PostgreSQL itself, of whatever version the distribution has, for `make demo`.
+if [ -n "$server" ]; then
+  if [ "$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then
+    echo "install.sh: PostgreSQL is not installed; as root: apt-get install --no-install-recommends postgresql" >&2
+    exit 1
+  fi
+  exec 3> /dev/null
+  apt_install postgresql > /dev/null
+  exit
+fi
 
 if [ "$(uname -s)/$(uname -m)" != Linux/x86_64 ]; then
   echo "install.sh: the pinned builds are for Linux on x86-64; put PostgreSQL N below $cache/pg/N (bin, lib, share) yourself" >&2
