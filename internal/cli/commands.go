@@ -8,6 +8,9 @@ func (a *app) commands() []*cobra.Command {
 		a.backupPush(),
 		a.backupFetch(),
 		a.backupList(),
+		a.walPush(),
+		a.walFetch(),
+		a.walPrefetch(),
 		a.settings(),
 		a.demo(),
 	}

@@ -18,7 +18,7 @@ import (
 
 // ahead stores the files that PostgreSQL will ask for after f, and returns the names of those it stored. It ends when
 // Limit is reached, no more files wait, ctx ends, or the archive fails: the pushes to come will tell.
-func (p *pusher) ahead(ctx context.Context, f *file) []string {
+func (p *pusher) ahead(ctx context.Context, a Archive, f *file) []string {
 	p.sweep()
 	workers := min(p.opts.Parallel, p.opts.Limit) - 1
 	if workers < 1 || f.cluster == 0 { // without knowing whose files these are none may go
@@ -47,7 +47,7 @@ func (p *pusher) ahead(ctx context.Context, f *file) []string {
 				if !ok {
 					return
 				}
-				err := p.pushAhead(ctx, f, name)
+				err := p.pushAhead(ctx, a, f, name)
 				mu.Lock()
 				var conflict *archive.ConflictError
 				var local *localError
@@ -74,7 +74,7 @@ type localError struct{ error }
 func (e *localError) Unwrap() error { return e.error }
 
 // pushAhead stores one file and sees to it that PostgreSQL need not wait for it.
-func (p *pusher) pushAhead(ctx context.Context, asked *file, name string) error {
+func (p *pusher) pushAhead(ctx context.Context, a Archive, asked *file, name string) error {
 	f, err := inspect(filepath.Join(p.dir, name))
 	if err != nil {
 		return &localError{err}
@@ -90,7 +90,7 @@ func (p *pusher) pushAhead(ctx context.Context, asked *file, name string) error 
 		}
 		return r, err
 	}
-	if _, err := p.opts.Ahead.PutWAL(ctx, name, open); err != nil {
+	if _, err := a.PutWAL(ctx, name, open); err != nil {
 		return err
 	}
 	if !p.opts.ReadyRename {

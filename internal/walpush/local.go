@@ -114,7 +114,7 @@ func (p *pusher) sweep() {
 const ownerAge = time.Hour
 
 // checkOwner returns nil when the archive is, or with this becomes, that of f's cluster.
-func (p *pusher) checkOwner(ctx context.Context, f *file) error {
+func (p *pusher) checkOwner(ctx context.Context, a Archive, f *file) error {
 	if f.cluster == 0 {
 		return nil
 	}
@@ -123,7 +123,7 @@ func (p *pusher) checkOwner(ctx context.Context, f *file) error {
 	if known == f.cluster && age < ownerAge {
 		return nil
 	}
-	err := p.archive.Claim(ctx, f.cluster, p.opts.Host, false)
+	err := a.Claim(ctx, f.cluster, p.opts.Host, false)
 	var foreign *archive.OwnerError
 	switch {
 	case err == nil:

@@ -41,9 +41,8 @@ type Options struct {
 	Location string // of the archive: two archives differ in it, one archive always has the same
 	Host     string // who claims an archive that is nobody's
 
-	Parallel int     // files in flight at once, the one asked for included; up to 1 means none ahead
-	Limit    int     // files stored in one run, the one asked for included; 0 means 32
-	Ahead    Archive // the archive for files stored ahead, when it is to compress with less memory; nil means the same
+	Parallel int // files in flight at once, the one asked for included; up to 1 means none ahead
+	Limit    int // files stored in one run, the one asked for included; 0 means 32
 
 	// ReadyRename renames archive_status/X.ready to X.done once X was stored ahead, instead of leaving a marker:
 	// PostgreSQL then does not ask for X at all.
@@ -70,19 +69,21 @@ type Report struct {
 	Ahead   []string // the files that were stored ahead, in the order in which they were done
 }
 
+// Opener opens the archive twice: once for the file that is asked for, and once for those stored ahead, which should
+// compress sequentially, as there are many at once.
+type Opener func(context.Context) (asked, ahead Archive, err error)
+
 // Push makes sure that the WAL file at path is durable in the archive, and stores files that PostgreSQL will ask for next.
-// Once Push returned nil PostgreSQL may remove the file. What goes wrong with other files is logged as a warning.
-func Push(ctx context.Context, a Archive, path string, o Options) (Report, error) {
+// Once Push returned nil PostgreSQL may remove the file. open is called only when the archive is needed. What goes wrong with
+// other files is logged as a warning.
+func Push(ctx context.Context, open Opener, path string, o Options) (Report, error) {
 	o.Limit = cmp.Or(o.Limit, 32)
-	if o.Ahead == nil {
-		o.Ahead = a
-	}
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	location := sha256.Sum256([]byte(o.Location))
 	dir := filepath.Dir(path)
-	p := &pusher{archive: a, opts: o, dir: dir, state: filepath.Join(dir, "holdfast"), location: hex.EncodeToString(location[:8])}
+	p := &pusher{opts: o, dir: dir, state: filepath.Join(dir, "holdfast"), location: hex.EncodeToString(location[:8])}
 
 	f, err := inspect(path)
 	if err != nil {
@@ -98,7 +99,11 @@ func Push(ctx context.Context, a Archive, path string, o Options) (Report, error
 		p.forget(f.name)
 		return report, nil
 	}
-	if err := p.checkOwner(ctx, f); err != nil {
+	asked, ahead, err := open(ctx)
+	if err != nil {
+		return Report{}, err
+	}
+	if err := p.checkOwner(ctx, asked, f); err != nil {
 		return Report{}, fmt.Errorf("store %s: %w", f.name, err)
 	}
 
@@ -106,9 +111,9 @@ func Push(ctx context.Context, a Archive, path string, o Options) (Report, error
 	background, abandon := context.WithCancel(ctx)
 	defer abandon()
 	done := make(chan []string)
-	go func() { done <- p.ahead(background, f) }()
+	go func() { done <- p.ahead(background, ahead, f) }()
 
-	report.Bytes, err = a.PutWAL(ctx, f.name, f.open)
+	report.Bytes, err = asked.PutWAL(ctx, f.name, f.open)
 	if err != nil {
 		abandon()
 		<-done
@@ -123,7 +128,6 @@ func Push(ctx context.Context, a Archive, path string, o Options) (Report, error
 
 // A pusher is one run.
 type pusher struct {
-	archive  Archive
 	opts     Options
 	dir      string // of the WAL files: pg_wal
 	state    string // what we keep below it

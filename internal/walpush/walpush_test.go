@@ -127,6 +127,11 @@ func whole(t *testing.T, s store.Store, name string, content []byte) {
 	}
 }
 
+func push(ctx context.Context, a walpush.Archive, path string, o walpush.Options) (walpush.Report, error) {
+	open := func(context.Context) (asked, ahead walpush.Archive, err error) { return a, a, nil }
+	return walpush.Push(ctx, open, path, o)
+}
+
 func options() walpush.Options {
 	return walpush.Options{Location: "memory", Host: "here", Parallel: 1}
 }
@@ -136,7 +141,7 @@ func TestPushTwiceStoresOnce(t *testing.T) {
 	name := d.segments(1)[0]
 	a := archive.New(m, archive.Options{})
 	for _, want := range []walpush.Outcome{walpush.Stored, walpush.Equal} {
-		report, err := walpush.Push(t.Context(), a, d.path(name), options())
+		report, err := push(t.Context(), a, d.path(name), options())
 		if err != nil || report.Outcome != want || report.Name != name || (report.Bytes > 0) != (want == walpush.Stored) {
 			t.Errorf("got %+v, %v; want outcome %d", report, err, want)
 		}
@@ -145,7 +150,7 @@ func TestPushTwiceStoresOnce(t *testing.T) {
 
 	d.put(name, segment(name, cluster, 2))
 	var conflict *archive.ConflictError
-	if _, err := walpush.Push(t.Context(), a, d.path(name), options()); !errors.As(err, &conflict) {
+	if _, err := push(t.Context(), a, d.path(name), options()); !errors.As(err, &conflict) {
 		t.Errorf("other content: got %v, want a ConflictError", err)
 	}
 	whole(t, m, name, segment(name, cluster, 1))
@@ -163,7 +168,7 @@ func TestPushTakesEveryKindOfFile(t *testing.T) {
 	binary.LittleEndian.PutUint32(files["000000020000000000000003"][4:], 1)
 	for name, content := range files {
 		d.put(name, content)
-		if _, err := walpush.Push(t.Context(), archive.New(m, archive.Options{}), d.path(name), options()); err != nil {
+		if _, err := push(t.Context(), archive.New(m, archive.Options{}), d.path(name), options()); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		whole(t, m, name, content)
@@ -201,7 +206,7 @@ func TestPushRefusesWhatIsNotTheSegment(t *testing.T) {
 	} {
 		d, m := newWAL(t), &storetest.Memory{}
 		d.put(c.name, c.content)
-		_, err := walpush.Push(t.Context(), archive.New(m, archive.Options{}), d.path(c.name), options())
+		_, err := push(t.Context(), archive.New(m, archive.Options{}), d.path(c.name), options())
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s of %d bytes: got %v, want an error with %q", c.name, len(c.content), err, c.want)
 		}
@@ -210,7 +215,7 @@ func TestPushRefusesWhatIsNotTheSegment(t *testing.T) {
 		}
 	}
 	d := newWAL(t)
-	if _, err := walpush.Push(t.Context(), archive.New(&storetest.Memory{}, archive.Options{}), d.path(name), options()); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := push(t.Context(), archive.New(&storetest.Memory{}, archive.Options{}), d.path(name), options()); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no such file: got %v", err)
 	}
 }
@@ -220,11 +225,11 @@ func TestPushFromAnotherClusterIsRefused(t *testing.T) {
 	names := ours.segments(2)
 	theirs.put(names[1], segment(names[1], cluster+1, 1))
 	a := archive.New(m, archive.Options{})
-	if _, err := walpush.Push(t.Context(), a, ours.path(names[0]), options()); err != nil {
+	if _, err := push(t.Context(), a, ours.path(names[0]), options()); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
-		_, err := walpush.Push(t.Context(), a, theirs.path(names[1]), options())
+		_, err := push(t.Context(), a, theirs.path(names[1]), options())
 		var foreign *archive.OwnerError
 		if !errors.As(err, &foreign) || foreign.Archive != cluster || foreign.Cluster != cluster+1 {
 			t.Fatalf("got %v, want an OwnerError", err)
@@ -234,7 +239,7 @@ func TestPushFromAnotherClusterIsRefused(t *testing.T) {
 	ours.put(names[1], segment(names[1], cluster+1, 1))
 	o := options()
 	o.Parallel = 4
-	if report, err := walpush.Push(t.Context(), a, ours.path(names[0]), o); err != nil || len(report.Ahead) > 0 {
+	if report, err := push(t.Context(), a, ours.path(names[0]), o); err != nil || len(report.Ahead) > 0 {
 		t.Errorf("got %+v, %v; want nothing ahead", report, err)
 	}
 	if _, err := a.OpenWAL(t.Context(), names[1]); !errors.Is(err, fs.ErrNotExist) {
@@ -253,7 +258,7 @@ func TestPushFromAnotherClusterIsRefused(t *testing.T) {
 	}
 	theirs.put("00000002.history", []byte("1\t0/300000\tx\n"))
 	var foreign *archive.OwnerError
-	if _, err := walpush.Push(t.Context(), a, theirs.path("00000002.history"), options()); !errors.As(err, &foreign) {
+	if _, err := push(t.Context(), a, theirs.path("00000002.history"), options()); !errors.As(err, &foreign) {
 		t.Errorf("history file of another cluster: got %v, want an OwnerError", err)
 	}
 }
@@ -265,7 +270,7 @@ func TestOwnerIsAskedOnce(t *testing.T) {
 	push := func(name string, o walpush.Options) []string {
 		t.Helper()
 		calls := storetest.FailAt(m, -1)
-		if _, err := walpush.Push(t.Context(), archive.New(calls, archive.Options{}), d.path(name), o); err != nil {
+		if _, err := push(t.Context(), archive.New(calls, archive.Options{}), d.path(name), o); err != nil {
 			t.Fatal(err)
 		}
 		return slices.DeleteFunc(calls.Calls(), func(c string) bool { return !strings.Contains(c, "cluster.json") })
@@ -311,14 +316,14 @@ func TestOldAnswerIsBetterThanNone(t *testing.T) {
 	d, m := newWAL(t), &storetest.Memory{}
 	names := d.segments(2)
 	a := archive.New(m, archive.Options{})
-	if _, err := walpush.Push(t.Context(), refuser{a}, d.path(names[0]), options()); err == nil {
+	if _, err := push(t.Context(), refuser{a}, d.path(names[0]), options()); err == nil {
 		t.Error("the first push went on without knowing whose archive this is")
 	}
-	if _, err := walpush.Push(t.Context(), a, d.path(names[0]), options()); err != nil {
+	if _, err := push(t.Context(), a, d.path(names[0]), options()); err != nil {
 		t.Fatal(err)
 	}
 	age(t, d)
-	if _, err := walpush.Push(t.Context(), refuser{a}, d.path(names[1]), options()); err != nil {
+	if _, err := push(t.Context(), refuser{a}, d.path(names[1]), options()); err != nil {
 		t.Errorf("got %v", err)
 	}
 }
@@ -337,7 +342,7 @@ func TestPushFailsWhole(t *testing.T) {
 					f := flaky(m, n)
 					o := options()
 					o.Parallel = parallel
-					_, err := walpush.Push(t.Context(), archive.New(f, archive.Options{}), d.path(names[0]), o)
+					_, err := push(t.Context(), archive.New(f, archive.Options{}), d.path(names[0]), o)
 					if err == nil {
 						whole(t, m, names[0], segment(names[0], cluster, 1))
 					} else if !errors.Is(err, storetest.ErrInjected) {
@@ -357,7 +362,7 @@ func TestPushFailsWhole(t *testing.T) {
 					}
 					// Asked again, all is well.
 					for _, name := range names {
-						if _, err := walpush.Push(t.Context(), archive.New(m, archive.Options{}), d.path(name), o); err != nil {
+						if _, err := push(t.Context(), archive.New(m, archive.Options{}), d.path(name), o); err != nil {
 							t.Errorf("after call %d had failed: %v", n, err)
 						}
 						whole(t, m, name, segment(name, cluster, 1))
@@ -378,7 +383,7 @@ func TestFilesGoUpAhead(t *testing.T) {
 		calls := storetest.FailAt(m, -1)
 		o := options()
 		o.Parallel = 4
-		report, err := walpush.Push(t.Context(), archive.New(calls, archive.Options{}), d.path(name), o)
+		report, err := push(t.Context(), archive.New(calls, archive.Options{}), d.path(name), o)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -413,7 +418,7 @@ func TestReadyRename(t *testing.T) {
 	names := d.segments(5)
 	o := options()
 	o.Parallel, o.ReadyRename = 4, true
-	if _, err := walpush.Push(t.Context(), archive.New(m, archive.Options{}), d.path(names[0]), o); err != nil {
+	if _, err := push(t.Context(), archive.New(m, archive.Options{}), d.path(names[0]), o); err != nil {
 		t.Fatal(err)
 	}
 	for i, name := range names {
@@ -461,12 +466,12 @@ func TestMarkerIsVerified(t *testing.T) {
 			names := d.segments(2)
 			o := options()
 			o.Parallel = 2
-			if _, err := walpush.Push(t.Context(), archive.New(&storetest.Memory{}, archive.Options{}), d.path(names[0]), o); err != nil {
+			if _, err := push(t.Context(), archive.New(&storetest.Memory{}, archive.Options{}), d.path(names[0]), o); err != nil {
 				t.Fatal(err)
 			}
 			change(d, names[1], &o)
 			m := &storetest.Memory{}
-			report, err := walpush.Push(t.Context(), archive.New(m, archive.Options{}), d.path(names[1]), o)
+			report, err := push(t.Context(), archive.New(m, archive.Options{}), d.path(names[1]), o)
 			if err != nil || report.Outcome != walpush.Stored {
 				t.Fatalf("got %+v, %v; want it stored", report, err)
 			}
@@ -498,7 +503,7 @@ func TestUnreadableMarkerIsAnError(t *testing.T) {
 		if err := spoil(path); err != nil {
 			t.Fatal(what, err)
 		}
-		report, err := walpush.Push(t.Context(), archive.New(m, archive.Options{}), d.path(name), options())
+		report, err := push(t.Context(), archive.New(m, archive.Options{}), d.path(name), options())
 		if err == nil || !strings.Contains(err.Error(), "stored ahead") {
 			t.Errorf("marker is %s: got %+v, %v; want an error", what, report, err)
 		}
@@ -511,13 +516,13 @@ func TestStaleMarkersAreSwept(t *testing.T) {
 	a := archive.New(m, archive.Options{})
 	o := options()
 	o.Parallel = 3
-	if _, err := walpush.Push(t.Context(), a, d.path(names[0]), o); err != nil {
+	if _, err := push(t.Context(), a, d.path(names[0]), o); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.Remove(d.path(names[1])); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := walpush.Push(t.Context(), a, d.path(names[0]), o); err != nil {
+	if _, err := push(t.Context(), a, d.path(names[0]), o); err != nil {
 		t.Fatal(err)
 	}
 	if got := d.marked(); !slices.Equal(got, names[2:]) {
@@ -532,14 +537,14 @@ func TestTroubleAheadIsAWarning(t *testing.T) {
 	a := archive.New(m, archive.Options{})
 	other := newWAL(t)
 	other.put(names[1], segment(names[1], cluster, 2))
-	if _, err := walpush.Push(t.Context(), a, other.path(names[1]), options()); err != nil {
+	if _, err := push(t.Context(), a, other.path(names[1]), options()); err != nil {
 		t.Fatal(err)
 	}
 	d.put(names[2], segment(names[2], cluster, 1)[:size/2])
 	var log lockedBuffer
 	o := options()
 	o.Parallel, o.Logger = 4, slog.New(slog.NewTextHandler(&log, nil))
-	report, err := walpush.Push(t.Context(), a, d.path(names[0]), o)
+	report, err := push(t.Context(), a, d.path(names[0]), o)
 	if err != nil || !slices.Equal(report.Ahead, names[3:]) {
 		t.Errorf("got %+v, %v; want %q ahead", report, err, names[3:])
 	}
@@ -578,7 +583,7 @@ func TestPushesAtOnce(t *testing.T) {
 			for j := range names {
 				o := options()
 				o.Parallel = 3
-				if _, err := walpush.Push(t.Context(), a, d.path(names[(j+i)%len(names)]), o); err != nil {
+				if _, err := push(t.Context(), a, d.path(names[(j+i)%len(names)]), o); err != nil {
 					t.Error(err)
 				}
 			}
@@ -594,7 +599,7 @@ func TestFileThatChangesIsNotStored(t *testing.T) {
 	d, m := newWAL(t), &storetest.Memory{}
 	name := d.segments(1)[0]
 	a := changer{archive.New(m, archive.Options{}), func() { d.put(name, segment(name, cluster, 2)[:size/2]) }}
-	if _, err := walpush.Push(t.Context(), a, d.path(name), options()); err == nil {
+	if _, err := push(t.Context(), a, d.path(name), options()); err == nil {
 		t.Error("a file that shrank while it was read was stored")
 	}
 	if _, err := archive.New(m, archive.Options{}).OpenWAL(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
@@ -620,7 +625,7 @@ func TestCancelledPushFails(t *testing.T) {
 	a := changer{archive.New(m, archive.Options{}), cancel}
 	o := options()
 	o.Parallel = 3
-	if _, err := walpush.Push(ctx, a, d.path(names[0]), o); !errors.Is(err, context.Canceled) {
+	if _, err := push(ctx, a, d.path(names[0]), o); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}
 }

@@ -1,0 +1,78 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/compress"
+	"holdfast/internal/config"
+	"holdfast/internal/walpush"
+)
+
+func (a *app) walPush() *cobra.Command {
+	return &cobra.Command{
+		Use:   "wal-push PATH",
+		Short: "Store a finished WAL file (archive_command)",
+		Long: "Stores the WAL file PATH and returns once it is durable in the archive. The files that PostgreSQL will ask for next, as its\n" +
+			"archive_status says, are stored beside it; their own calls then cost nothing. The same content may come again; other content\n" +
+			"under a name that is taken, or a file of another cluster than the archive's, is an error and changes nothing.",
+		Example: "  archive_mode = on\n  archive_command = 'holdfast wal-push \"%p\"'",
+		Args:    a.args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			host, err := os.Hostname()
+			if err != nil {
+				return err
+			}
+			method, err := compress.ParseMethod(s.Compression.Method)
+			if err != nil {
+				return err
+			}
+			report, err := walpush.Push(cmd.Context(), a.archivesForPush(s), args[0], walpush.Options{
+				Location: s.Storage.Location(), Host: host,
+				Parallel: s.WAL.Parallel, Limit: s.WAL.Limit, ReadyRename: s.WAL.ReadyRename, Logger: a.log,
+			})
+			if err != nil {
+				return err
+			}
+			switch report.Outcome {
+			case walpush.Stored:
+				a.log.Info("FILE PATH: " + report.Name + method.Extension())
+			case walpush.Equal:
+				a.log.Info(fmt.Sprintf("WAL file '%s' already archived with equal content, skipping", args[0]))
+			case walpush.Early:
+				a.log.Debug("stored ahead: " + report.Name + method.Extension())
+			}
+			for _, name := range report.Ahead {
+				a.log.Debug("FILE PATH: " + name + method.Extension() + ", ahead of being asked")
+			}
+			return nil
+		},
+	}
+}
+
+// archivesForPush opens the archive for walpush.Push.
+func (a *app) archivesForPush(s *config.Settings) walpush.Opener {
+	return func(ctx context.Context) (asked, ahead walpush.Archive, err error) {
+		first, err := a.openArchive(ctx, s)
+		if err != nil {
+			return nil, nil, err
+		}
+		method, err := compress.ParseMethod(s.Compression.Method)
+		if err != nil {
+			return nil, nil, err
+		}
+		level, err := compress.ParseLevel(s.Compression.Level)
+		if err != nil {
+			return nil, nil, err
+		}
+		return first, archive.New(first.Store(), archive.Options{Method: method, Level: level, Parallel: 1}), nil
+	}
+}
