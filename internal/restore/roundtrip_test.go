@@ -1,0 +1,124 @@
+package restore_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/backup"
+	"holdfast/internal/catalog"
+	"holdfast/internal/pg/instance"
+	"holdfast/internal/pg/server"
+	"holdfast/internal/restore"
+	"holdfast/internal/store/storetest"
+	"holdfast/test/pgtest"
+)
+
+// A cluster of every major version comes back as it was at a restore point, its tablespace elsewhere; pg_verifybackup agrees
+// with the manifest that is written, and the original is not touched.
+func TestRoundTrip(t *testing.T) {
+	pgtest.Each(t, func(t *testing.T, p instance.Programs) {
+		c := pgtest.New(t, p, pgtest.Options{Archive: true})
+		space, elsewhere := pgtest.Dir(t), pgtest.Dir(t)
+		c.Exec(t, "CREATE TABLESPACE ts LOCATION '"+space+"'",
+			"CREATE TABLE t TABLESPACE ts AS SELECT i, md5(i::text) AS h FROM generate_series(1, 20000) i",
+			"CREATE TABLE u AS SELECT * FROM t", "ALTER SYSTEM SET work_mem = '5MB'")
+		a := archive.New(&storetest.Memory{}, archive.Options{})
+		conn, err := server.Connect(t.Context(), c.Config())
+		if err != nil {
+			t.Fatal(err)
+		}
+		made, err := backup.Run(t.Context(), conn, a, c.Data, backup.Options{Host: "here", NoWaitWAL: true, PartSize: 4 << 20})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Exec(t, "INSERT INTO t SELECT i, 'later' FROM generate_series(1, 10) i")
+		want := c.Value(t, "SELECT count(*) || md5(string_agg(t::text, ',' ORDER BY i, h)) FROM t")
+		c.Exec(t, "SELECT pg_create_restore_point('here')", "DROP TABLE t", "SELECT pg_switch_wal()")
+		pgtest.Eventually(t, "all WAL archived", func() bool {
+			left, _ := filepath.Glob(filepath.Join(c.Data, "pg_wal", "archive_status", "*.ready"))
+			return len(left) == 0
+		})
+		pushWAL(t, a, c.Archive)
+
+		data := filepath.Join(pgtest.Dir(t), "data")
+		choice := choose(t, a, "", catalog.Target{Kind: catalog.AtName, Name: "here"})
+		if choice.Backup.Name != made.Name {
+			t.Errorf("chose %s, want %s", choice.Backup.Name, made.Name)
+		}
+		plan, err := restore.Decide(t.Context(), a, restore.Request{
+			Destination: data, Choice: choice, TablespaceMapping: map[string]string{space: elsewhere},
+			Recovery: &restore.Recovery{Command: `cp "` + c.Archive + `/%f" "%p"`, Action: "promote"},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		report, err := restore.Run(t.Context(), a, plan, restore.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !report.Verified {
+			t.Error("the contents were not verified")
+		}
+		verify := filepath.Join(p.Dir, "pg_verifybackup")
+		if _, err := os.Stat(verify); err == nil && p.Major >= 13 {
+			if out, err := pgtest.Command(t, verify, "-n", data).CombinedOutput(); err != nil {
+				t.Errorf("pg_verifybackup: %v: %s", err, out)
+			}
+		}
+		r := pgtest.Attach(t, p, data, pgtest.Options{})
+		pgtest.Eventually(t, "promoted", func() bool { return r.Value(t, "SELECT pg_is_in_recovery()") == "false" })
+		if got := r.Value(t, "SELECT count(*) || md5(string_agg(t::text, ',' ORDER BY i, h)) FROM t"); got != want {
+			t.Errorf("restored %s, want %s", got, want)
+		}
+		if got := r.Value(t, "current_setting('archive_mode')"); got != "off" {
+			t.Errorf("archive_mode is %s", got)
+		}
+		if got := r.Value(t, "current_setting('work_mem')"); got != "5MB" {
+			t.Errorf("work_mem is %s", got)
+		}
+	})
+}
+
+// pushWAL archives the files of a directory.
+func pushWAL(t *testing.T, a *archive.Archive, dir string) {
+	t.Helper()
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		_, err := a.PutWAL(t.Context(), f.Name(), func() (io.ReadCloser, error) { return os.Open(filepath.Join(dir, f.Name())) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// The data directory of a cluster that was killed while it was being restored does not start, and continues to a whole one.
+func TestInterruptedDoesNotStart(t *testing.T) {
+	a := backedUp(t, &storetest.Memory{}, "lz4", nil, small()...)
+	p, err := decide(t, a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
+	defer cancel()
+	<-ctx.Done()
+	if _, err := restore.Run(ctx, a, p, restore.Options{}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("Run: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(p.Destination, "global", "pg_control")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a pg_control: %v", err)
+	}
+	if b, err := os.ReadFile(filepath.Join(p.Destination, "holdfast_restore.json")); err != nil || !strings.Contains(string(b), ours) {
+		t.Errorf("marker: %s, %v", b, err)
+	}
+}
