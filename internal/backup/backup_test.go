@@ -67,6 +67,11 @@ func TestRunMakesAWholeBackup(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer sock.Close()
+	for _, odd := range []error{os.Symlink("/nowhere", filepath.Join(c.Data, "link")), os.WriteFile(filepath.Join(c.Data, "odd\xff"), nil, 0o600)} {
+		if odd != nil {
+			t.Fatal(odd)
+		}
+	}
 	m := copiedWAL{&storetest.Memory{}, c.Archive}
 	a := archive.New(m, archive.Options{Method: compress.LZ4})
 	progress := &backup.Progress{}
@@ -87,7 +92,7 @@ func TestRunMakesAWholeBackup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if report.CorruptBlocks != 0 || len(report.Skipped) != 1 || report.Skipped[0] != "socket" || report.WALIncomplete {
+	if report.CorruptBlocks != 0 || !slices.Equal(report.Skipped, []string{"odd\xff", "socket"}) || report.WALIncomplete {
 		t.Errorf("%+v", report)
 	}
 	if done, total := progress.Bytes(); done == 0 || total < 20<<20 {
@@ -131,7 +136,7 @@ func TestRunMakesAWholeBackup(t *testing.T) {
 		}
 		r.Close()
 	}
-	for _, want := range []string{".", "PG_VERSION", "global/pg_control", "backup_label", "tablespace_map", "base/5/PG_VERSION", "pg_wal", "postgresql.conf"} {
+	for _, want := range []string{".", "PG_VERSION", "global/pg_control", "backup_label", "tablespace_map", "base/5/PG_VERSION", "pg_wal", "postgresql.conf", "link"} {
 		if _, ok := seen[want]; !ok {
 			t.Errorf("%s is not stored", want)
 		}
@@ -242,6 +247,24 @@ func TestRunRefuses(t *testing.T) {
 	pgtest.Eventually(t, "archive_command to be empty", func() bool { return c.Value(t, `select current_setting('archive_command')`) == "" })
 	if err := run(connect(t, c), c.Data, backup.Options{}); err == nil || !strings.Contains(err.Error(), "does not archive WAL") {
 		t.Errorf("no archive_command: %v", err)
+	}
+}
+
+// Data behind a link would be missing: a backup without it is worse than none.
+func TestRunRefusesDataBehindLinks(t *testing.T) {
+	c := cluster(t)
+	c.Stop(t)
+	elsewhere := filepath.Join(c.Dir, "elsewhere")
+	for _, err := range []error{os.Rename(filepath.Join(c.Data, "base/1"), elsewhere), os.Symlink(elsewhere, filepath.Join(c.Data, "base/1"))} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Start(t)
+	m := &storetest.Memory{}
+	_, err := backup.Run(t.Context(), connect(t, c), archive.New(m, archive.Options{}), c.Data, backup.Options{NoWaitWAL: true})
+	if err == nil || !strings.Contains(err.Error(), "base/1 is a symbolic link to "+elsewhere) {
+		t.Errorf("got %v", err)
 	}
 }
 

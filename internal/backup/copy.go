@@ -4,11 +4,13 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"os"
 	"path"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,7 +29,7 @@ func (r *run) copyData(ctx context.Context) error {
 		return err
 	}
 	r.phase("copying")
-	work, stop := newWorklist(big, r.dir.Walk(datadir.Options{}), r.packEntry)
+	work, stop := newWorklist(big, r.walk(nil), r.packEntry)
 	defer stop()
 	group, groupCtx := errgroup.WithContext(ctx)
 	for range r.Workers {
@@ -42,6 +44,41 @@ func (r *run) copyData(ctx context.Context) error {
 	return r.putConfig(ctx)
 }
 
+// walk yields the entries to store. skipped, unless it is nil, is told what somebody might miss.
+func (r *run) walk(skipped func(path, why string)) iter.Seq2[datadir.Entry, error] {
+	tell := func(path, why string) {
+		if skipped != nil {
+			skipped(path, why)
+		}
+	}
+	entries := r.dir.Walk(datadir.Options{Skipped: func(path string, why datadir.Reason) {
+		if why == datadir.Special { // the other reasons are as it should be
+			tell(path, string(why))
+		}
+	}})
+	return func(yield func(datadir.Entry, error) bool) {
+		for e, err := range entries {
+			if !utf8.ValidString(e.Path) { // none of PostgreSQL's own, and no document can name it
+				tell(e.Path, "its name is not UTF-8")
+				continue
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
+}
+
+// own reports whether path is one of PostgreSQL's own directories, or something inside one.
+func own(path string) bool {
+	top, _, _ := strings.Cut(path, "/")
+	switch top {
+	case "base", "global", "pg_xact", "pg_multixact", "pg_commit_ts", "pg_logical", "pg_twophase", "pg_stat", "pg_tblspc":
+		return true
+	}
+	return false
+}
+
 // survey walks the directory once: for the sum of sizes, for the big files and for what is left out and should be told.
 func (r *run) survey(ctx context.Context) ([]datadir.Entry, error) {
 	var big []datadir.Entry
@@ -50,15 +87,19 @@ func (r *run) survey(ctx context.Context) ([]datadir.Entry, error) {
 		return nil, err
 	}
 	var data int64
-	skipped := func(path string, why datadir.Reason) {
-		if why == datadir.Special { // the other reasons are as it should be
-			r.report.Skipped = append(r.report.Skipped, path)
-			r.Logger.Warn(fmt.Sprintf("left out %s: %s", path, why))
-		}
+	skipped := func(path, why string) {
+		r.report.Skipped = append(r.report.Skipped, path)
+		r.Logger.Warn(fmt.Sprintf("left out %q: %s", path, why))
 	}
-	for e, err := range r.dir.Walk(datadir.Options{Skipped: skipped}) {
+	for e, err := range r.walk(skipped) {
 		if err != nil {
 			return nil, err
+		}
+		if e.Kind == datadir.Symlink {
+			if own(e.Path) {
+				return nil, &linkError{path: e.Path, target: e.Target}
+			}
+			r.Logger.Warn(fmt.Sprintf("%s is a symbolic link to %s: the link is in the backup, what it points to is not", e.Path, e.Target))
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

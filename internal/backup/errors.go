@@ -99,3 +99,14 @@ func (e *timelineError) Error() string {
 func (*timelineError) Hint() string {
 	return "take the backup again: it starts on the new timeline then"
 }
+
+// linkError says that data lies behind a symbolic link that PostgreSQL knows nothing of.
+type linkError struct{ path, target string }
+
+func (e *linkError) Error() string {
+	return fmt.Sprintf("%s is a symbolic link to %s, and holds data that would be missing from the backup", e.path, e.target)
+}
+
+func (*linkError) Hint() string {
+	return "put the data back in place of the link while PostgreSQL is stopped, or use a tablespace to keep it elsewhere"
+}

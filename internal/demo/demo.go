@@ -353,7 +353,14 @@ func (s *story) sql(i *instance.Instance, statements string) error {
 
 // run shows a command of ours and runs it, as the server's account.
 func (s *story) run(args ...string) error {
-	s.say("   $ holdfast %s", strings.Join(args, " "))
+	shown := make([]string, len(args))
+	for i, a := range args {
+		shown[i] = a
+		if strings.Contains(a, " ") {
+			shown[i] = "'" + a + "'"
+		}
+	}
+	s.say("   $ holdfast %s", strings.Join(shown, " "))
 	cmd := exec.CommandContext(s.ctx, s.holdfast, args...)
 	cmd.Env = append(os.Environ(), s.env...)
 	cmd.Dir = s.dir
