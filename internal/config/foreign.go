@@ -18,7 +18,7 @@ type foreign struct {
 const (
 	noEncryption = "this release cannot encrypt, and does not store in clear what it was told to encrypt"
 	noStorage    = "this release keeps archives in a directory or in S3 only"
-	fullOnly     = "backups are full in this release, which restores WAL-G's increments and does not take any"
+	fullOnly     = "backups are full in this release"
 	discovered   = "read from the server or from the files, never configured"
 	later        = "belongs to a part of WAL-G that this release does not have"
 	oneEngine    = "one restore engine does this always"
@@ -86,7 +86,8 @@ func foreigners() []foreign {
 		{names: []string{"PGTZ", "PGDATESTYLE", "PGGEQO", "PGCLIENTENCODING", "PGSYSCONFDIR", "PGLOCALEDIR", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION",
 			"PGSSLCOMPRESSION", "PGLOADBALANCEHOSTS", "PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION", "PGSSLCERTMODE"}, shared: true,
 			why: "our sessions have no use for it"},
-		{names: []string{"PGHOSTADDR", "PGREQUIRESSL", "PGREQUIREPEER", "PGGSSENCMODE", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION",
+		{names: []string{"PGGSSENCMODE"}, quiet: []string{"disable", "prefer"}, why: "the PostgreSQL driver does not encrypt by GSSAPI", used: server},
+		{names: []string{"PGHOSTADDR", "PGREQUIRESSL", "PGREQUIREPEER", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION",
 			"PGREALM"}, why: "the PostgreSQL driver does not know it", used: server},
 		{names: []string{"WALG_MYSQL_*", "WALG_MONGO_*", "WALG_MONGODB_*", "MONGODB_*", "WALG_REDIS_*", "WALG_GP_*", "WALG_ETCD_*", "WALG_SQLSERVER_*",
 			"SQLSERVER_*", "OPLOG_*", "WALG_OPLOG_*", "WALG_CLICKHOUSE_*", "WALG_FDB_*", "WALG_BINLOG_*", "WALG_AEROSPIKE_*"}, shared: true, why: "it is for another database"},

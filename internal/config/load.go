@@ -324,7 +324,7 @@ func (l *loader) set(s *Settings, set *Setting, v value) {
 	if set.Secret {
 		why = err.Error()
 	}
-	l.problem(v, why, "`holdfast settings --help` and docs/settings.md say what it may be")
+	l.problem(v, why, "correct or unset it; its meaning: "+set.Meaning)
 }
 
 // problem reports what is wrong with v.

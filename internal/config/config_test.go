@@ -1,0 +1,574 @@
+package config_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"pgregory.net/rapid"
+
+	"holdfast/internal/config"
+)
+
+// where is a store that every test may name.
+const where = "WALG_FILE_PREFIX=/archive"
+
+// problems loads and returns what is wrong, each as "what (where): why".
+func problems(t *testing.T, src config.Sources) []string {
+	t.Helper()
+	_, err := config.Load(src)
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		t.Fatalf("Load returned %T, want errors that were joined", err)
+	}
+	var all []string
+	for _, e := range joined.Unwrap() {
+		p, ok := e.(*config.Problem)
+		if !ok {
+			t.Fatalf("Load returned a %T among its errors: %v", e, e)
+		}
+		if p.Hint() == "" || p.What == "" || p.Why == "" {
+			t.Errorf("%q lacks what, why or what to do: %#v", p.Error(), p)
+		}
+		all = append(all, p.Error()+" // "+p.Hint())
+	}
+	return all
+}
+
+// load loads what must be right.
+func load(t *testing.T, src config.Sources) *config.Settings {
+	t.Helper()
+	s, err := config.Load(src)
+	if err != nil {
+		t.Fatalf("Load(%v): %v", src, err)
+	}
+	return s
+}
+
+// file writes a settings file and returns its path.
+func file(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// effective returns one value of s.
+func effective(t *testing.T, s *config.Settings, name string) config.Value {
+	t.Helper()
+	for _, v := range s.Effective() {
+		if v.Name == name {
+			return v
+		}
+	}
+	t.Fatalf("%s is not among the effective values", name)
+	return config.Value{}
+}
+
+func TestTableIsConsistent(t *testing.T) {
+	kinds := map[string][]config.Kind{
+		"string": {config.String, config.Path, config.Enum}, "bool": {config.Bool}, "int": {config.Int}, "int64": {config.Size},
+		"time.Duration": {config.Duration}, "json.RawMessage": {config.JSON}, "map[string]string": {config.Map},
+	}
+	seen := map[string]string{}
+	for _, s := range config.Table(2) {
+		if !slices.Contains(kinds[config.FieldKind(s)], s.Type) {
+			t.Errorf("%s is said to be a %s and goes into a %s", s.Name, s.Type, config.FieldKind(s))
+		}
+		if (s.Type == config.Enum) != (s.Values != nil) {
+			t.Errorf("%s: type %s with values %q", s.Name, s.Type, s.Values)
+		}
+		if !strings.HasPrefix(s.Ours, "HOLDFAST_") || !strings.HasSuffix(s.Meaning, ".") || s.Section == "" {
+			t.Errorf("%s: name of ours %q, meaning %q, section %q", s.Name, s.Ours, s.Meaning, s.Section)
+		}
+		names := s.Names()
+		if s.Secret {
+			for _, n := range s.Names() {
+				names = append(names, n+"_FILE")
+			}
+		}
+		for _, n := range names {
+			if seen[n] != "" {
+				t.Errorf("%s is a name of %s and of %s", n, seen[n], s.Name)
+			}
+			seen[n] = s.Name
+		}
+	}
+	for _, g := range config.Foreign() {
+		for _, n := range g.Names {
+			if seen[n] != "" {
+				t.Errorf("%s is known as foreign and as a name of %s", n, seen[n])
+			}
+			seen[n] = n
+		}
+	}
+}
+
+func TestDefaults(t *testing.T) {
+	s := load(t, config.Sources{Cores: 6})
+	want := &config.Settings{
+		Storage:      config.Storage{S3: config.S3{PartSize: 20 << 20, Parts: 2, Retries: 15}},
+		Compression:  config.Compression{Method: "zstd", Level: "fastest"},
+		WAL:          config.WAL{Parallel: 16, Limit: 32, Prefetch: 10},
+		Backup:       config.Backup{Workers: 6, PartSize: 1<<30 - 1, Alive: time.Minute, WALTimeout: time.Hour},
+		Restore:      config.Restore{Retries: 15},
+		Postgres:     config.Postgres{Vars: map[string]string{"PGAPPNAME": "holdfast"}},
+		Log:          config.Log{Level: "NORMAL", Destination: "stderr", Format: "text"},
+		MemoryBudget: 256 << 20,
+	}
+	if d := cmp.Diff(want, s, cmpopts.IgnoreUnexported(config.Settings{}, config.Storage{}, config.S3{})); d != "" {
+		t.Error(d)
+	}
+	var p *config.Problem
+	if err := s.RequireStorage(); !errors.As(err, &p) || !strings.Contains(p.Hint(), "WALG_S3_PREFIX") {
+		t.Errorf("RequireStorage of nothing: %v", err)
+	}
+}
+
+func TestFlagBeatsEnvironmentBeatsFileBeatsDefault(t *testing.T) {
+	src := config.Sources{}
+	step := func(want string, source string) {
+		t.Helper()
+		v := effective(t, load(t, src), "WALG_LOG_LEVEL")
+		if v.Value != want || v.Source != source {
+			t.Errorf("got %s from %q, want %s from %q", v.Value, v.Source, want, source)
+		}
+	}
+	step("NORMAL", "default")
+	src.File = file(t, "s.yaml", "# levels\nwalg_log_level: error\n")
+	step("ERROR", src.File+":2")
+	src.Environ = []string{"WALG_LOG_LEVEL=", "HOLDFAST_LOG_LEVEL=normal"}
+	step("NORMAL", "environment HOLDFAST_LOG_LEVEL")
+	src.Flags = []config.Flag{{Flag: "--walg-log-level", Setting: "WALG_LOG_LEVEL", Value: "devel"}}
+	step("DEVEL", "flag --walg-log-level")
+}
+
+// sample returns a value that s takes, unlike its default.
+func sample(s config.Setting) string {
+	switch {
+	case s.Values != nil:
+		return s.Values[0]
+	case s.Type == config.Bool:
+		return "true"
+	case s.Type == config.Int, s.Type == config.Size:
+		return fmt.Sprint(s.Min + 7)
+	case s.Type == config.Duration:
+		return "7m0s"
+	case s.Type == config.JSON:
+		return `{"a":1}`
+	}
+	if special := map[string]string{
+		"WALG_FILE_PREFIX": "/a", "WALG_S3_PREFIX": "s3://b/c", "AWS_ENDPOINT": "https://h", "WALE_S3_ENDPOINT": "http+path://h:9000",
+		"S3_SSE_C": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "PGPORT": "5433",
+	}[s.Name]; special != "" {
+		return special
+	}
+	return "seven"
+}
+
+func TestEveryNameOfASettingWorks(t *testing.T) {
+	for _, s := range config.Table(1) {
+		for _, name := range s.Names() {
+			if s.EnvOnly {
+				continue
+			}
+			env := []string{name + "=" + sample(s)}
+			switch s.Name {
+			case "S3_SSE_KMS_ID":
+				env = append(env, "S3_SSE=aws:kms")
+			case "WALG_ZSTD_LEVEL":
+				env = append(env, "WALG_COMPRESSION_METHOD=zstd")
+			}
+			v := effective(t, load(t, config.Sources{Environ: env}), s.Name)
+			if want := sample(s); v.Value != want && !(s.Secret && v.Value == config.Hidden) || v.Source != "environment "+name {
+				t.Errorf("%s: %s is %q from %q, want %q", env, s.Name, v.Value, v.Source, want)
+			}
+			if got := problems(t, config.Sources{File: file(t, "s.json", fmt.Sprintf("{%q: %q}", strings.ToLower(name), sample(s)))}); got != nil &&
+				s.Name != "S3_SSE_KMS_ID" {
+				t.Errorf("%s in a file: %q", name, got)
+			}
+		}
+	}
+}
+
+func TestWhatIsWrongIsAnError(t *testing.T) {
+	bad := func(env ...string) config.Sources { return config.Sources{Environ: env} }
+	inFile := func(name, text string) config.Sources { return config.Sources{File: file(t, name, text)} }
+	for name, c := range map[string]struct {
+		src  config.Sources
+		want []string // a part of each problem
+	}{
+		"unknown variable":      {bad("WALG_UPLOAD_CONCURENCY=4"), []string{"WALG_UPLOAD_CONCURENCY (environment): unknown setting // did you mean WALG_UPLOAD_CONCURRENCY?"}},
+		"unknown variable ours": {bad("HOLDFAST_S3_PREFX=x"), []string{"did you mean HOLDFAST_S3_PREFIX?"}},
+		"unknown and far":       {bad("WALG_QQQQQQQQ=1"), []string{"unknown setting // `holdfast settings`"}},
+		"unknown key":           {inFile("s.yaml", "pghost: /tmp\npghosst: /tmp\n"), []string{"s.yaml:2): unknown setting // did you mean PGHOST?"}},
+		"unknown key in JSON":   {inFile("s.json", "{\n\t\"PGHOST\": \"x\",\n\t\"WALG_FLIE_PREFIX\": \"/a\"\n}"), []string{"s.json:3): unknown setting // did you mean WALG_FILE_PREFIX?"}},
+		"unknown key in TOML":   {inFile("s.toml", "[pghosst]\na.b=1"), []string{"pghosst", "did you mean PGHOST?"}},
+		"file missing":          {config.Sources{File: "/no/such.yaml"}, []string{"/no/such.yaml (flag --config): open /no/such.yaml: no such file"}},
+		"file missing, by env":  {bad("WALG_CONFIG_PATH=/no/such.yaml"), []string{"/no/such.yaml (environment WALG_CONFIG_PATH): open"}},
+		"file named twice":      {bad("WALG_CONFIG_PATH=/a.yaml", "HOLDFAST_CONFIG=/b.yaml"), []string{"/a.yaml (env", "is the same setting and has another value"}},
+		"file names file":       {inFile("s.yaml", "walg_config_path: /x"), []string{"cannot be in here"}},
+		"file not YAML":         {inFile("s.yaml", "a: b\n\tc: d"), []string{"line 2"}},
+		"file not JSON":         {inFile("s.json", "{\n\"a\": \"b\",\n}"), []string{"line 3"}},
+		"file not TOML":         {inFile("s.toml", "a = 1\nb = = 2"), []string{"line 2"}},
+		"file of unknown type":  {inFile("s.ini", "a=b"), []string{`the extension ".ini" is not one of`}},
+		"list for a string":     {inFile("s.yaml", "pghost: [a, b]"), []string{"must be one value"}},
+		"two names":             {bad("WALG_S3_PREFIX=s3://a", "HOLDFAST_S3_PREFIX=s3://b"), []string{"HOLDFAST_S3_PREFIX (environment): WALG_S3_PREFIX (environment) is the same setting"}},
+		"two prefixes":          {bad("WALG_S3_PREFIX=s3://a", where), []string{"two storage prefixes are set: WALG_FILE_PREFIX"}},
+		"two prefixes, sources": {config.Sources{Environ: []string{where}, File: file(t, "s.json", `{"WALE_S3_PREFIX":"s3://a"}`)}, []string{"two storage prefixes"}},
+		"relative directory":    {bad("WALG_FILE_PREFIX=archive"), []string{`"archive" must be an absolute path`}},
+		"not a bucket":          {bad("WALG_S3_PREFIX=bucket/path"), []string{"must be s3://bucket"}},
+		"path upwards":          {bad(where, "WALG_STORAGE_PREFIX=a/../../b"), []string{"without .."}},
+		"not a number":          {bad("WALG_UPLOAD_CONCURRENCY=many"), []string{`"many" must be a whole number`}},
+		"out of range":          {bad("WALG_UPLOAD_CONCURRENCY=0"), []string{`"0" must be from 1 to 1000`}},
+		"part too small":        {bad("S3_MAX_PART_SIZE=1MiB"), []string{"must be from 5MiB to 5GiB"}},
+		"negative rate":         {bad("WALG_DISK_RATE_LIMIT=-1"), []string{"must be at least 0"}},
+		"not a bool":            {bad("PG_READY_RENAME=yes"), []string{"must be true or false"}},
+		"not a duration":        {bad("WALG_ALIVE_CHECK_INTERVAL=60"), []string{"must be a duration"}},
+		"not JSON":              {bad("WALG_SENTINEL_USER_DATA={"), []string{"must be JSON"}},
+		"level":                 {bad("WALG_LOG_LEVEL=LOUD"), []string{"must be one of NORMAL, DEVEL, ERROR"}},
+		"method":                {bad("WALG_COMPRESSION_METHOD=brotli"), []string{"cannot write; it can zstd, lz4 and none"}},
+		"level without zstd":    {bad("WALG_COMPRESSION_METHOD=lz4", "WALG_ZSTD_LEVEL=best"), []string{"WALG_COMPRESSION_METHOD is lz4"}},
+		"kms without key":       {bad("WALG_S3_PREFIX=s3://a", "S3_SSE=aws:kms"), []string{"S3_SSE (environment): aws:kms needs a key"}},
+		"key without kms":       {bad("S3_SSE=AES256", "S3_SSE_KMS_ID=k"), []string{"would not be used"}},
+		"two encryptions":       {bad("S3_SSE=AES256", "S3_SSE_C=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), []string{"S3_SSE is set too"}},
+		"key too short":         {bad("S3_SSE_C=AAEC"), []string{"S3_SSE_C (environment): must be 32 bytes in base64"}},
+		"half of a credential":  {bad("WALG_S3_PREFIX=s3://a", "AWS_ACCESS_KEY_ID=k"), []string{"AWS_SECRET_ACCESS_KEY is not set"}},
+		"other half":            {bad("WALG_S3_PREFIX=s3://a", "AWS_SECRET_KEY=k"), []string{"AWS_SECRET_KEY (environment): AWS_ACCESS_KEY_ID is not set"}},
+		"endpoints":             {bad("AWS_ENDPOINT=https://a", "WALE_S3_ENDPOINT=http+path://b:1"), []string{"names another address"}},
+		"endpoint":              {bad("AWS_ENDPOINT=ftp://a"), []string{"must be a URL"}},
+		"another storage":       {bad("WALG_GS_PREFIX=gs://a"), []string{"a directory or in S3 only"}},
+		"several storages":      {inFile("s.yaml", "WALG_FAILOVER_STORAGES: {a: {WALG_FILE_PREFIX: /b}}"), []string{"this release has one storage"}},
+		"target storage":        {bad("WALG_TARGET_STORAGE=second"), []string{"this release has one storage"}},
+		"object lock":           {bad("S3_RETENTION_PERIOD=3600"), []string{"does not lock objects"}},
+		"secret as a flag":      {config.Sources{Flags: []config.Flag{{Flag: "--pgpassword", Setting: "PGPASSWORD", Value: "hush"}}}, []string{"can be read by everybody"}},
+		"secret's file missing": {bad("PGPASSWORD_FILE=/no/such"), []string{"PGPASSWORD_FILE (environment): open /no/such"}},
+		"secret's file empty":   {bad("PGPASSWORD_FILE=" + file(t, "pw", "\n")), []string{"is empty"}},
+		"secret in two ways":    {bad("PGPASSWORD=a", "PGPASSWORD_FILE="+file(t, "pw", "b\n")), []string{"is the same setting"}},
+		"port":                  {bad("PGPORT=70000"), []string{"must be a port"}},
+		"all at once": {config.Sources{Environ: []string{"WALG_FOO=1", "PGPORT=0"}, File: file(t, "s.yaml", "walg_log_level: x\nwalg_bar: 1")},
+			[]string{"WALG_FOO", "PGPORT", "walg_log_level", "walg_bar"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := problems(t, c.src)
+			all := strings.Join(got, "\n")
+			for _, w := range c.want {
+				if !strings.Contains(all, w) {
+					t.Errorf("got\n%s\nwant %q", all, w)
+				}
+			}
+			if len(got) == 0 || len(got) > max(2, len(c.want)) {
+				t.Errorf("%d problems: %s", len(got), all)
+			}
+			if strings.Contains(all, "hush") || strings.Contains(all, "AAEC") {
+				t.Errorf("a secret shows:\n%s", all)
+			}
+		})
+	}
+}
+
+// Each encryption setting of WAL-G alone, by each of its names, is refused: nothing is stored in clear that should not be.
+func TestEncryptionIsNeverSilentlyOff(t *testing.T) {
+	for _, name := range []string{
+		"WALG_LIBSODIUM_KEY", "WALG_LIBSODIUM_KEY_PATH", "WALG_LIBSODIUM_KEY_TRANSFORM", "WALG_PGP_KEY", "WALG_PGP_KEY_PATH", "WALG_PGP_KEY_PASSPHRASE",
+		"WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID", "GPG_KEY_ID", "WALG_ENVELOPE_PGP_KEY", "WALG_ENVELOPE_PGP_KEY_PATH", "WALG_ENVELOPE_PGP_YC_CSE_KMS_KEY_ID",
+		"WALG_ENVELOPE_PGP_YC_SERVICE_ACCOUNT_KEY_FILE", "WALG_ENVELOPE_PGP_YC_ENDPOINT", "WALG_ENVELOPE_CACHE_EXPIRATION", "WALG_CSE_KMS_ID",
+		"WALG_CSE_KMS_REGION", "YC_CSE_KMS_KEY_ID",
+	} {
+		for _, src := range []config.Sources{
+			{Environ: []string{where, name + "=secret"}},
+			{Environ: []string{where}, File: file(t, "s.toml", strings.ToLower(name)+` = "secret"`)},
+		} {
+			got := problems(t, src)
+			if len(got) != 1 || !strings.Contains(got[0], "cannot encrypt") || strings.Contains(got[0], "secret") {
+				t.Errorf("%s: %q", name, got)
+			}
+		}
+	}
+}
+
+func TestIgnoredSettingsAreNamed(t *testing.T) {
+	for _, c := range []struct {
+		env     string
+		notice  string // a part of it; "" for none
+		command string // that it is for; "" for all
+	}{
+		{"WALG_DELTA_MAX_STEPS=6", "backups are full in this release", "backup-push"},
+		{"WALG_DELTA_MAX_STEPS=0", "", ""},
+		{"WALG_DELTA_ORIGIN=LATEST_FULL", "backups are full", "backup-push"},
+		{"WALG_PREVENT_WAL_OVERWRITE=false", "never overwritten", "wal-push"},
+		{"WALG_PREVENT_WAL_OVERWRITE=True", "", ""},
+		{"WALG_VERIFY_PAGE_CHECKSUMS=0", "always verified", "backup-push"},
+		{"WALG_UPLOAD_QUEUE=4", "stored while it is filled", "backup-push"},
+		{"WALG_TAR_DISABLE_FSYNC=true", "synced once", "backup-fetch"},
+		{"WALG_PG_WAL_SIZE=64", "never configured", ""},
+		{"WALG_SERIALIZER_TYPE=x", "retired", ""},
+		{"WALG_STATSD_ADDRESS=x:1", "does not have", ""},
+		{"WALG_MYSQL_DATASOURCE_NAME=x", "another database", ""},
+		{"MONGODB_URI=x", "", ""},
+		{"GOMAXPROCS=2", "", ""},
+		{"AZURE_STORAGE_ACCOUNT=x", "", ""},
+		{"WALG_AZURE_STORAGE_ACCOUNT=x", "not in use", ""},
+		{"PGSSLCRL=/crl", "does not know it", "backup-push"},
+		{"PGTZ=UTC", "", ""},
+		{"WALE_S3_PREFIXX=typo", "", ""}, // WAL-E's own names are many
+		{"HOLDFAST_TEST_CACHE=/x", "", ""},
+		{"PATH=/bin", "", ""},
+	} {
+		notices := load(t, config.Sources{Environ: []string{c.env}}).Notices()
+		switch {
+		case c.notice == "" && len(notices) > 0:
+			t.Errorf("%s: %v, want no notice", c.env, notices)
+		case c.notice == "":
+		case len(notices) != 1 || !strings.Contains(notices[0].String(), c.notice) || !strings.Contains(notices[0].String(), strings.Split(c.env, "=")[0]):
+			t.Errorf("%s: %v, want one notice with %q", c.env, notices, c.notice)
+		case c.command == "" && notices[0].Commands != nil || c.command != "" && !slices.Contains(notices[0].Commands, c.command):
+			t.Errorf("%s: for commands %q, want %q", c.env, notices[0].Commands, c.command)
+		}
+	}
+	got := load(t, config.Sources{Environ: []string{"WALG_MYSQL_A=1", "WALG_REDIS_B=2"}}).Notices()
+	if len(got) != 1 || !strings.Contains(got[0].String(), "WALG_MYSQL_A (environment), WALG_REDIS_B (environment)") {
+		t.Errorf("settings for other databases: %v, want one line", got)
+	}
+	if got := load(t, config.Sources{File: file(t, "s.yaml", "gomaxprocs: 4")}).Notices(); len(got) != 1 {
+		t.Errorf("GOMAXPROCS in a file: %v, want a notice", got)
+	}
+}
+
+func TestFilesOfEachKindReadAlike(t *testing.T) {
+	texts := map[string]string{
+		"s.json": "{\n\t\"WALG_S3_PREFIX\": \"s3://b/p\",\n\t\"pgPort\": 5433, \"PG_READY_RENAME\": true, \"PGHOST\": null,\n\"WALG_SENTINEL_USER_DATA\": {\"a\": [1]}}\n",
+		"s.yaml": "WALG_S3_PREFIX: s3://b/p\npgPort: 5433\nPG_READY_RENAME: true\nPGHOST:\nWALG_SENTINEL_USER_DATA:\n  a: [1]\n",
+		"s.yml":  "---\nWALG_S3_PREFIX: &x s3://b/p\nWALE_S3_PREFIX: *x\npgPort: '5433'\nPG_READY_RENAME: \"1\"\nWALG_SENTINEL_USER_DATA: '{\"a\": [1]}'\n",
+		"s.toml": "WALG_S3_PREFIX = \"s3://b/p\"\npgPort = 5433\nPG_READY_RENAME = true\nPGHOST = \"\"\n[WALG_SENTINEL_USER_DATA]\na = [1]\n",
+	}
+	for name, text := range texts {
+		path := file(t, name, text)
+		s := load(t, config.Sources{File: path})
+		if s.Storage.S3.Bucket != "b" || s.Storage.S3.Path != "p" || s.Postgres.Vars["PGPORT"] != "5433" || !s.WAL.ReadyRename ||
+			string(s.Backup.UserData) != `{"a":[1]}` || s.File != path {
+			t.Errorf("%s: %+v", name, s)
+		}
+		if _, set := s.Postgres.Lookup("PGHOST"); set {
+			t.Errorf("%s: PGHOST is set by an empty value", name)
+		}
+	}
+}
+
+func TestSettingsFileInTheHomeDirectory(t *testing.T) {
+	home := t.TempDir()
+	put := func(name string) {
+		if err := os.WriteFile(filepath.Join(home, name), []byte("{PGHOST: here}"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := load(t, config.Sources{Home: home}); s.File != "" {
+		t.Errorf("read %q from an empty home", s.File)
+	}
+	put(".walg.yaml")
+	s := load(t, config.Sources{Home: home})
+	if v := effective(t, s, "WALG_CONFIG_PATH"); s.Postgres.Vars["PGHOST"] != "here" || v.Value != filepath.Join(home, ".walg.yaml") {
+		t.Errorf("PGHOST %q from %q", s.Postgres.Vars["PGHOST"], v.Value)
+	}
+	put(".holdfast.yml")
+	if got := problems(t, config.Sources{Home: home}); len(got) != 1 || !strings.Contains(got[0], "there are several") {
+		t.Errorf("two files in the home directory: %q", got)
+	}
+	load(t, config.Sources{Home: home, File: filepath.Join(home, ".walg.yaml")})
+	load(t, config.Sources{Home: home, Environ: []string{"HOLDFAST_CONFIG=" + filepath.Join(home, ".walg.yaml")}})
+
+	home = t.TempDir()
+	put(".walg.properties")
+	if got := problems(t, config.Sources{Home: home}); len(got) != 1 || !strings.Contains(got[0], "extension") {
+		t.Errorf("a file that WAL-G would read and we cannot: %q", got)
+	}
+}
+
+func TestArchivesAreWhereTheSettingsSay(t *testing.T) {
+	for _, c := range []struct {
+		env  []string
+		want string
+	}{
+		{[]string{"WALG_FILE_PREFIX=/a/b/"}, "file:///a/b"},
+		{[]string{"WALG_FILE_PREFIX=file:///a"}, "file:///a"},
+		{[]string{"WALE_FILE_PREFIX=file://localhost/a", "WALG_STORAGE_PREFIX=/x/"}, "file:///a/x"},
+		{[]string{"WALG_S3_PREFIX=s3://b"}, "s3://b"},
+		{[]string{"WALG_S3_PREFIX=s3://b/", "WALG_STORAGE_PREFIX=x"}, "s3://b/x"},
+		{[]string{"WALE_S3_PREFIX=s3://b/c/d/", "AWS_ENDPOINT=minio:9000"}, "s3://b/c/d at https://minio:9000"},
+		{[]string{"WALE_S3_PREFIX=s3://b/c", "WALE_S3_ENDPOINT=http+path://minio:9000"}, "s3://b/c at http://minio:9000"},
+	} {
+		s := load(t, config.Sources{Environ: c.env})
+		if got := s.Storage.Location(); got != c.want {
+			t.Errorf("%q: %q, want %q", c.env, got, c.want)
+		}
+		if err := s.RequireStorage(); err != nil {
+			t.Errorf("%q: %v", c.env, err)
+		}
+	}
+}
+
+func TestSizes(t *testing.T) {
+	for text, want := range map[string]int64{
+		"64KiB": 64 << 10, "1048576": 1 << 20, "1mb": 1 << 20, "1 GB": 1 << 30, "2g": 2 << 30, "70000B": 70000,
+		"1XB": 0, "1ib": 0, "MB": 0, "1.5M": 0, "9999999999T": 0, "1bb": 0, "1kk": 0, "": 0,
+	} {
+		s, err := config.Load(config.Sources{Environ: []string{"WALG_TAR_SIZE_THRESHOLD=" + text}})
+		switch {
+		case text == "" && (err != nil || s.Backup.PartSize != 1<<30-1):
+			t.Errorf("empty: %v, %v, want the default", s, err)
+		case text == "":
+		case want == 0 && err == nil:
+			t.Errorf("%q: %d, want an error", text, s.Backup.PartSize)
+		case want != 0 && (err != nil || s.Backup.PartSize != want):
+			t.Errorf("%q: %v, want %d", text, err, want)
+		}
+	}
+}
+
+func TestSecretsComeFromFilesAndStayHidden(t *testing.T) {
+	s := load(t, config.Sources{Environ: []string{
+		"PGPASSWORD_FILE=" + file(t, "pw", "hush\n"), "HOLDFAST_AWS_SECRET_ACCESS_KEY_FILE=" + file(t, "k", "hush2"), "AWS_ACCESS_KEY=id",
+	}})
+	if s.Postgres.Vars["PGPASSWORD"] != "hush" || s.Storage.S3.SecretAccessKey != "hush2" {
+		t.Errorf("password %q, key %q", s.Postgres.Vars["PGPASSWORD"], s.Storage.S3.SecretAccessKey)
+	}
+	if all := fmt.Sprint(s.Effective()); strings.Contains(all, "hush") || strings.Count(all, config.Hidden) != 3 {
+		t.Errorf("effective: %s", all)
+	}
+}
+
+func TestTurboLiftsLimits(t *testing.T) {
+	src := config.Sources{Environ: []string{"WALG_DISK_RATE_LIMIT=1M", "WALG_NETWORK_RATE_LIMIT=1M"}}
+	if s := load(t, src); s.Backup.DiskRate != 1<<20 || s.Storage.NetworkRate != 1<<20 {
+		t.Errorf("limits %d and %d", s.Backup.DiskRate, s.Storage.NetworkRate)
+	}
+	src.Turbo = true
+	s := load(t, src)
+	if v := effective(t, s, "WALG_DISK_RATE_LIMIT"); s.Backup.DiskRate != 0 || s.Storage.NetworkRate != 0 || v.Source != "flag --turbo" || v.Value != "0" {
+		t.Errorf("limits %d and %d, %v", s.Backup.DiskRate, s.Storage.NetworkRate, v)
+	}
+}
+
+func TestDownloadConcurrencyIsForBothFetches(t *testing.T) {
+	if s := load(t, config.Sources{Environ: []string{"WALG_DOWNLOAD_CONCURRENCY=3"}}); s.Restore.Workers != 3 || s.WAL.Prefetch != 3 {
+		t.Errorf("restore %d, prefetch %d, want 3 and 3", s.Restore.Workers, s.WAL.Prefetch)
+	}
+}
+
+// What `holdfast settings` prints can be given again and means the same.
+func TestPrintedSettingsReadTheSame(t *testing.T) {
+	dir := t.TempDir()
+	table := config.Table(2)
+	rapid.Check(t, func(t *rapid.T) {
+		var env []string
+		chosen := rapid.SliceOfNDistinct(rapid.IntRange(0, len(table)-1), 0, 6, func(i int) int { return i }).Draw(t, "settings")
+		for _, i := range chosen {
+			s := &table[i]
+			if s.EnvOnly {
+				continue
+			}
+			var text string
+			top := s.Max
+			if top == 0 {
+				top = 1 << 50
+			}
+			switch {
+			case s.Values != nil:
+				text = rapid.SampledFrom(s.Values).Draw(t, s.Name)
+			case s.Type == config.Bool:
+				text = fmt.Sprint(rapid.Bool().Draw(t, s.Name))
+			case s.Type == config.Int, s.Type == config.Size:
+				text = fmt.Sprint(rapid.Int64Range(s.Min, top).Draw(t, s.Name))
+			case s.Type == config.Duration:
+				text = time.Duration(rapid.Int64Range(s.Min, top).Draw(t, s.Name)).String()
+			case s.Type == config.JSON:
+				text = fmt.Sprintf(`{"k": %q}`, rapid.StringMatching(`[a-z"\\ ]*`).Draw(t, s.Name))
+			case sample(*s) != "seven":
+				text = sample(*s)
+			default:
+				text = rapid.StringMatching(`[/a-z0-9 .'"\\:#%é-]{1,12}`).Draw(t, s.Name)
+			}
+			env = append(env, s.Name+"="+text)
+		}
+		first, err := config.Load(config.Sources{Environ: env})
+		if err != nil {
+			t.Skip(err)
+		}
+		var again strings.Builder
+		for _, v := range first.Effective() {
+			if v.Source != "default" && !v.Secret {
+				fmt.Fprintf(&again, "%q: %q\n", v.Name, v.Value)
+			}
+		}
+		path := filepath.Join(dir, "s.yaml")
+		if err := os.WriteFile(path, []byte(again.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var secrets []string
+		for _, e := range env {
+			if i := slices.IndexFunc(table, func(s config.Setting) bool { return strings.HasPrefix(e, s.Name+"=") }); table[i].Secret {
+				secrets = append(secrets, e)
+			}
+		}
+		second, err := config.Load(config.Sources{File: path, Environ: secrets})
+		if err != nil {
+			t.Fatalf("%s\n%v", again.String(), err)
+		}
+		second.File = ""
+		if d := cmp.Diff(first, second, cmpopts.IgnoreFields(config.Settings{}, "values", "notices"),
+			cmp.Exporter(func(reflect.Type) bool { return true })); d != "" {
+			t.Errorf("%s\n%s", again.String(), d)
+		}
+	})
+}
+
+// What a settings file is read as, written as JSON, reads the same.
+func FuzzParseFile(f *testing.F) {
+	for _, seed := range []string{
+		"{\"A\": 1, \"b\": [true, null], \"c\": {\"d\": 1e3}}", "a: b\nc:\n  - d\n", "a = 1\n[b]\nc = 1979-05-27\n", "&a [*a]", "{", "\ufeff{}",
+		"a: !!binary x", "? [a]\n: b", "a: &x {b: *x}", "a = inf\nb = nan", "--- a\n--- b",
+	} {
+		for _, ext := range []string{".json", ".yaml", ".toml"} {
+			f.Add(ext, []byte(seed))
+		}
+	}
+	f.Fuzz(func(t *testing.T, ext string, data []byte) {
+		entries, err := config.ParseFile("s"+ext, data)
+		if err != nil {
+			return
+		}
+		var b strings.Builder
+		for i, e := range entries {
+			b.WriteString([]string{"{", ","}[min(i, 1)])
+			value := quote(t, e.Text)
+			if e.Structured {
+				value = e.Text
+			}
+			b.WriteString(quote(t, e.Key) + ":" + value)
+		}
+		if len(entries) == 0 {
+			b.WriteString("{")
+		}
+		b.WriteString("}")
+		again, err := config.ParseFile("s.json", []byte(b.String()))
+		if err != nil {
+			t.Fatalf("%q was read as %q, which cannot be read: %v", data, b.String(), err)
+		}
+		if d := cmp.Diff(entries, again); d != "" {
+			t.Errorf("%q: %s", data, d)
+		}
+	})
+}
