@@ -5,6 +5,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,24 +52,34 @@ const (
 func Run(env Env) int {
 	ctx, stop := interruptible()
 	defer stop()
-	a := &app{env: env}
+	a := &app{env: env, settingFlags: settingFlags()}
 	root := a.root()
 	root.SetArgs(env.Args)
 	root.SetIn(env.Stdin)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
 	err := root.ExecuteContext(ctx)
-	if a.logFile != nil {
-		err = errors.Join(err, a.logFile.Close())
+	if stopped := (*interruptedError)(nil); errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &stopped) {
+		err = fmt.Errorf("%w: %w", stopped, err)
 	}
-	return a.report(err)
+	status := a.report(err)
+	if a.logFile != nil {
+		if err := a.logFile.Close(); err != nil {
+			a.logFile, a.log = nil, nil // what follows can only go to standard error
+			status = max(status, a.report(err))
+		}
+	}
+	return status
 }
 
 // interruptible returns a context that ends with the first SIGINT or SIGTERM, and says so as its cause.
 func interruptible() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // as under nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
 	done := make(chan struct{})
 	go func() {
 		select {
@@ -87,9 +98,12 @@ func (e *interruptedError) Error() string { return "stopped by signal: " + e.sig
 
 // app is one command at work.
 type app struct {
-	env     Env
-	config  string // --config
-	turbo   bool   // --turbo
+	env    Env
+	config string // --config
+	turbo  bool   // --turbo
+
+	settingFlags map[string]string // the setting of each hidden flag
+
 	log     *slog.Logger
 	logFile *os.File
 }
@@ -99,35 +113,40 @@ func (a *app) report(err error) int {
 	if err == nil {
 		return exitOK
 	}
-	log := a.log
-	if log == nil {
-		log = slog.New(newHandler(a.env.Stderr, slog.LevelInfo))
+	logs := []*slog.Logger{a.log}
+	if a.log == nil || a.logFile != nil { // whoever started the command sees why it failed, wherever the log goes
+		logs[0] = slog.New(newHandler(a.env.Stderr, slog.LevelInfo))
 	}
-	for _, one := range parts(err) {
-		log.Error(one.Error())
-		var hinted interface{ Hint() string }
-		if errors.As(one, &hinted) && hinted.Hint() != "" {
-			log.Error("hint: " + hinted.Hint())
+	if a.logFile != nil {
+		logs = append(logs, a.log)
+	}
+	for _, log := range logs {
+		for _, one := range parts(err) {
+			log.Error(one.Error())
+			var hinted interface{ Hint() string }
+			if errors.As(one, &hinted) && hinted.Hint() != "" {
+				log.Error("hint: " + hinted.Hint())
+			}
 		}
 	}
-	var coded interface{ ExitCode() int }
+	var coded *exit
 	if errors.As(err, &coded) {
-		return coded.ExitCode()
+		return coded.code
 	}
 	return exitFailed
 }
 
 // parts takes errors apart that were joined, so that each gets a line and a hint of its own.
 func parts(err error) []error {
-	joined, ok := err.(interface{ Unwrap() []error })
-	if !ok {
-		return []error{err}
+	// An error of fmt.Errorf has parts too, and text of its own around them.
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && err.Error() == errors.Join(joined.Unwrap()...).Error() {
+		var all []error
+		for _, e := range joined.Unwrap() {
+			all = append(all, parts(e)...)
+		}
+		return all
 	}
-	var all []error
-	for _, e := range joined.Unwrap() {
-		all = append(all, parts(e)...)
-	}
-	return all
+	return []error{err}
 }
 
 // exit makes an error end the process with a status of its own.
@@ -137,7 +156,6 @@ type exit struct {
 }
 
 func (e *exit) Unwrap() error { return e.error }
-func (e *exit) ExitCode() int { return e.code }
 
 // root is the command above all others.
 func (a *app) root() *cobra.Command {
@@ -155,22 +173,21 @@ func (a *app) root() *cobra.Command {
 		DisableAutoGenTag: true,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				return a.usage(cmd, fmt.Errorf("unknown command %q", args[0]))
+				err := fmt.Errorf("unknown command %q", args[0])
+				if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+					err = fmt.Errorf("%w, did you mean %s?", err, strings.Join(near, " or "))
+				}
+				return a.usage(cmd, err)
 			}
 			return cmd.Help()
 		},
 		Args:                       cobra.ArbitraryArgs,
 		SuggestionsMinimumDistance: 2,
 	}
-	root.SetVersionTemplate("{{.Version}}\n")
 	root.PersistentFlags().StringVar(&a.config, "config", "", "file of settings (YAML, JSON or TOML)")
 	root.PersistentFlags().BoolVar(&a.turbo, "turbo", false, "ignore the rate limits of disk and network")
-	for _, s := range config.Table(1) {
-		if s.EnvOnly {
-			continue // --config
-		}
-		name := flagName(s.Name)
-		root.PersistentFlags().String(name, "", s.Meaning)
+	for name, setting := range a.settingFlags {
+		root.PersistentFlags().String(name, "", setting)
 		_ = root.PersistentFlags().MarkHidden(name) // it was made in the line above
 	}
 	root.SetFlagErrorFunc(a.usage)
@@ -178,7 +195,25 @@ func (a *app) root() *cobra.Command {
 	return root
 }
 
-// flagName is the hidden flag of a setting: lower case, dashes.
+// settingFlags returns the name of the setting for each hidden flag: a setting's names in lower case with dashes. Those of secrets
+// lead to an error that says how to give a secret, but for those that name a file.
+func settingFlags() map[string]string {
+	flags := map[string]string{}
+	for _, s := range config.Table(1) {
+		if s.EnvOnly {
+			continue // --config
+		}
+		for _, name := range s.Names() {
+			flags[flagName(name)] = name
+			if s.Secret {
+				flags[flagName(name+"_FILE")] = name + "_FILE"
+			}
+		}
+	}
+	return flags
+}
+
+// flagName is the flag of a setting: lower case, dashes.
 func flagName(setting string) string {
 	return strings.ReplaceAll(strings.ToLower(setting), "_", "-")
 }
@@ -199,46 +234,40 @@ func (a *app) args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
-// version is what --version prints, in WAL-G's form.
-func (a *app) version() string {
-	v, c, d := version, commit, date
-	if info, ok := debug.ReadBuildInfo(); ok && v == "" {
-		v = info.Main.Version
+// build returns the release, the revision of the source and its date, as the linker was told or as the toolchain noted.
+func build() (release, revision, day string) {
+	release, revision, day = version, commit, date
+	if info, ok := debug.ReadBuildInfo(); ok && release == "" {
+		release = info.Main.Version
 		for _, s := range info.Settings {
 			switch s.Key {
 			case "vcs.revision":
-				c = s.Value
+				revision = s.Value
 			case "vcs.time":
-				d = s.Value
+				day = s.Value
 			}
 		}
 	}
-	or := func(s string) string {
-		if s == "" {
-			return "unknown"
-		}
-		return s
-	}
-	return fmt.Sprintf("holdfast version %s\t%s\t%s\tPostgreSQL", or(v), or(c), or(d))
+	return cmp.Or(release, "unknown"), cmp.Or(revision, "unknown"), cmp.Or(day, "unknown")
+}
+
+// version is what --version prints after "holdfast version", in WAL-G's form.
+func (a *app) version() string {
+	release, revision, day := build()
+	return release + "\t" + revision + "\t" + day + "\tPostgreSQL"
 }
 
 // release is the version alone.
 func release() string {
-	if version != "" {
-		return version
-	}
-	return "unknown"
+	r, _, _ := build()
+	return r
 }
 
 // load reads the settings and opens the log. Commands call it first.
 func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 	src := config.Sources{Turbo: a.turbo, Environ: a.env.Environ, File: a.config, Home: a.env.Home, Cores: runtime.GOMAXPROCS(0)}
-	byFlag := map[string]string{}
-	for _, s := range config.Table(1) {
-		byFlag[flagName(s.Name)] = s.Name
-	}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if name, ok := byFlag[f.Name]; ok {
+		if name, ok := a.settingFlags[f.Name]; ok {
 			src.Flags = append(src.Flags, config.Flag{Flag: "--" + f.Name, Setting: name, Value: f.Value.String()})
 		}
 	})
@@ -253,6 +282,14 @@ func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 		if n.Commands == nil || slices.Contains(n.Commands, cmd.Name()) {
 			a.log.Info(n.String())
 		}
+	}
+	if a.log.Enabled(cmd.Context(), slog.LevelDebug) {
+		for _, v := range s.Effective() {
+			a.log.Debug(fmt.Sprintf("%s = %s (%s)", v.Name, v.Value, v.Source))
+		}
+	}
+	if !slices.ContainsFunc(a.env.Environ, func(e string) bool { return strings.HasPrefix(e, "GOMEMLIMIT=") }) {
+		debug.SetMemoryLimit(s.MemoryBudget)
 	}
 	return s, nil
 }

@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
+	"unicode"
 )
 
 // handler writes log lines in WAL-G's form, which people's scrapers know:
@@ -16,7 +18,7 @@ import (
 //	INFO: 2021/09/02 15:57:42.138682 message key=value
 type handler struct {
 	level slog.Level
-	attrs []slog.Attr
+	attrs string // of WithAttrs, as they show
 	mu    *sync.Mutex
 	out   io.Writer
 }
@@ -35,12 +37,10 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	if r.Level == slog.LevelWarn {
 		level = "WARNING"
 	}
-	// One record, one line, whatever the message holds, but for the continuation lines of several problems.
-	fmt.Fprintf(&b, "%s: %s %s", level, r.Time.Format("2006/01/02 15:04:05.000000"), r.Message)
-	for _, a := range h.attrs {
-		fmt.Fprintf(&b, " %s=%v", a.Key, a.Value)
-	}
-	r.Attrs(func(a slog.Attr) bool { fmt.Fprintf(&b, " %s=%v", a.Key, a.Value); return true })
+	// What comes from outside, a file's name for instance, cannot begin a line that looks like one of ours.
+	message := strings.ReplaceAll(r.Message, "\n", "\n\t")
+	fmt.Fprintf(&b, "%s: %s %s%s", level, r.Time.Format("2006/01/02 15:04:05.000000"), message, h.attrs)
+	r.Attrs(func(a slog.Attr) bool { b.WriteString(attribute(a)); return true })
 	b.WriteByte('\n')
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -51,8 +51,22 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 // WithAttrs implements slog.Handler.
 func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	c := *h
-	c.attrs = append(slices.Clone(h.attrs), attrs...)
+	for _, a := range attrs {
+		c.attrs += attribute(a)
+	}
 	return &c
+}
+
+// attribute is how a shows in a line, quoted where it would not show where it ends.
+func attribute(a slog.Attr) string {
+	if a.Equal(slog.Attr{}) {
+		return ""
+	}
+	text := a.Value.Resolve().String()
+	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) || r == ' ' || r == '"' || r == '=' }) {
+		text = strconv.Quote(text)
+	}
+	return " " + a.Key + "=" + text
 }
 
 // WithGroup implements slog.Handler. Groups do not show.
