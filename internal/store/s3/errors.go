@@ -1,0 +1,144 @@
+package s3
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"strings"
+
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
+	"github.com/aws/smithy-go"
+)
+
+// opError is what a call on the Store returns. It unwraps to the SDK's error and to what callers decide on: fs.ErrNotExist,
+// fs.ErrExist, fs.ErrPermission (the service refuses us), fs.ErrInvalid (it refuses the request), or none of them,
+// which means that trying again may help.
+type opError struct {
+	op, name string
+	text     string
+	kind     error
+	err      error
+}
+
+func (e *opError) Error() string { return e.op + " " + e.name + ": " + e.text }
+
+func (e *opError) Unwrap() []error {
+	if e.kind == nil {
+		return []error{e.err}
+	}
+	return []error{e.kind, e.err}
+}
+
+func exists(name string) error {
+	return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist}
+}
+
+// fail says what became of op on the object name.
+func (s *Store) fail(op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if own := (*opError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	e := &opError{op: op, name: name, err: err, text: err.Error()}
+	switch {
+	case errors.Is(err, context.Canceled):
+		e.text = context.Canceled.Error()
+		return e
+	case errors.Is(err, context.DeadlineExceeded):
+		e.text = context.DeadlineExceeded.Error()
+		return e
+	}
+	code, status, response := codes(err)
+	if code == "" && status == 0 {
+		if network := (*url.Error)(nil); errors.As(err, &network) {
+			e.text = network.Error()
+		}
+		if strings.Contains(err.Error(), "get credentials") {
+			e.text += ": set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give this machine a role"
+		}
+		return e
+	}
+	hint := ""
+	e.kind, hint = s.judge(code, status, response)
+	if e.kind == fs.ErrNotExist {
+		e.text = fs.ErrNotExist.Error()
+		return e
+	}
+	e.text = code
+	if api := smithy.APIError(nil); errors.As(err, &api) && api.ErrorMessage() != "" {
+		e.text += ": " + api.ErrorMessage()
+	}
+	if status != 0 {
+		e.text += fmt.Sprintf(" (status %d", status)
+		if r := (*awshttp.ResponseError)(nil); errors.As(err, &r) && r.ServiceRequestID() != "" {
+			e.text += ", request " + r.ServiceRequestID()
+		}
+		e.text += ")"
+	}
+	if hint != "" {
+		e.text += ": " + hint
+	}
+	return e
+}
+
+// codes returns the service's code and the HTTP status in err, as far as there are any.
+func codes(err error) (code string, status int, header http.Header) {
+	if api := smithy.APIError(nil); errors.As(err, &api) {
+		code = api.ErrorCode()
+	}
+	if r := (*awshttp.ResponseError)(nil); errors.As(err, &r) {
+		status = r.HTTPStatusCode()
+		if r.Response != nil && r.Response.Response != nil {
+			header = r.Response.Header
+		}
+	}
+	return code, status, header
+}
+
+// judge returns what callers may decide on, and what the operator should look at.
+func (s *Store) judge(code string, status int, header http.Header) (kind error, hint string) {
+	switch code {
+	case "NoSuchKey", "NotFound":
+		return fs.ErrNotExist, ""
+	case "NoSuchBucket":
+		return fs.ErrInvalid, fmt.Sprintf("there is no bucket %s: see WALG_S3_PREFIX, AWS_ENDPOINT and AWS_REGION, or create it", s.o.Bucket)
+	case "InvalidBucketName":
+		return fs.ErrInvalid, fmt.Sprintf("%q cannot be the name of a bucket: see WALG_S3_PREFIX", s.o.Bucket)
+	case "InvalidAccessKeyId":
+		return fs.ErrPermission, "the service does not know this AWS_ACCESS_KEY_ID"
+	case "SignatureDoesNotMatch":
+		return fs.ErrPermission, "AWS_SECRET_ACCESS_KEY is not the one of this AWS_ACCESS_KEY_ID, or AWS_REGION is not what the service expects"
+	case "ExpiredToken", "InvalidToken", "TokenRefreshRequired":
+		return fs.ErrPermission, "AWS_SESSION_TOKEN has expired or is not valid"
+	case "RequestTimeTooSkewed", "RequestExpired":
+		return fs.ErrPermission, "the clocks of this machine and of the service differ by more than 15 minutes: synchronize the clock"
+	case "InvalidObjectState":
+		return fs.ErrInvalid, "the object lies in a storage class for archiving: restore it with the tools of the service first"
+	case "InvalidStorageClass":
+		return fs.ErrInvalid, fmt.Sprintf("see WALG_S3_STORAGE_CLASS, which is %q", s.o.StorageClass)
+	case "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "OperationAborted",
+		"ConditionalRequestConflict", "BadDigest", "XAmzContentChecksumMismatch":
+		return nil, ""
+	}
+	if there := header.Get(regionHeader); there != "" && s.client.Load() != nil && there != s.client.Load().Options().Region {
+		return fs.ErrInvalid, fmt.Sprintf("the bucket is in region %s: see AWS_REGION, which is %s", there, s.client.Load().Options().Region)
+	}
+	switch {
+	case status == http.StatusForbidden || status == http.StatusUnauthorized || code == "AccessDenied":
+		return fs.ErrPermission, fmt.Sprintf("these credentials may not do that in bucket %s; without s3:ListBucket a missing object is answered this way too", s.o.Bucket)
+	case status == http.StatusMovedPermanently || code == "PermanentRedirect" || code == "AuthorizationHeaderMalformed":
+		return fs.ErrInvalid, "the bucket is in another region or at another endpoint: see AWS_REGION and AWS_ENDPOINT"
+	case status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status == http.StatusTooEarly:
+		return nil, ""
+	case status == http.StatusNotImplemented || status == http.StatusMethodNotAllowed:
+		return errors.ErrUnsupported, "the service cannot do that"
+	case status >= 400 && status < 500:
+		return fs.ErrInvalid, ""
+	}
+	return nil, ""
+}

@@ -1,0 +1,304 @@
+package s3
+
+import (
+	"context"
+	"crypto/md5"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/service/s3"
+	"github.com/aws/aws-sdk-go-v2/service/s3/types"
+	"golang.org/x/sync/errgroup"
+)
+
+// maxParts is S3's bound.
+const maxParts = 10_000
+
+// partSize returns the size of part n, counted from 1. From part 2001 on it grows, so that 5 TiB, the largest object S3
+// takes, fit; most services want the parts before of one size.
+func (s *Store) partSize(n int32) int64 {
+	return min(s.o.PartSize+int64(max(0, n-2000)/115)*(20<<20), maxPart)
+}
+
+// Put implements store.Store. What fits into one part is put in one request. When a larger object fails its parts are
+// removed.
+func (s *Store) Put(ctx context.Context, name string, r io.Reader) error {
+	return s.put(ctx, name, r, false)
+}
+
+// PutIfAbsent implements store.PutIfAbsenter by If-None-Match. A request that was made again because its answer got lost
+// may find the object of the first one: fs.ErrExist then is about our own object, so compare contents.
+//
+// A service that answers that it has no conditions is asked with Stat instead. Some of those that are not AWS take the
+// condition and ignore it: at a custom endpoint a Stat comes first in any case. Neither is atomic.
+func (s *Store) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	if err := check("put", name); err != nil {
+		return err
+	}
+	if s.custom {
+		if err := s.absent(ctx, name); err != nil {
+			return err
+		}
+	}
+	return s.put(ctx, name, r, true)
+}
+
+// absent returns nil if there is no such object.
+func (s *Store) absent(ctx context.Context, name string) error {
+	_, err := s.head(ctx, "put", name)
+	switch {
+	case err == nil:
+		return exists(name)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return err
+}
+
+func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool) error {
+	if err := check("put", name); err != nil {
+		return err
+	}
+	c, err := s.api(ctx)
+	if err != nil {
+		return err
+	}
+	p, err := s.pool.take(ctx, s.partSize(1))
+	if err != nil {
+		return s.fail("put", name, err)
+	}
+	ended, err := p.fill(ctx, r)
+	switch {
+	case err != nil:
+		p.release()
+		return s.fail("put", name, err)
+	case ended:
+		defer p.release()
+		return s.fail("put", name, s.putOne(ctx, c, name, p, ifAbsent))
+	}
+	return s.fail("put", name, s.putMany(ctx, c, name, p, r, ifAbsent))
+}
+
+// locked returns the object lock for an object put now.
+func (s *Store) locked() (types.ObjectLockMode, *time.Time) {
+	if s.o.ObjectLockMode == "" {
+		return "", nil
+	}
+	return types.ObjectLockMode(s.o.ObjectLockMode), aws.Time(time.Now().Add(s.o.ObjectLockRetention))
+}
+
+// unsigned leaves the body out of the signature; its CRC-32C is in it.
+func unsigned(c *s3.Options) {
+	c.APIOptions = append(c.APIOptions, v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)
+}
+
+// putOne puts an object in one request.
+func (s *Store) putOne(ctx context.Context, c *s3.Client, name string, p *part, ifAbsent bool) error {
+	put := func(condition *string) error {
+		in := &s3.PutObjectInput{
+			Bucket: &s.o.Bucket, Key: s.key(name), Body: p.reader(), ContentLength: &p.size, ChecksumCRC32C: p.checksum(),
+			IfNoneMatch: condition, StorageClass: types.StorageClass(s.o.StorageClass), ServerSideEncryption: s.sse.method, SSEKMSKeyId: s.sse.kmsKey,
+			SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD,
+		}
+		in.ObjectLockMode, in.ObjectLockRetainUntilDate = s.locked()
+		_, err := c.PutObject(ctx, in, unsigned)
+		return err
+	}
+	if !ifAbsent {
+		return put(nil)
+	}
+	return s.conditionally(ctx, name, put)
+}
+
+// conditionally calls put with the condition that there is no object yet, or without it where the service has none.
+func (s *Store) conditionally(ctx context.Context, name string, put func(condition *string) error) error {
+	for try := 0; ; try++ {
+		condition := aws.String("*")
+		if s.noConditions.Load() {
+			if err := s.absent(ctx, name); err != nil {
+				return err
+			}
+			condition = nil
+		}
+		err := put(condition)
+		code, status, _ := codes(err)
+		switch {
+		case status == http.StatusPreconditionFailed:
+			return exists(name)
+		case status == http.StatusNotImplemented && condition != nil:
+			s.noConditions.Store(true)
+			continue
+		case status == http.StatusConflict && code == "ConditionalRequestConflict" && try < 5: // another writer is at it
+			if err := s.absent(ctx, name); err != nil {
+				return err
+			}
+			select {
+			case <-time.After(100 * time.Millisecond << try):
+				continue
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		return err
+	}
+}
+
+// putMany puts an object in parts, of which p is the first.
+func (s *Store) putMany(ctx context.Context, c *s3.Client, name string, p *part, r io.Reader, ifAbsent bool) (err error) {
+	if ifAbsent { // it is cheaper to know before
+		if err := s.absent(ctx, name); err != nil {
+			p.release()
+			return err
+		}
+	}
+	in := &s3.CreateMultipartUploadInput{
+		Bucket: &s.o.Bucket, Key: s.key(name), ChecksumAlgorithm: types.ChecksumAlgorithmCrc32c,
+		StorageClass: types.StorageClass(s.o.StorageClass), ServerSideEncryption: s.sse.method, SSEKMSKeyId: s.sse.kmsKey,
+		SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD,
+	}
+	in.ObjectLockMode, in.ObjectLockRetainUntilDate = s.locked()
+	created, err := c.CreateMultipartUpload(ctx, in)
+	if err != nil {
+		p.release()
+		return err
+	}
+	u := &upload{store: s, client: c, name: name, id: created.UploadId}
+	if err := u.send(ctx, p, r); err != nil {
+		return errors.Join(s.fail("put", name, err), u.abort(ctx))
+	}
+	finish := func(condition *string) error { return u.complete(ctx, condition) }
+	if ifAbsent {
+		err = s.absent(ctx, name) // for services that ignore the condition here
+		if err == nil {
+			err = s.conditionally(ctx, name, finish)
+		}
+	} else {
+		err = finish(nil)
+	}
+	if err != nil {
+		return errors.Join(s.fail("put", name, err), u.abort(ctx))
+	}
+	return nil
+}
+
+// upload is an object being put in parts.
+type upload struct {
+	store  *Store
+	client *s3.Client
+	name   string
+	id     *string
+
+	mu    sync.Mutex // the parts fill in their results at once
+	parts []types.CompletedPart
+}
+
+// send sends first, and what r still yields.
+func (u *upload) send(ctx context.Context, first *part, r io.Reader) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(u.store.o.Concurrency)
+	p, ended := first, false
+	for n := int32(1); p != nil; n++ {
+		u.mu.Lock()
+		u.parts = append(u.parts, types.CompletedPart{})
+		u.mu.Unlock()
+		full := p
+		g.Go(func() error {
+			defer full.release()
+			return u.sendPart(ctx, n, full)
+		})
+		if ended {
+			break
+		}
+		var err error
+		if p, ended, err = u.fill(ctx, n+1, r); err != nil {
+			cancel(err) // those under way are of no use any more
+			g.Wait()
+			return err
+		}
+	}
+	return g.Wait()
+}
+
+// fill fills part n from r. There is none when r has ended already.
+func (u *upload) fill(ctx context.Context, n int32, r io.Reader) (p *part, ended bool, err error) {
+	p, err = u.store.pool.take(ctx, u.store.partSize(n))
+	if err != nil {
+		return nil, false, context.Cause(ctx)
+	}
+	ended, err = p.fill(ctx, r)
+	if err == nil && p.size > 0 && n > maxParts {
+		err = fmt.Errorf("larger than the 5 TiB that an object may have: %w", fs.ErrInvalid)
+	}
+	if err != nil || p.size == 0 {
+		p.release()
+		return nil, true, err
+	}
+	return p, ended, nil
+}
+
+func (u *upload) sendPart(ctx context.Context, n int32, p *part) error {
+	s := u.store
+	out, err := u.client.UploadPart(ctx, &s3.UploadPartInput{
+		Bucket: &s.o.Bucket, Key: s.key(u.name), UploadId: u.id, PartNumber: &n,
+		Body: p.reader(), ContentLength: &p.size, ChecksumCRC32C: p.checksum(),
+		SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD,
+	}, unsigned)
+	if err != nil {
+		return err
+	}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.parts[n-1] = types.CompletedPart{PartNumber: &n, ETag: out.ETag, ChecksumCRC32C: p.checksum()}
+	return nil
+}
+
+// complete makes the parts an object.
+func (u *upload) complete(ctx context.Context, condition *string) error {
+	s := u.store
+	_, err := u.client.CompleteMultipartUpload(ctx, &s3.CompleteMultipartUploadInput{
+		Bucket: &s.o.Bucket, Key: s.key(u.name), UploadId: u.id, IfNoneMatch: condition,
+		MultipartUpload:      &types.CompletedMultipartUpload{Parts: u.parts},
+		SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD,
+	}, s.patient)
+	if code, _, _ := codes(err); code == "NoSuchUpload" && u.arrived(ctx) {
+		return nil // done by a request whose answer got lost
+	}
+	return err
+}
+
+// arrived reports whether the object there is the one of these parts: S3's ETag of an object in parts is the MD5 of
+// their MD5s and their number.
+func (u *upload) arrived(ctx context.Context) bool {
+	var sums []byte
+	for _, p := range u.parts {
+		sum, err := hex.DecodeString(strings.Trim(aws.ToString(p.ETag), `"`))
+		if err != nil || len(sum) != md5.Size {
+			return false
+		}
+		sums = append(sums, sum...)
+	}
+	out, err := u.store.head(ctx, "put", u.name)
+	return err == nil && strings.Trim(aws.ToString(out.ETag), `"`) == fmt.Sprintf("%x-%d", md5.Sum(sums), len(u.parts))
+}
+
+// abort removes the parts, even when ctx is done.
+func (u *upload) abort(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	_, err := u.client.AbortMultipartUpload(ctx, &s3.AbortMultipartUploadInput{Bucket: &u.store.o.Bucket, Key: u.store.key(u.name), UploadId: u.id})
+	if code, _, _ := codes(err); err == nil || code == "NoSuchUpload" {
+		return nil
+	}
+	return u.store.fail("remove the parts of", u.name, err)
+}
