@@ -1,0 +1,279 @@
+// Package site runs the holdfast program as an operator would: a private server that archives with it, an archive, and restored
+// copies that recover with it. Only tests import it.
+package site
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/pg/instance"
+	"holdfast/test/pgtest"
+)
+
+// Patience bounds a wait for a command or a server.
+const Patience = 3 * time.Minute
+
+// Site is a primary and its archive.
+type Site struct {
+	*pgtest.Cluster
+	Binary string
+	Root   string   // directory that holds the objects
+	Env    []string // settings that name the archive
+}
+
+// New builds holdfast and starts a primary that archives by its wal-push into a directory of its own.
+func New(t testing.TB, p instance.Programs, opts pgtest.Options) *Site {
+	t.Helper()
+	root := filepath.Join(pgtest.Dir(t), "archive")
+	if err := os.Mkdir(root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Give(t, root)
+	return In(t, p, opts, root, "WALG_FILE_PREFIX="+root)
+}
+
+// In is New for an archive that exists: env names it, and its objects are below the directory root.
+func In(t testing.TB, p instance.Programs, opts pgtest.Options, root string, env ...string) *Site {
+	t.Helper()
+	s := &Site{Binary: pgtest.Build(t, "holdfast/cmd/holdfast"), Root: root, Env: env}
+	settings := map[string]string{"archive_mode": "on", "archive_command": s.Binary + ` wal-push "%p"`}
+	for name, value := range opts.Settings {
+		settings[name] = value
+	}
+	opts.Settings, opts.Env = settings, slices.Concat(env, opts.Env)
+	s.Cluster = pgtest.New(t, p, opts)
+	// In the configuration too, so that copies would archive unless they are told not to.
+	s.Exec(t, `alter system set archive_mode = on`, `alter system set archive_command = '`+s.Binary+` wal-push "%p"'`)
+	return s
+}
+
+// Result is how a command ended.
+type Result struct {
+	Status int // 128 and the signal's number when it was killed
+	Stdout string
+	Stderr string
+}
+
+// Errors returns the lines of Stderr that tell of errors, hints left out.
+func (r Result) Errors() (lines []string) {
+	for line := range strings.Lines(r.Stderr) {
+		if strings.HasPrefix(line, "ERROR:") && !strings.Contains(line, "hint: ") {
+			lines = append(lines, strings.TrimSpace(line))
+		}
+	}
+	return lines
+}
+
+// Command prepares holdfast with the settings of the archive and the server, as the account of the servers.
+func (s *Site) Command(t testing.TB, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := pgtest.Command(t, s.Binary, args...)
+	cmd.Env = slices.Concat(cmd.Environ(), s.Environ(), s.Env)
+	return cmd
+}
+
+// Do runs holdfast to its end.
+func (s *Site) Do(t testing.TB, args ...string) Result {
+	t.Helper()
+	return Run(t, s.Command(t, args...))
+}
+
+// Run runs a command to its end.
+func Run(t testing.TB, cmd *exec.Cmd) Result {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	begun := time.Now()
+	err := cmd.Run()
+	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%s: %v", cmd, err)
+	}
+	if took := time.Since(begun); took > Patience {
+		t.Errorf("%s took %s", cmd, took)
+	}
+	return Ended(cmd, stdout.String(), stderr.String())
+}
+
+// OK runs holdfast, which must succeed.
+func (s *Site) OK(t testing.TB, args ...string) Result {
+	t.Helper()
+	r := s.Do(t, args...)
+	if r.Status != 0 {
+		t.Fatalf("holdfast %s: exit status %d\n%s", strings.Join(args, " "), r.Status, r.Stderr)
+	}
+	return r
+}
+
+// Refused runs holdfast, which must fail with status and say, in one line of error, each of words.
+func (s *Site) Refused(t testing.TB, status int, words []string, args ...string) Result {
+	t.Helper()
+	r := s.Do(t, args...)
+	r.Check(t, "holdfast "+strings.Join(args, " "), status, words...)
+	return r
+}
+
+// Check fails the test unless the command what ended with status and one line of error that has all of words.
+func (r Result) Check(t testing.TB, what string, status int, words ...string) {
+	t.Helper()
+	if r.Status != status {
+		t.Errorf("%s: exit status %d, want %d\n%s", what, r.Status, status, r.Stderr)
+	}
+	lines := r.Errors()
+	if len(lines) != 1 {
+		t.Errorf("%s: %d lines of error, want one:\n%s", what, len(lines), r.Stderr)
+		return
+	}
+	for _, word := range words {
+		if !strings.Contains(lines[0], word) {
+			t.Errorf("%s: the error does not say %q:\n%s", what, word, lines[0])
+		}
+	}
+}
+
+// Backups returns the names that backup-list prints, oldest first. One that cannot be read fails the test.
+func (s *Site) Backups(t testing.TB) (names []string) {
+	t.Helper()
+	var listed []struct {
+		Name  string `json:"backup_name"`
+		Error string `json:"error"`
+	}
+	out := s.OK(t, "backup-list", "--json").Stdout
+	if err := json.Unmarshal([]byte(out), &listed); err != nil {
+		t.Fatalf("backup-list --json: %v\n%s", err, out)
+	}
+	for _, b := range listed {
+		if b.Error != "" {
+			t.Errorf("backup %s: %s", b.Name, b.Error)
+		}
+		names = append(names, b.Name)
+	}
+	return names
+}
+
+// Push takes a backup and returns its name.
+func (s *Site) Push(t testing.TB, args ...string) string {
+	t.Helper()
+	var report struct {
+		Name string `json:"backup_name"`
+	}
+	r := s.OK(t, append([]string{"backup-push", "--json", s.Data}, args...)...)
+	if err := json.Unmarshal([]byte(r.Stdout), &report); err != nil {
+		t.Fatalf("backup-push --json: %v\n%s", err, r.Stdout)
+	}
+	return report.Name
+}
+
+// Fetch restores into a new directory, which must succeed, and returns it.
+func (s *Site) Fetch(t testing.TB, args ...string) string {
+	t.Helper()
+	dir := filepath.Join(pgtest.Dir(t), "data")
+	s.OK(t, append([]string{"backup-fetch", dir}, args...)...)
+	return dir
+}
+
+// Restored restores into a new directory with recovery, starts the server there, and waits until recovery has ended.
+func (s *Site) Restored(t testing.TB, args ...string) *pgtest.Cluster {
+	t.Helper()
+	c := s.Open(t, s.Fetch(t, args...))
+	AwaitRecovery(t, c)
+	return c
+}
+
+// Open starts a server on a restored directory; recovery may go on.
+func (s *Site) Open(t testing.TB, dir string) *pgtest.Cluster {
+	t.Helper()
+	return pgtest.Attach(t, s.Programs, dir, pgtest.Options{Env: s.Env, Settings: map[string]string{"hot_standby": "on"}})
+}
+
+// AwaitRecovery waits until c takes writes.
+func AwaitRecovery(t testing.TB, c *pgtest.Cluster) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), Patience)
+	defer cancel()
+	if err := c.Server.AwaitRecovery(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Switch ends the current segment and waits until it is in the archive; it returns its name.
+func (s *Site) Switch(t testing.TB) string {
+	t.Helper()
+	s.Exec(t, `select pg_logical_emit_message(false, 'site', 'x')`) // or there might be nothing to switch
+	name := s.Value(t, `pg_walfile_name(pg_switch_wal())`)
+	s.Await(t, name)
+	return name
+}
+
+// Await waits until the archive has the WAL file name.
+func (s *Site) Await(t testing.TB, name string) {
+	t.Helper()
+	pgtest.Eventually(t, name+" is archived", func() bool { return s.Has("wal_005/" + name + ".zst") })
+}
+
+// Has reports whether the archive holds an object.
+func (s *Site) Has(object string) bool {
+	_, err := os.Stat(filepath.Join(s.Root, object))
+	return err == nil
+}
+
+// Objects lists what the archive holds, unfinished files of the store included.
+func (s *Site) Objects(t testing.TB) (names []string) {
+	t.Helper()
+	err := filepath.WalkDir(s.Root, func(path string, d os.DirEntry, err error) error {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // renamed or removed meanwhile
+		}
+		if err != nil || d.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(s.Root, path)
+		names = append(names, name)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return names
+}
+
+// NoTrace fails the test when the archive holds anything but the owner, WAL, and the backups named.
+func (s *Site) NoTrace(t testing.TB, backups ...string) {
+	t.Helper()
+	for _, name := range s.Objects(t) {
+		known := name == "holdfast/cluster.json" || strings.HasPrefix(name, "wal_005/")
+		for _, b := range backups {
+			known = known || strings.HasPrefix(name, "basebackups_005/"+b+"/") || name == "basebackups_005/"+b+"_backup_stop_sentinel.json"
+		}
+		if !known {
+			t.Errorf("the archive still holds %s", name)
+		}
+	}
+}
+
+// NotInBackup fails the test unless the server leaves backup mode: no session of holdfast is left, and a shutdown would not wait.
+func (s *Site) NotInBackup(t testing.TB) {
+	t.Helper()
+	pgtest.Eventually(t, "no session of holdfast is left", func() bool {
+		return s.Value(t, `select count(*) from pg_stat_activity where application_name like 'holdfast%'`) == "0"
+	})
+	if s.Programs.Major < 15 {
+		if s.Value(t, `pg_is_in_backup()`) != "false" { // tells exclusive ones
+			t.Error("the server is in backup mode")
+		}
+	}
+}
+
+// Rows returns a checksum over the rows of a table, in the order of its columns.
+func Rows(t testing.TB, c *pgtest.Cluster, table string) string {
+	t.Helper()
+	return c.Value(t, `select count(*) || ' rows, ' || coalesce(md5(string_agg(r::text, E'\n' order by r::text collate "C")), '') from `+table+` r`)
+}
