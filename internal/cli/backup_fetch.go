@@ -118,8 +118,6 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 			if file, err = a.absolute(file); err != nil {
 				return err
 			}
-		} else {
-			a.log.Info("the settings come from the environment: start PostgreSQL with the same, or its restore_command does not find the archive")
 		}
 		f.recovery.Command = restore.Command(a.env.Program, file)
 		r.Recovery = &f.recovery
@@ -140,6 +138,9 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 	}
 	for _, note := range plan.Notes {
 		a.log.Info(note)
+	}
+	if r.Recovery != nil && s.File == "" {
+		a.log.Info("the settings come from the environment: start PostgreSQL with the same, or its restore_command does not find the archive")
 	}
 	progress := &restore.Progress{}
 	stop := a.progress(ctx, "restore", progress)

@@ -94,24 +94,29 @@ func (r *run) configBelow(ctx context.Context, dir string) error {
 	})
 }
 
-// configIntoData writes the files into the data directory: those that lay beside the main file keep their place relative
-// to it, others go to the top. Settings that lead back to the old places are commented out.
+// placeInData says where in the data directory a configuration file goes: those that lay beside the main file keep their
+// place relative to it, others go to the top.
+func placeInData(main, name string) string {
+	if rel, ok := strings.CutPrefix(name, path.Dir(main)+"/"); ok {
+		return rel
+	}
+	return path.Base(name)
+}
+
+// configIntoData writes the files into the data directory. Settings that lead back to the old places are commented out.
 func (r *run) configIntoData(ctx context.Context) error {
-	var base string
+	var main string
 	return eachConfig(ctx, r.archive, r.plan.Backup, func(h tarpart.Header, content io.Reader) error {
 		b, err := io.ReadAll(content)
 		if err != nil {
 			return err
 		}
-		if base == "" {
-			base = path.Dir(h.Path) // the main file comes first
+		if main == "" {
+			main = h.Path // the main file comes first
 		}
-		name, ok := strings.CutPrefix(h.Path, base+"/")
-		if !ok {
-			name = path.Base(h.Path)
-		}
+		name := placeInData(main, h.Path)
 		if path.Ext(name) == ".conf" && path.Base(name) != "pg_hba.conf" && path.Base(name) != "pg_ident.conf" {
-			b = relocate(b, "/"+base)
+			b = relocate(b, "/"+path.Dir(main))
 		}
 		r.notes.add("%s is now %s in the data directory", "/"+h.Path, name)
 		if err := r.tree.write(name, b, os.FileMode(h.Mode)&0o777|0o600); err != nil {

@@ -82,6 +82,7 @@ type Plan struct {
 	finishLSN        wal.LSN
 	parts            []archive.Part
 	settingsFile     string
+	configNames      []string // in the data directory, of configuration that is put there
 }
 
 // Tablespace says where one goes.
@@ -394,6 +395,11 @@ func (p *Plan) checkConfig(ctx context.Context, a *archive.Archive) error {
 	}
 	if !asked {
 		p.note("the configuration was outside the data directory (%s); --config-into-pgdata puts it there, --restore-config DIR below DIR", files[0])
+	}
+	if p.ConfigIntoData {
+		for _, name := range files {
+			p.configNames = append(p.configNames, placeInData(files[0], name))
+		}
 	}
 	if p.ConfigDir != "" && !filepath.IsAbs(p.ConfigDir) {
 		return fmt.Errorf("restore the configuration to %s: not an absolute path", p.ConfigDir)

@@ -156,6 +156,10 @@ func TestConfiguration(t *testing.T) {
 	if got := string(b); !strings.Contains(got, "\nport = 5432\n") || !strings.Contains(got, "\ninclude_dir 'conf.d'\n") || !strings.Contains(got, "'extra.conf'") {
 		t.Errorf("postgresql.conf is\n%s", got)
 	}
+	list, err := os.ReadFile(filepath.Join(p.Destination, "backup_manifest"))
+	if err != nil || strings.Count(string(list), `"postgresql.conf"`) != 1 || strings.Count(string(list), `"conf.d/more.conf"`) != 1 {
+		t.Errorf("backup_manifest does not list the configuration once: %v", err)
+	}
 	if !strings.Contains(strings.Join(report.Notes, "\n"), "conf.d/more.conf") {
 		t.Errorf("notes %q", report.Notes)
 	}

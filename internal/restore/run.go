@@ -97,9 +97,15 @@ type heldFile struct {
 	modTime time.Time
 }
 
-// left lists what a backup may hold that the restored cluster must not have: PostgreSQL or its tools would act on it.
-var left = []string{
+// unwanted lists what a backup may hold that the restored cluster must not have: PostgreSQL or its tools would act on it.
+var unwanted = []string{
 	manifest.Name, "backup_manifest.tmp", "recovery.signal", "standby.signal", "recovery.conf", "recovery.done", "postmaster.pid", "postmaster.opts", markerName,
+}
+
+// leaves reports whether a file of the backup stays out of the restored cluster: it has no business there, or saved
+// configuration takes its place.
+func (p *Plan) leaves(path string) bool {
+	return slices.Contains(unwanted, path) || slices.Contains(p.configNames, path)
 }
 
 // Run carries out a plan. When it returns nil the restored cluster is durable and can start. Otherwise what is there stays

@@ -98,7 +98,7 @@ func (r *run) cut(ctx context.Context, part archive.Part, members []tarpart.Memb
 	}
 	for i := range members {
 		m := &members[i]
-		if m.Type == tarpart.File && m.Size > unitSize+unitSize/2 && !r.plan.Resume && !slices.Contains(left, m.Path) {
+		if m.Type == tarpart.File && m.Size > unitSize+unitSize/2 && !r.plan.Resume && !r.plan.leaves(m.Path) {
 			flush()
 			s := &splitFile{}
 			for from := int64(0); from < m.Size; from += unitSize {
@@ -194,7 +194,7 @@ func (w *worker) listed(u unit) (err error) {
 
 // whole reports whether a member is in place already, from before an interruption, with the content it must have.
 func (w *worker) whole(m *tarpart.Member) bool {
-	if m.Type != tarpart.File || isHeld(m.Path) || slices.Contains(left, m.Path) {
+	if m.Type != tarpart.File || isHeld(m.Path) || w.plan.leaves(m.Path) {
 		return false
 	}
 	name, err := w.folder.enter(w.tree, m.Path)
@@ -360,7 +360,7 @@ func (s *sink) begin(p *piece) (err error) {
 		if err == nil {
 			s.held.modTime = p.ModTime
 		}
-	case slices.Contains(left, p.Path):
+	case s.plan.leaves(p.Path):
 		s.drop = true
 		s.notes.add("%s of the backup is left out", p.Path)
 	case p.split == nil:
@@ -491,7 +491,7 @@ func (w *worker) member(h tarpart.Header, content io.Reader) error {
 		return nil
 	case h.Type != tarpart.File:
 		return w.other(h.Path, h.Type, mode, h.Link)
-	case slices.Contains(left, h.Path):
+	case w.plan.leaves(h.Path):
 		w.notes.add("%s of the backup is left out", h.Path)
 		return nil
 	case isHeld(h.Path):
