@@ -12,16 +12,25 @@ import (
 
 func main() { os.Exit(run()) }
 
-func run() int {
+func run() int { return runAt(home()) }
+
+// home returns the home directory of the account that runs this, as WAL-G from the account rather than from $HOME; "" when
+// there is none.
+func home() string {
+	if u, err := user.Current(); err == nil {
+		return u.HomeDir
+	}
+	dir, _ := os.UserHomeDir() // "" with the error
+	return dir
+}
+
+// runAt runs the command line of this process for an account whose home directory is home.
+func runAt(home string) int {
 	env := cli.Env{
-		Args: os.Args[1:], Environ: os.Environ(), Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
+		Args: os.Args[1:], Environ: os.Environ(), Home: home, Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr,
 		Live: term.IsTerminal(int(os.Stderr.Fd())),
 	}
 	// What cannot be found out is empty; commands that need it say so.
-	env.Home, _ = os.UserHomeDir()
-	if u, err := user.Current(); err == nil {
-		env.Home = u.HomeDir // as WAL-G: from the account, not from $HOME
-	}
 	env.Dir, _ = os.Getwd()
 	env.Program, _ = os.Executable()
 	return cli.Run(env)

@@ -170,7 +170,7 @@ func (a *app) root() *cobra.Command {
 		Version:           a.version(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
-		DisableAutoGenTag: true,
+		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true}, // ours is
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				err := fmt.Errorf("unknown command %q", args[0])
@@ -279,7 +279,7 @@ func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 		return nil, err
 	}
 	for _, n := range s.Notices() {
-		if n.Commands == nil || slices.Contains(n.Commands, cmd.Name()) {
+		if n.Commands == nil || slices.Contains(n.Commands, cmd.Name()) || cmd.Name() == "settings" {
 			a.log.Info(n.String())
 		}
 	}

@@ -12,6 +12,7 @@ func (a *app) commands() []*cobra.Command {
 		a.walFetch(),
 		a.walPrefetch(),
 		a.settings(),
+		a.completion(),
 		a.demo(),
 	}
 }

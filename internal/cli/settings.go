@@ -2,17 +2,18 @@ package cli
 
 import (
 	"encoding/json"
+	"fmt"
 
-	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 )
 
 func (a *app) settings() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:     "settings",
-		Short:   "Print every setting in force and where it came from",
-		Long:    "Prints every setting, its value and whether that is a default, or came from the file, the environment or a flag. Secrets are hidden.",
+		Use:   "settings",
+		Short: "Print every setting in force and where it came from",
+		Long: "Prints every setting, its value, and whether that is the default or came from a flag, the environment or the settings file.\n" +
+			"Secrets are hidden. Settings that are wrong are errors here as in every other command, so this checks them, too.",
 		Example: "  holdfast settings\n  holdfast --config /etc/holdfast.yaml settings --json",
 		Args:    a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -23,15 +24,11 @@ func (a *app) settings() *cobra.Command {
 			if asJSON {
 				return a.printJSON(s.Effective())
 			}
-			t := table.NewWriter()
-			t.SetOutputMirror(a.env.Stdout)
-			style := table.StyleDefault
-			style.Options = table.OptionsNoBordersAndSeparators
-			t.SetStyle(style)
 			for _, v := range s.Effective() {
-				t.AppendRow(table.Row{v.Name, v.Value, v.Source})
+				if _, err := fmt.Fprintf(a.env.Stdout, "%-30s = %-26s # %s\n", v.Name, v.Value, v.Source); err != nil {
+					return err
+				}
 			}
-			t.Render()
 			return nil
 		},
 	}
