@@ -1,0 +1,79 @@
+package cli_test
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"holdfast/internal/cli"
+)
+
+var update = flag.Bool("update", false, "rewrite docs/commands.md")
+
+func TestDocsAreCurrent(t *testing.T) {
+	const path = "../../docs/commands.md"
+	want := markdown()
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	got, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(got) != want {
+		t.Errorf("docs/commands.md is stale: run `make docs`")
+	}
+}
+
+// markdown is docs/commands.md.
+func markdown() string {
+	var b strings.Builder
+	b.WriteString("# Commands\n\nMade by `make docs` from the definitions in internal/cli; `holdfast help COMMAND` says the same.\n\n" +
+		"Results go to standard output, the log to standard error. Exit status: 0 done; 1 failed, the command line included; further ones are with their\n" +
+		"command. Each setting of [settings.md](settings.md) is also a flag of every command.\n")
+	each(cli.Root(), func(c *cobra.Command) {
+		fmt.Fprintf(&b, "\n## %s\n\n%s.\n\n    %s\n\n%s\n", c.CommandPath(), c.Short, c.UseLine(), strings.TrimSpace(c.Long))
+		flags := c.LocalFlags()
+		if flags.HasAvailableFlags() {
+			b.WriteString("\n| flag | default | |\n|---|---|---|\n")
+		}
+		flags.VisitAll(func(f *pflag.Flag) {
+			if f.Hidden {
+				return
+			}
+			name := "`--" + f.Name
+			value, usage := pflag.UnquoteUsage(f)
+			if value != "" {
+				name += " " + value
+			}
+			name += "`"
+			if f.Shorthand != "" {
+				name = "`-" + f.Shorthand + "`, " + name
+			}
+			def := ""
+			if f.DefValue != "false" && f.DefValue != "0" && f.DefValue != "[]" && f.DefValue != "" {
+				def = "`" + f.DefValue + "`"
+			}
+			fmt.Fprintf(&b, "| %s | %s | %s |\n", name, def, strings.ReplaceAll(usage, "|", `\|`))
+		})
+		fmt.Fprintf(&b, "\n```\n%s\n```\n", unindent(c.Example))
+	})
+	return b.String()
+}
+
+// unindent takes the indentation of an example away.
+func unindent(s string) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimPrefix(lines[i], "  ")
+	}
+	return strings.Join(lines, "\n")
+}
