@@ -58,13 +58,22 @@ type S3 struct {
 	StorageClass   string // "" is the bucket's default; S3_STORAGE_CLASS
 	SSE            string // "", "AES256" or "aws:kms"; S3_SSE
 	SSEKMSKeyID    string // S3_SSE_KMS_ID
-	SSECustomerKey []byte // 32 bytes, or nil; S3_SSE_C
+	SSECustomerKey string // 32 bytes in base64, or ""; S3_SSE_C
 
 	PartSize int64 // bytes of a part of a multipart upload; S3_MAX_PART_SIZE
 	Parts    int   // parts of one object in flight at once; UPLOAD_CONCURRENCY
 	Retries  int   // further attempts after a failed call; S3_MAX_RETRIES
 
-	sseC, walEEndpoint, caBundle, defaultRegion string
+	LockMode string        // "", "GOVERNANCE" or "COMPLIANCE"; S3_RETENTION_MODE
+	LockTime time.Duration // 0 with LockMode ""; S3_RETENTION_PERIOD
+
+	Headers     map[string]string // sent with every request; S3_REQUEST_ADDITIONAL_HEADERS
+	ListV1      bool              // S3_USE_LIST_OBJECTS_V1
+	NoContinue  bool              // S3_DISABLE_100_CONTINUE
+	DeleteBatch int               // objects deleted by one call; S3_DELETE_BATCH_SIZE
+
+	walEEndpoint, caBundle, defaultRegion string
+	lockSeconds                           int
 }
 
 // Compression says how new objects are compressed.
@@ -97,7 +106,6 @@ type Backup struct {
 // Restore says how backups are brought back.
 type Restore struct {
 	Workers  int             // parts restored at once; 0 means one per core; WALG_DOWNLOAD_CONCURRENCY where it is set
-	Retries  int             // further attempts after a failed call; WALG_DOWNLOAD_FILE_RETRIES
 	UserData json.RawMessage // of the backup to restore; nil when not given; WALG_FETCH_TARGET_USER_DATA
 }
 

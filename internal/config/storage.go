@@ -7,6 +7,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 )
 
 // filePath returns the path that a file prefix names: file:///path, file://localhost/path or /path.
@@ -137,11 +138,15 @@ func (s *Settings) resolve(given given) (problems []*Problem) {
 	if s3.SSEKMSKeyID != "" && s3.SSE != "aws:kms" {
 		wrong("S3_SSE_KMS_ID", "S3_SSE is not aws:kms, so the key would not be used", "set S3_SSE=aws:kms")
 	}
-	if s3.sseC != "" {
-		s3.SSECustomerKey, _ = base64.StdEncoding.DecodeString(s3.sseC) // has been checked
-		if s3.SSE != "" {
-			wrong("S3_SSE_C", "S3_SSE is set too, and an object is encrypted in one way", "unset one of them")
-		}
+	if s3.SSECustomerKey != "" && s3.SSE != "" {
+		wrong("S3_SSE_C", "S3_SSE is set too, and an object is encrypted in one way", "unset one of them")
+	}
+	s3.LockTime = time.Duration(max(s3.lockSeconds, 0)) * time.Second
+	switch {
+	case s3.LockMode != "" && s3.LockTime == 0:
+		wrong("S3_RETENTION_MODE", "S3_RETENTION_PERIOD does not say for how long objects are locked", "set it to a number of seconds")
+	case s3.LockMode == "" && s3.LockTime != 0:
+		wrong("S3_RETENTION_PERIOD", "S3_RETENTION_MODE does not say how objects are locked", "set it to GOVERNANCE or COMPLIANCE")
 	}
 	if is("WALG_ZSTD_LEVEL") && s.Compression.Method != "zstd" {
 		wrong("WALG_ZSTD_LEVEL", "WALG_COMPRESSION_METHOD is "+s.Compression.Method, "unset it, or set WALG_COMPRESSION_METHOD=zstd")
