@@ -77,7 +77,11 @@ func (l *Load) run(ctx context.Context, connString string, worker int) error {
 		b.Queue(`update account set balance = balance + $2 where id = $1`, to, delta)
 		b.Queue(`insert into history (worker, n, delta) values ($1, $2, $3)`, worker, n, delta)
 		b.Queue(`commit`)
-		if err := conn.SendBatch(ctx, &b).Close(); err != nil {
+		// A transaction that was sent is seen to its end, or it might commit after Stop.
+		sending, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		err := conn.SendBatch(sending, &b).Close()
+		cancel()
+		if err != nil {
 			return err
 		}
 		l.mu.Lock()
