@@ -10,14 +10,49 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/store"
 	"holdfast/internal/store/file"
+	"holdfast/internal/store/s3"
+	"holdfast/internal/store/throttle"
 )
 
-// openStore opens the store that the settings name.
+// openStore opens the store that the settings name, with the limit of the network on it.
 func (a *app) openStore(ctx context.Context, s *config.Settings) (store.Store, error) {
 	if err := s.RequireStorage(); err != nil {
 		return nil, err
 	}
-	return file.Open(s.Storage.Dir)
+	var st store.Store
+	var err error
+	if s.Storage.Dir != "" {
+		st, err = file.Open(s.Storage.Dir)
+	} else {
+		st, err = s3.New(ctx, s3Options(s))
+	}
+	if err != nil {
+		return nil, err
+	}
+	if s.Storage.NetworkRate > 0 {
+		st = throttle.New(st, s.Storage.NetworkRate)
+	}
+	return st, nil
+}
+
+// s3Options says which bucket the settings name, and how to use it. Parts on their way get half of the memory.
+func s3Options(s *config.Settings) s3.Options {
+	b := s.Storage.S3
+	retries := b.Retries
+	if retries == 0 {
+		retries = -1 // none; 0 would be the store's own default
+	}
+	return s3.Options{
+		Bucket: b.Bucket, Prefix: b.Path,
+		Endpoint: b.Endpoint, Region: b.Region, PathStyle: b.PathStyle, DualStack: b.DualStack, CAFile: b.CACert, ListV1: b.ListV1,
+		AccessKey: b.AccessKeyID, SecretKey: b.SecretAccessKey, SessionToken: b.SessionToken,
+		RoleARN: b.RoleARN, RoleSessionName: b.RoleSessionName,
+		Profile: b.Profile, ConfigFile: b.ConfigFile, CredentialsFile: b.CredentialsFile,
+		StorageClass: b.StorageClass, SSE: b.SSE, SSEKMSKeyID: b.SSEKMSKeyID, SSECKey: b.SSECustomerKey,
+		ObjectLockMode: b.LockMode, ObjectLockRetention: b.LockTime,
+		PartSize: b.PartSize, Concurrency: b.Parts, Buffer: max(b.PartSize, s.MemoryBudget/2), DeleteBatch: b.DeleteBatch,
+		MaxRetries: retries, Disable100Continue: b.NoContinue, Headers: b.Headers,
+	}
 }
 
 // openArchive opens the archive that the settings name.
