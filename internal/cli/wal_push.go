@@ -58,10 +58,15 @@ func (a *app) walPush() *cobra.Command {
 	}
 }
 
+// pushMemory bounds wal-push, in bytes: it runs beside a server at work all the time.
+const pushMemory = 96 << 20
+
 // archivesForPush opens the archive for walpush.Push.
 func (a *app) archivesForPush(s *config.Settings) walpush.Opener {
 	return func(ctx context.Context) (asked, ahead walpush.Archive, err error) {
-		first, err := a.openArchive(ctx, s)
+		small := *s
+		small.MemoryBudget = min(s.MemoryBudget, pushMemory)
+		first, err := a.openArchive(ctx, &small)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/internal/pg/wal"
 )
 
@@ -17,6 +19,8 @@ import (
 const (
 	maxSegments = 64
 	maxBytes    = 1 << 30
+
+	spare = 16 // segments of room that stay free
 )
 
 // Ahead fetches the segments that PostgreSQL is going to ask for, following what it asks for. It returns when the archive has
@@ -194,6 +198,9 @@ func removeAll(dir string, stale func(name string) bool) error {
 func (p *prefetcher) startSome(ctx context.Context) {
 	workers, depth := p.pace.plan()
 	depth = max(1, min(depth, maxSegments, maxBytes/int(p.size)))
+	if p.scarce(workers) {
+		return
+	}
 	for no := p.at + 1; no <= p.at+wal.SegmentNo(depth) && len(p.running) < workers && (p.end == 0 || no < p.end); no++ {
 		if p.running[no] || p.have[no] {
 			continue
@@ -206,6 +213,16 @@ func (p *prefetcher) startSome(ctx context.Context) {
 			p.results <- result{no, time.Since(start), err}
 		}()
 	}
+}
+
+// scarce reports whether so little room is left on the disk that PostgreSQL, which stops where it cannot write WAL, should
+// have all of it.
+func (p *prefetcher) scarce(workers int) bool {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(p.queue.dir, &fs); err != nil {
+		return false // fetching will tell
+	}
+	return int64(fs.Bavail)*int64(fs.Bsize) < int64(workers+spare)*int64(p.size)
 }
 
 // complete reports whether all segments up to the end are there.

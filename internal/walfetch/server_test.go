@@ -31,7 +31,9 @@ func TestServerReplaysFromTheArchive(t *testing.T) {
 		t.Fatal(err)
 	}
 	pgtest.Give(t, home)
-	command := func(what string) string { return fmt.Sprintf("WALG_LOG_LEVEL=DEVEL WALG_FILE_PREFIX=%s %s %s", home, program, what) }
+	command := func(what string) string {
+		return fmt.Sprintf("WALG_LOG_LEVEL=DEVEL WALG_FILE_PREFIX=%s %s %s", home, program, what)
+	}
 
 	primary := pgtest.New(t, p, pgtest.Options{SegmentSize: 1 << 20, Settings: map[string]string{
 		"archive_mode": "on", "archive_command": command("wal-push %p"), "full_page_writes": "on"}})

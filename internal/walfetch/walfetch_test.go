@@ -685,3 +685,52 @@ func TestSituation(t *testing.T) {
 		}
 	}
 }
+
+// Whatever lies in the archive under a WAL file's name, Fetch brings it whole, and only if it may be that file, or leaves
+// nothing.
+func FuzzFetch(f *testing.F) {
+	whole := segment(name(1))
+	for _, seed := range [][]byte{whole[:100], whole[:39], {}, []byte("1\t0/300000\tx\n")} {
+		f.Add(seed, 0)
+		f.Add(seed, int(size)-len(seed))
+	}
+	f.Fuzz(func(t *testing.T, content []byte, zeros int) {
+		if zeros < 0 || zeros > 2*int(size) {
+			return
+		}
+		content = append(content, make([]byte, zeros)...)
+		m := &storetest.Memory{}
+		for _, file := range []string{name(1), name(1) + ".partial", "00000002.history"} {
+			if err := m.Put(t.Context(), archive.WALDir+file, bytes.NewReader(content)); err != nil {
+				t.Fatal(err)
+			}
+			v := newServer(t, m)
+			_, err := v.fetch(file)
+			got, errRead := os.ReadFile(v.dest())
+			switch {
+			case err != nil && (walfetch.Status(err, walfetch.Recovery) != 200 || !errors.Is(errRead, fs.ErrNotExist)):
+				t.Errorf("%s of %d bytes: %v, and at the destination %v", file, len(content), err, errRead)
+			case err == nil && !bytes.Equal(got, content):
+				t.Errorf("%s of %d bytes came as %d others", file, len(content), len(got))
+			case err == nil && wal.KindOf(file) != wal.History && len(content) < int(wal.MinSegmentSize):
+				t.Errorf("%s of %d bytes was taken for a segment", file, len(content))
+			}
+		}
+	})
+}
+
+// No recovery.conf makes a server look like none in recovery.
+func FuzzSituation(f *testing.F) {
+	f.Add("standby_mode = 'on'\n")
+	f.Add("restore_command='x' # standby_mode = on")
+	f.Fuzz(func(t *testing.T, conf string) {
+		dir := t.TempDir()
+		if err := os.WriteFile(filepath.Join(dir, "recovery.conf"), []byte(conf), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got := walfetch.SituationOf(dir)
+		if got == walfetch.Unknown || (got == walfetch.Standby && !strings.Contains(strings.ToLower(conf), "standby_mode")) {
+			t.Errorf("%q: %d", conf, got)
+		}
+	})
+}

@@ -10,8 +10,8 @@
 //	pg_wal/holdfast/pushed/<name of the WAL file>   it is in the archive: size, mtime, checksum and which archive
 //	pg_wal/holdfast/owner/<hash of the location>    the archive there belongs to this cluster
 //
-// Both are hints. A marker counts only when the file still has the content that was stored, to the checksum; one that is lost
-// costs another look into the archive, so nothing here is synced to disk.
+// Both are hints. A marker counts only when the file still has the content that was stored, to the checksum; a hint that is
+// lost costs another look into the archive.
 package walpush
 
 import (
