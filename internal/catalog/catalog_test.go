@@ -398,3 +398,23 @@ func unpack(t *testing.T, file string, do func(path string, r io.Reader)) {
 		}
 	}
 }
+
+// What is accepted is the same moment when it is printed as PostgreSQL wants it and read again.
+func FuzzParseTime(f *testing.F) {
+	f.Add("2026-05-06T07:08:09.12Z")
+	f.Add("2026-05-06 09:08:09.12 +02")
+	f.Add("0001-01-01 00:00:00+00")
+	f.Fuzz(func(t *testing.T, s string) {
+		first, err := catalog.ParseTime(s)
+		if err != nil {
+			return
+		}
+		printed := first.UTC().Format("2006-01-02 15:04:05.999999999-07")
+		if first.UTC().Year() < 0 || first.UTC().Year() > 9999 {
+			return
+		}
+		if again, err := catalog.ParseTime(printed); err != nil || !again.Equal(first) {
+			t.Errorf("%q is %v, printed %q, read again %v, %v", s, first, printed, again, err)
+		}
+	})
+}

@@ -127,7 +127,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	if b.IsDelta() {
 		return nil, &RefusedError{
 			fmt.Sprintf("backup %s is a delta, which this release does not restore", b.Name),
-			"restore a full backup, and with a target the WAL brings it to the same moment",
+			fmt.Sprintf("restore a full backup, such as the one it is based on, %s; with a target the WAL brings that to the same moment", b.Sentinel.DeltaFullName),
 		}
 	}
 	if b.Sentinel.ChkpNum != nil {
@@ -290,9 +290,8 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup
 	if len(p.parts) == 0 {
 		return fmt.Errorf("restore %s: the backup has no parts", b.Name)
 	}
-	p.Parts = len(p.parts)
-	for _, part := range p.parts {
-		p.Stored += part.Size
+	if err := p.checkParts(); err != nil {
+		return err
 	}
 	m, err := a.OpenManifest(ctx, b.Name)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -310,6 +309,7 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup
 	for _, part := range p.parts {
 		sizes[part.Name] = part.Size
 	}
+	corrupt := 0
 	bytes, files := map[string]int64{}, map[string]int64{}
 	for {
 		part, err := m.Next()
@@ -335,14 +335,39 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup
 			p.Bytes += m.Size
 			p.Files++
 			if m.CorruptCount > 0 {
-				p.note("%s had %d corrupt pages when the backup was taken", m.Path, m.CorruptCount)
+				if corrupt++; corrupt <= maxCorruptNotes {
+					p.note("%s had %d corrupt pages when the backup was taken", m.Path, m.CorruptCount)
+				}
 			}
 		}
+	}
+	if corrupt > maxCorruptNotes {
+		p.note("%d files in all had corrupt pages", corrupt)
 	}
 	for name := range sizes {
 		p.note("%s lies beside the backup's parts but the manifest does not list it: it is left alone", name)
 	}
 	return p.measure(bytes, files)
+}
+
+// maxCorruptNotes is how many files with corrupt pages a plan names.
+const maxCorruptNotes = 10
+
+// checkParts adds the parts up, and refuses what could only fail later.
+func (p *Plan) checkParts() error {
+	p.Parts = len(p.parts)
+	hasControl := false
+	for _, part := range p.parts {
+		p.Stored += part.Size
+		hasControl = hasControl || part.IsControl()
+		if !strings.HasSuffix(part.Base, ".tar") {
+			return &RefusedError{fmt.Sprintf("%s of backup %s is compressed in a way that this release does not read", part.Name, p.Backup), ""}
+		}
+	}
+	if !hasControl {
+		return fmt.Errorf("restore %s: the backup has no part with pg_control", p.Backup)
+	}
+	return nil
 }
 
 // directoryOf returns which destination a member goes to.

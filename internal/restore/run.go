@@ -309,16 +309,10 @@ func (r *run) finish(ctx context.Context) error {
 	if err := r.tree.writeRecovery(r.plan); err != nil {
 		return err
 	}
-	if r.plan.Verified || r.plan.ConfigIntoData || r.hasConfig() {
-		return nil
+	if _, err := r.tree.data.Lstat("postgresql.conf"); errors.Is(err, fs.ErrNotExist) {
+		r.notes.add("there is no postgresql.conf in %s: provide one, or start the server with -c config_file=…", r.plan.Destination)
 	}
-	r.notes.add("there is no postgresql.conf in %s: provide one, or start with -c config_file=…", r.plan.Destination)
 	return nil
-}
-
-func (r *run) hasConfig() bool {
-	_, err := r.tree.data.Stat("postgresql.conf")
-	return err == nil
 }
 
 // seal makes everything durable and then puts pg_control in its place.
@@ -373,7 +367,7 @@ func (p *Plan) moveMap(was []byte) ([]byte, error) {
 		line := was[:end]
 		was = was[min(end+1, len(was)):]
 		oid, _, ok := bytes.Cut(line, []byte(" "))
-		if !ok {
+		if !ok || escaped {
 			return nil, fmt.Errorf("line %q of the backup's %s is not an identifier and a directory", line, mapFile)
 		}
 		i := slices.IndexFunc(p.Tablespaces, func(t Tablespace) bool { return t.OID == string(oid) })
