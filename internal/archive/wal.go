@@ -23,12 +23,12 @@ type ConflictError struct {
 
 // Error keeps WAL-G's words, which people search logs for.
 func (e *ConflictError) Error() string {
-	return fmt.Sprintf("WAL file '%s' already archived with other contents, unable to overwrite %s", e.Name, e.Object)
+	return fmt.Sprintf("WAL file '%s' already archived, contents differ, unable to overwrite %s", e.Name, e.Object)
 }
 
 // Hint says what usually is behind it.
 func (e *ConflictError) Hint() string {
-	return "two servers write to one archive: a former primary that was promoted away, or a clone. Stop the wrong one. " +
+	return "it is already archived with other contents: two servers write to one archive, a former primary that was promoted away, or a clone. Stop the wrong one. " +
 		"If the archived file is the wrong one, move it aside in the store; Holdfast does not overwrite WAL"
 }
 
