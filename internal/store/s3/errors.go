@@ -133,7 +133,7 @@ func (s *Store) judge(code string, status int, header http.Header) (kind error, 
 		return fs.ErrPermission, fmt.Sprintf("these credentials may not do that in bucket %s; without s3:ListBucket a missing object is answered this way too", s.o.Bucket)
 	case status == http.StatusMovedPermanently || code == "PermanentRedirect" || code == "AuthorizationHeaderMalformed":
 		return fs.ErrInvalid, "the bucket is in another region or at another endpoint: see AWS_REGION and AWS_ENDPOINT"
-	case status == http.StatusRequestTimeout || status == http.StatusTooManyRequests || status == http.StatusTooEarly:
+	case status == http.StatusRequestTimeout || status == http.StatusConflict || status == http.StatusTooManyRequests || status == http.StatusTooEarly:
 		return nil, ""
 	case status == http.StatusNotImplemented || status == http.StatusMethodNotAllowed:
 		return errors.ErrUnsupported, "the service cannot do that"

@@ -142,7 +142,7 @@ func (s *Store) conditionally(ctx context.Context, name string, put func(conditi
 				return err
 			}
 			select {
-			case <-time.After(100 * time.Millisecond << try):
+			case <-time.After(min(100*time.Millisecond<<try, s.o.MaxBackoff)):
 				continue
 			case <-ctx.Done():
 				return ctx.Err()

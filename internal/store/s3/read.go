@@ -174,7 +174,7 @@ func (b *body) Read(p []byte) (int, error) {
 			return 0, err
 		}
 		select {
-		case <-time.After(50 * time.Millisecond << b.fails):
+		case <-time.After(min(50*time.Millisecond<<b.fails, b.store.o.MaxBackoff)):
 		case <-b.ctx.Done():
 			return 0, b.store.fail("read", b.name, b.ctx.Err())
 		}

@@ -66,8 +66,10 @@ type Options struct {
 	Buffer             int64 // bytes that the parts of all objects may take in memory; 0 means 8 times PartSize
 	MaxCopy            int64 // bytes above which an object is copied in parts; 0 means 5 GiB, which is S3's bound
 	DeleteBatch        int   // keys per call, 1 to 1000; 0 means 1000
-	MaxRetries         int   // of one request; 0 means 15, below 0 none
 	Disable100Continue bool  // for services that do not know "Expect: 100-continue"
+
+	MaxRetries int           // of one request; 0 means 15, below 0 none
+	MaxBackoff time.Duration // between two tries; 0 means 20 s
 
 	Headers map[string]string // sent with every request
 
@@ -146,12 +148,12 @@ func newStore(ctx context.Context, o Options) (*Store, error) {
 			}
 		})
 	}
-	if quick, ok := cfg.HTTPClient.(*awshttp.BuildableClient); ok {
-		slow := quick.WithTransportOptions(transport(10 * o.StallTimeout))
-		s.patient = func(c *s3.Options) { c.HTTPClient = slow }
-	} else {
-		return nil, fmt.Errorf("the AWS SDK brought its own HTTP client, a %T", cfg.HTTPClient)
+	quick, ok := cfg.HTTPClient.(*awshttp.BuildableClient) // with the certificates of the configuration
+	if !ok {
+		return nil, fmt.Errorf("the AWS SDK brought an HTTP client of its own, a %T", cfg.HTTPClient)
 	}
+	slow := quick.WithTransportOptions(transport(10 * o.StallTimeout))
+	s.patient = func(c *s3.Options) { c.HTTPClient = slow }
 	client := s.connect("")
 	s.custom = client.Options().BaseEndpoint != nil
 	if client.Options().Region == "" && s.custom {
@@ -196,6 +198,7 @@ func (o *Options) complete() error {
 	}
 	o.Concurrency = max(cmp.Or(o.Concurrency, 4), 1)
 	o.MaxRetries = max(cmp.Or(o.MaxRetries, 15), 0)
+	o.MaxBackoff = cmp.Or(o.MaxBackoff, 20*time.Second)
 	o.StallTimeout = cmp.Or(o.StallTimeout, 30*time.Second)
 	return nil
 }
@@ -229,6 +232,7 @@ func loadConfig(ctx context.Context, o Options) (aws.Config, error) {
 		config.WithRetryer(func() aws.Retryer {
 			return retry.NewStandard(func(r *retry.StandardOptions) {
 				r.MaxAttempts = o.MaxRetries + 1
+				r.MaxBackoff = o.MaxBackoff
 				r.RateLimiter = ratelimit.None // else many parts that fail at once use up each other's retries
 			})
 		}),
@@ -288,7 +292,8 @@ func (s *Store) api(ctx context.Context) (*s3.Client, error) {
 
 // region asks in which region the bucket is, which AWS answers in a header, to anybody and along with any error.
 func (s *Store) region(ctx context.Context, c *s3.Client) (string, error) {
-	out, err := c.HeadBucket(ctx, &s3.HeadBucketInput{Bucket: &s.o.Bucket}, func(c *s3.Options) { c.Credentials = aws.AnonymousCredentials{} })
+	anybody := s3.New(c.Options(), func(c *s3.Options) { c.Credentials = aws.AnonymousCredentials{} })
+	out, err := anybody.HeadBucket(ctx, &s3.HeadBucketInput{Bucket: &s.o.Bucket})
 	var failed *awshttp.ResponseError
 	switch {
 	case err == nil && aws.ToString(out.BucketRegion) != "":

@@ -1,0 +1,902 @@
+package s3_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/base64"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"holdfast/internal/store"
+	"holdfast/internal/store/s3"
+)
+
+// stalls is short enough to wait for and long enough for a machine that is busy.
+const stalls = 500 * time.Millisecond
+
+func put(t *testing.T, s store.Store, name string, data []byte) {
+	t.Helper()
+	if err := s.Put(t.Context(), name, bytes.NewReader(data)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func wantContent(t *testing.T, s store.Store, name string, want []byte) {
+	t.Helper()
+	got, err := store.ReadFile(t.Context(), s, name, 1<<30)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s holds %d bytes, %v; want %d, or they differ", name, len(got), err, len(want))
+	}
+}
+
+// wantNoneUnfinished fails t if parts of failed puts lie about.
+func wantNoneUnfinished(t *testing.T, s *s3.Store) {
+	t.Helper()
+	if n, err := s.Unfinished(t.Context()); err != nil || n != 0 {
+		t.Errorf("%d uploads are left unfinished, %v", n, err)
+	}
+}
+
+// content returns n bytes, each place with its own.
+func content(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i>>16) ^ byte(i>>8) ^ byte(i*31)
+	}
+	return b
+}
+
+// refuse answers as S3 does.
+func refuse(w http.ResponseWriter, status int, code string) bool {
+	w.Header().Set("Content-Type", "application/xml")
+	w.WriteHeader(status)
+	fmt.Fprintf(w, `<?xml version="1.0" encoding="UTF-8"?><Error><Code>%s</Code><Message>the service says so</Message></Error>`, code)
+	return true
+}
+
+// cut ends the connection of a request without an answer.
+func cut(t *testing.T, w http.ResponseWriter) bool {
+	c, _, err := w.(http.Hijacker).Hijack()
+	if err != nil {
+		t.Error(err)
+		return true
+	}
+	c.Close()
+	return true
+}
+
+func TestAPeerThatSaysNothingIsAFailure(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() { // accepts, and neither reads nor writes
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer c.Close()
+		}
+	}()
+	s := open(t, "http://"+l.Addr().String(), func(o *s3.Options) { o.StallTimeout, o.MaxRetries = stalls, -1 })
+	_, stat := s.Stat(t.Context(), "o")
+	_, read := s.Open(t.Context(), "o")
+	for op, err := range map[string]error{
+		"stat": stat, "open": read, "delete": s.Delete(t.Context(), "o"),
+		"small put": s.Put(t.Context(), "o", strings.NewReader("x")),
+		"large put": s.Put(t.Context(), "o", bytes.NewReader(make([]byte, 4<<20))),
+	} {
+		var timeout net.Error
+		if err == nil || !strings.Contains(err.Error(), "stalled") || !errors.As(err, &timeout) || !timeout.Timeout() {
+			t.Errorf("%s: %v; want an error that says that the connection stalled", op, err)
+		}
+	}
+}
+
+func TestSlowIsNotStalled(t *testing.T) {
+	data := content(100)
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodGet {
+			return false
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		for i := range 10 { // altogether twice the time that a stall may last
+			time.Sleep(stalls / 5)
+			w.Write(data[i*10 : i*10+10])
+			w.(http.Flusher).Flush()
+		}
+		return true
+	})
+	s := open(t, url, func(o *s3.Options) { o.StallTimeout, o.MaxRetries = stalls, -1 })
+	wantContent(t, s, "o", data)
+}
+
+// breaking serves data for GET, whatever is asked for, but breaks off after half of what is left, times times.
+func breaking(t *testing.T, data []byte, times int32, hang bool) (url string, ranges *[]string) {
+	t.Helper()
+	over := make(chan struct{})
+	var mu sync.Mutex
+	var asked []string
+	_, url = fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodGet {
+			return false
+		}
+		mu.Lock()
+		asked = append(asked, r.Header.Get("Range")+" "+r.Header.Get("If-Match"))
+		breaks := len(asked) <= int(times)
+		mu.Unlock()
+		var from int
+		w.Header().Set("Etag", `"the-etag"`)
+		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err == nil {
+			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(data)-1, len(data)))
+		}
+		w.Header().Set("Content-Length", fmt.Sprint(len(data)-from))
+		if from > 0 {
+			w.WriteHeader(http.StatusPartialContent)
+		}
+		if !breaks {
+			w.Write(data[from:])
+			return true
+		}
+		w.Write(data[from : from+(len(data)-from)/2])
+		w.(http.Flusher).Flush()
+		if hang {
+			<-over
+		}
+		return cut(t, w)
+	})
+	t.Cleanup(func() { close(over) })
+	return url, &asked
+}
+
+func TestABodyThatBreaksOffIsContinued(t *testing.T) {
+	data := content(1 << 20)
+	for _, hang := range []bool{false, true} {
+		url, asked := breaking(t, data, 2, hang)
+		s := open(t, url, func(o *s3.Options) { o.StallTimeout = stalls })
+		wantContent(t, s, "o", data)
+		want := []string{" ", fmt.Sprintf(`bytes=%d-%d "the-etag"`, 1<<19, 1<<20-1), fmt.Sprintf(`bytes=%d-%d "the-etag"`, 3<<18, 1<<20-1)}
+		if !slices.Equal(*asked, want) {
+			t.Errorf("hanging %v: the requests asked for %q, want %q", hang, *asked, want)
+		}
+	}
+}
+
+func TestABodyThatKeepsBreakingEndsInAnError(t *testing.T) {
+	url, _ := breaking(t, content(1<<10), 1000, false)
+	s := open(t, url, nil)
+	if b, err := store.ReadFile(t.Context(), s, "o", 1<<20); err == nil || !strings.Contains(err.Error(), "read o") {
+		t.Errorf("%d bytes, %v; want an error", len(b), err)
+	}
+}
+
+func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
+	var gets atomic.Int32
+	data := content(1 << 20)
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodGet || gets.Add(1) > 1 {
+			if r.Method == http.MethodGet && r.Header.Get("If-Match") != "" {
+				return refuse(w, http.StatusPreconditionFailed, "PreconditionFailed")
+			}
+			return false
+		}
+		w.Header().Set("Etag", `"another"`)
+		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+		w.Write(data[:1000])
+		w.(http.Flusher).Flush()
+		return cut(t, w)
+	})
+	s := open(t, url, nil)
+	put(t, s, "o", data)
+	if b, err := store.ReadFile(t.Context(), s, "o", 2<<20); err == nil || !strings.Contains(err.Error(), "PreconditionFailed") {
+		t.Errorf("%d bytes, %v; want PreconditionFailed", len(b), err)
+	}
+}
+
+func TestABusyServiceIsAskedAgain(t *testing.T) {
+	for _, failure := range []string{"SlowDown", "InternalError", "cut"} {
+		t.Run(failure, func(t *testing.T) {
+			var mu sync.Mutex
+			seen := map[string]int{}
+			_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+				mu.Lock()
+				defer mu.Unlock()
+				key := r.Method + r.URL.Path + r.URL.RawQuery
+				if seen[key]++; seen[key] > 2 {
+					return false
+				}
+				switch failure {
+				case "cut":
+					return cut(t, w)
+				case "SlowDown":
+					return refuse(w, http.StatusServiceUnavailable, failure)
+				}
+				return refuse(w, http.StatusInternalServerError, failure)
+			})
+			s := open(t, url, nil)
+			if _, err := s.Stat(t.Context(), "o"); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("stat: %v, want fs.ErrNotExist", err)
+			}
+			if _, err := s.Open(t.Context(), "o"); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("open: %v, want fs.ErrNotExist", err)
+			}
+			if err := s.Delete(t.Context(), "o"); err != nil {
+				t.Errorf("delete: %v", err)
+			}
+			for _, err := range s.List(t.Context(), "", "") {
+				t.Errorf("list: %v", err)
+			}
+		})
+	}
+}
+
+func TestPutsSurviveABusyService(t *testing.T) {
+	var mu sync.Mutex
+	seen := map[string]int{}
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.Method != http.MethodPut && r.Method != http.MethodPost {
+			return false
+		}
+		key := r.Method + r.URL.Path + r.URL.RawQuery
+		if seen[key]++; seen[key] > 2 {
+			return false
+		}
+		io.Copy(io.Discard, r.Body)
+		if seen[key] == 2 {
+			return cut(t, w)
+		}
+		return refuse(w, http.StatusServiceUnavailable, "SlowDown")
+	})
+	s := open(t, url, nil)
+	for _, size := range []int{1000, 12 << 20} {
+		name := fmt.Sprint(size)
+		if err := s.Put(t.Context(), name, io.MultiReader(bytes.NewReader(content(size)))); err != nil {
+			t.Fatal(err)
+		}
+		wantContent(t, s, name, content(size))
+	}
+	if len(seen) != 1+3+2 { // a put; three parts; begin and end
+		t.Errorf("%d different requests were tried again, want 6", len(seen))
+	}
+}
+
+func TestAFailedLargePutLeavesNoParts(t *testing.T) {
+	broken := errors.New("the source broke")
+	const size = 18 << 20
+	for what, c := range map[string]struct {
+		front func(w http.ResponseWriter, r *http.Request) bool
+		src   func(cancel func()) io.Reader
+		want  string
+	}{
+		"a part is refused": {front: func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Query().Get("partNumber") != "2" {
+				return false
+			}
+			io.Copy(io.Discard, r.Body)
+			return refuse(w, http.StatusForbidden, "AccessDenied")
+		}, want: "AccessDenied"},
+		"the end is refused": {front: func(w http.ResponseWriter, r *http.Request) bool {
+			return r.Method == http.MethodPost && r.URL.Query().Has("uploadId") && refuse(w, http.StatusBadRequest, "InvalidPart")
+		}, want: "InvalidPart"},
+		"the service is out of order": {front: func(w http.ResponseWriter, r *http.Request) bool {
+			return r.Method == http.MethodPost && r.URL.Query().Has("uploadId") && refuse(w, http.StatusInternalServerError, "InternalError")
+		}, want: "InternalError"},
+		"the source breaks": {src: func(func()) io.Reader {
+			return io.MultiReader(bytes.NewReader(content(size)), readerFunc(func([]byte) (int, error) { return 0, broken }))
+		}, want: broken.Error()},
+		"it is cancelled": {src: func(cancel func()) io.Reader {
+			return io.MultiReader(bytes.NewReader(content(size)), readerFunc(func([]byte) (int, error) { cancel(); return 1, nil }))
+		}, want: context.Canceled.Error()},
+	} {
+		t.Run(what, func(t *testing.T) {
+			_, url := fake(t, c.front)
+			s := open(t, url, nil)
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			var src io.Reader = bytes.NewReader(content(size))
+			if c.src != nil {
+				src = c.src(cancel)
+			}
+			err := s.Put(ctx, "o", src)
+			if err == nil || !strings.HasPrefix(err.Error(), "put o: ") || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("put: %v; want put o: …%s…", err, c.want)
+			}
+			if _, err := s.Stat(t.Context(), "o"); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("stat: %v", err)
+			}
+			wantNoneUnfinished(t, s)
+			if c.front == nil { // the memory went back: there is enough for as much as can be under way at once
+				for range 3 {
+					put(t, s, "again", content(size))
+				}
+			}
+		})
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+func TestPartsThatAreNotRemovedAreMentioned(t *testing.T) {
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.URL.Query().Get("partNumber") != "1" && r.Method != http.MethodDelete {
+			return false
+		}
+		io.Copy(io.Discard, r.Body)
+		return refuse(w, http.StatusForbidden, "AccessDenied")
+	})
+	err := open(t, url, nil).Put(t.Context(), "o", bytes.NewReader(content(6<<20)))
+	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "put o: ") || !strings.Contains(err.Error(), "remove the parts of o: ") {
+		t.Errorf("put: %v; want both failures", err)
+	}
+}
+
+func TestALostAnswerToTheEndOfALargePutIsNoFailure(t *testing.T) {
+	var ends atomic.Int32
+	var behind string
+	front := httptest.NewServer(&httputil.ReverseProxy{
+		Rewrite: func(r *httputil.ProxyRequest) {
+			r.Out.URL.Scheme, r.Out.URL.Host, r.Out.Host = "http", behind, r.In.Host // the host is signed
+		},
+		ModifyResponse: func(resp *http.Response) error {
+			if r := resp.Request; r.Method == http.MethodPost && r.URL.Query().Has("uploadId") && ends.Add(1) == 1 {
+				return errors.New("lost") // a 502 is what the client gets
+			}
+			return nil
+		},
+		ErrorLog: log.New(io.Discard, "", 0),
+	})
+	defer front.Close()
+	s := gateway(t)(t, func(o *s3.Options) {
+		behind = strings.TrimPrefix(o.Endpoint, "http://")
+		o.Endpoint = front.URL
+	})
+	put(t, s, "o", content(12<<20))
+	wantContent(t, s, "o", content(12<<20))
+	if ends.Load() != 2 {
+		t.Errorf("%d requests to complete, want a second one after the first got no answer", ends.Load())
+	}
+}
+
+func TestPutIfAbsentWithoutConditionsLooksFirst(t *testing.T) {
+	for what, front := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
+		"conditions are not implemented": func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Header.Get("If-None-Match") == "" {
+				return false
+			}
+			io.Copy(io.Discard, r.Body)
+			return refuse(w, http.StatusNotImplemented, "NotImplemented")
+		},
+		"conditions are ignored": func(w http.ResponseWriter, r *http.Request) bool {
+			r.Header.Del("If-None-Match")
+			return false
+		},
+	} {
+		t.Run(what, func(t *testing.T) {
+			_, url := fake(t, front)
+			s := open(t, url, nil)
+			for _, size := range []int{100, 6 << 20, 100, 6 << 20} {
+				name := fmt.Sprint(size)
+				err := s.PutIfAbsent(t.Context(), name, bytes.NewReader(content(size)))
+				if err != nil && !errors.Is(err, fs.ErrExist) {
+					t.Fatalf("put if absent of %d bytes: %v", size, err)
+				}
+				if err := s.PutIfAbsent(t.Context(), name, strings.NewReader("other")); !errors.Is(err, fs.ErrExist) {
+					t.Errorf("put if absent over %d bytes: %v, want fs.ErrExist", size, err)
+				}
+				if err := s.PutIfAbsent(t.Context(), name, bytes.NewReader(make([]byte, 7<<20))); !errors.Is(err, fs.ErrExist) {
+					t.Errorf("large put if absent over %d bytes: %v, want fs.ErrExist", size, err)
+				}
+				wantContent(t, s, name, content(size))
+			}
+			wantNoneUnfinished(t, s)
+		})
+	}
+}
+
+func TestAConflictOfTwoWritersIsDecided(t *testing.T) {
+	var puts atomic.Int32
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPut || puts.Add(1) > 2 {
+			return false
+		}
+		io.Copy(io.Discard, r.Body)
+		return refuse(w, http.StatusConflict, "ConditionalRequestConflict")
+	})
+	s := open(t, url, nil)
+	if err := s.PutIfAbsent(t.Context(), "o", strings.NewReader("x")); err != nil || puts.Load() != 3 {
+		t.Errorf("put if absent: %v after %d tries, want success with the third", err, puts.Load())
+	}
+}
+
+func TestEachKeyThatIsNotDeletedIsNamed(t *testing.T) {
+	var batches atomic.Int32
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method != http.MethodPost || !r.URL.Query().Has("delete") {
+			return false
+		}
+		batches.Add(1)
+		body, err := io.ReadAll(r.Body)
+		if err != nil || r.Header.Get("Content-Md5") == "" {
+			t.Errorf("delete: %v, headers %v; want a Content-MD5", err, r.Header)
+		}
+		fmt.Fprint(w, `<DeleteResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">`)
+		for name, code := range map[string]string{"held": "AccessDenied", "unlucky": "InternalError", "gone": "NoSuchKey"} {
+			if strings.Contains(string(body), "<Key>pre/fix/d/"+name+"</Key>") {
+				fmt.Fprintf(w, `<Error><Key>pre/fix/d/%s</Key><Code>%s</Code><Message>no</Message></Error>`, name, code)
+			}
+		}
+		fmt.Fprint(w, `</DeleteResult>`)
+		return true
+	})
+	s := open(t, url, func(o *s3.Options) { o.DeleteBatch = 2 })
+	err := s.DeleteMany(t.Context(), []string{"d/a", "d/held", "d/b", "d/unlucky", "d/gone"})
+	if !errors.Is(err, fs.ErrPermission) {
+		t.Errorf("delete many: %v, want fs.ErrPermission", err)
+	}
+	for name, want := range map[string]bool{"delete d/held: AccessDenied": true, "delete d/unlucky: InternalError": true, "d/a": false, "d/gone": false} {
+		if strings.Contains(fmt.Sprint(err), name) != want {
+			t.Errorf("delete many: %v; naming %q should be %v", err, name, want)
+		}
+	}
+	if batches.Load() != 3 {
+		t.Errorf("%d calls for 5 keys in batches of 2", batches.Load())
+	}
+	if err := s.DeleteMany(t.Context(), []string{"d/gone"}); err != nil {
+		t.Errorf("delete of a missing key: %v", err)
+	}
+	if err := s.DeleteMany(t.Context(), []string{"d/unlucky"}); err == nil || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrInvalid) {
+		t.Errorf("delete that failed by chance: %v, want an error that may be tried again", err)
+	}
+}
+
+func TestWithoutDeleteManyKeysAreDeletedOneByOne(t *testing.T) {
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		return r.Method == http.MethodPost && r.URL.Query().Has("delete") && refuse(w, http.StatusNotImplemented, "NotImplemented")
+	})
+	s := open(t, url, nil)
+	put(t, s, "a", nil)
+	put(t, s, "b", nil)
+	if err := s.DeleteMany(t.Context(), []string{"a", "b", "none"}); err != nil {
+		t.Error(err)
+	}
+	for o, err := range s.List(t.Context(), "", "") {
+		t.Errorf("left is %v, %v", o, err)
+	}
+}
+
+// swallow is an S3 that takes objects and forgets them.
+func swallow(t *testing.T) (url string, received *atomic.Int64) {
+	t.Helper()
+	received = new(atomic.Int64)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, _ := io.Copy(io.Discard, r.Body)
+		switch {
+		case r.Method == http.MethodPost && r.URL.Query().Has("uploads"):
+			fmt.Fprint(w, `<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>`)
+		case r.Method == http.MethodPost:
+			fmt.Fprint(w, `<CompleteMultipartUploadResult><ETag>"1"</ETag></CompleteMultipartUploadResult>`)
+		default:
+			received.Add(n)
+			w.Header().Set("Etag", `"1"`)
+		}
+	}))
+	t.Cleanup(server.Close)
+	return server.URL, received
+}
+
+func TestMemoryOfManyPutsIsBounded(t *testing.T) {
+	const puts, size, buffer = 6, 60 << 20, 16 << 20
+	url, received := swallow(t)
+	s := open(t, url, func(o *s3.Options) { o.Buffer = buffer })
+	put(t, s, "warm", nil)
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	var g sync.WaitGroup
+	for i := range puts {
+		g.Go(func() {
+			if err := s.Put(t.Context(), fmt.Sprint(i), io.LimitReader(zeros{}, size)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	g.Wait()
+	runtime.ReadMemStats(&after)
+	if received.Load() != puts*size {
+		t.Errorf("%d bytes arrived, want %d", received.Load(), puts*size)
+	}
+	// Everything ever allocated, not only what was in use at once; requests take some 200 KiB each at both ends.
+	if got := after.TotalAlloc - before.TotalAlloc; got > buffer+puts*size/(5<<20)*400<<10 {
+		t.Errorf("%d puts of %d MiB allocated %d MiB", puts, size>>20, got>>20)
+	}
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+func TestFiveTiBFitIntoTheParts(t *testing.T) {
+	for _, size := range []int64{5 << 20, 20 << 20, 512 << 20, 5 << 30} {
+		s := open(t, "http://127.0.0.1:1", func(o *s3.Options) { o.PartSize = size })
+		sum, last := int64(0), int64(0)
+		for n := int32(1); n <= 10_000; n++ {
+			p := s.PartSize(n)
+			if p < last || p > 5<<30 || n <= 2000 && p != size {
+				t.Fatalf("with parts of %d: part %d is %d bytes, the one before %d", size, n, p, last)
+			}
+			sum, last = sum+p, p
+		}
+		if sum < 5<<40 {
+			t.Errorf("with parts of %d an object ends at %d bytes", size, sum)
+		}
+		if size == 20<<20 && last > 3<<29 {
+			t.Errorf("the last part takes %d bytes of memory", last)
+		}
+	}
+}
+
+func TestPutsCarryWhatTheOptionsSay(t *testing.T) {
+	var mu sync.Mutex
+	var seen []http.Header
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		if r.Method == http.MethodPut || r.Method == http.MethodPost {
+			h := r.Header.Clone()
+			h.Set("Test-Query", r.URL.RawQuery)
+			seen = append(seen, h)
+		}
+		return false
+	})
+	s := open(t, url, func(o *s3.Options) {
+		o.StorageClass, o.SSE, o.SSEKMSKeyID = "STANDARD_IA", "aws:kms", "the-kms-key"
+		o.ObjectLockMode, o.ObjectLockRetention = "COMPLIANCE", 24*time.Hour
+		o.SessionToken = "the-session-token"
+		o.Headers = map[string]string{"X-Custom": "yes"}
+	})
+	put(t, s, "small", []byte("123456789"))
+	put(t, s, "large", content(6<<20))
+	kinds := map[string]int{}
+	for _, h := range seen {
+		kind := "put"
+		switch q := h.Get("Test-Query"); {
+		case strings.Contains(q, "uploads"):
+			kind = "begin"
+		case strings.Contains(q, "partNumber"):
+			kind = "part"
+		case strings.Contains(q, "uploadId"):
+			kind = "end"
+		}
+		kinds[kind]++
+		want := map[string]string{"X-Custom": "yes", "X-Amz-Security-Token": "the-session-token"}
+		if kind == "put" || kind == "begin" {
+			want["X-Amz-Storage-Class"] = "STANDARD_IA"
+			want["X-Amz-Server-Side-Encryption"] = "aws:kms"
+			want["X-Amz-Server-Side-Encryption-Aws-Kms-Key-Id"] = "the-kms-key"
+			want["X-Amz-Object-Lock-Mode"] = "COMPLIANCE"
+			until, err := time.Parse(time.RFC3339, h.Get("X-Amz-Object-Lock-Retain-Until-Date"))
+			if d := time.Until(until); err != nil || d < 23*time.Hour || d > 24*time.Hour {
+				t.Errorf("%s is locked until %v, %v", kind, until, err)
+			}
+		}
+		if kind == "put" || kind == "part" {
+			want["X-Amz-Content-Sha256"] = "UNSIGNED-PAYLOAD"
+			if h.Get("X-Amz-Checksum-Crc32c") == "" || !strings.Contains(h.Get("Authorization"), "x-amz-checksum-crc32c") {
+				t.Errorf("%s has no signed checksum: %v", kind, h)
+			}
+			if h.Get("Content-Encoding") != "" || h.Get("X-Amz-Trailer") != "" {
+				t.Errorf("%s is aws-chunked: %v", kind, h)
+			}
+		}
+		if kind == "put" {
+			want["X-Amz-Checksum-Crc32c"] = base64.StdEncoding.EncodeToString([]byte{0xe3, 0x06, 0x92, 0x83}) // CRC-32C of 123456789
+		}
+		if kind == "begin" {
+			want["X-Amz-Checksum-Algorithm"] = "CRC32C"
+		}
+		for name, value := range want {
+			if h.Get(name) != value {
+				t.Errorf("%s: header %s is %q, want %q", kind, name, h.Get(name), value)
+			}
+		}
+		if !strings.Contains(h.Get("Authorization"), "/us-east-1/s3/") {
+			t.Errorf("at a custom endpoint the region is not us-east-1: %s", h.Get("Authorization"))
+		}
+	}
+	if kinds["put"] != 1 || kinds["begin"] != 1 || kinds["part"] != 2 || kinds["end"] != 1 {
+		t.Errorf("requests: %v", kinds)
+	}
+}
+
+func TestTheCustomersKeyGoesWithEveryRequest(t *testing.T) {
+	key := base64.StdEncoding.EncodeToString(content(32))
+	var mu sync.Mutex
+	lacking := map[string]bool{}
+	tested := 0
+	pem := filepath.Join(t.TempDir(), "ca.pem")
+	url := tlsFake(t, pem, func(r *http.Request) {
+		q := r.URL.Query()
+		if r.Method == http.MethodDelete || r.Method == http.MethodGet && q.Has("list-type") || q.Has("delete") {
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		tested++
+		for _, name := range []string{"Algorithm", "Key", "Key-Md5"} {
+			if r.Header.Get("X-Amz-Server-Side-Encryption-Customer-"+name) == "" {
+				lacking[r.Method+" "+name+" "+r.URL.RawQuery] = true
+			}
+		}
+		if got := r.Header.Get("X-Amz-Server-Side-Encryption-Customer-Key"); got != key {
+			t.Errorf("%s %s carries the key %q", r.Method, r.URL, got)
+		}
+	})
+	s := open(t, url, func(o *s3.Options) { o.SSECKey, o.CAFile = key, pem })
+	put(t, s, "small", []byte("x"))
+	put(t, s, "large", content(6<<20))
+	wantContent(t, s, "large", content(6<<20))
+	if err := s.Copy(t.Context(), "small", "copy"); err != nil {
+		t.Error(err)
+	}
+	if _, err := s.Stat(t.Context(), "small"); err != nil {
+		t.Error(err)
+	}
+	if len(lacking) != 0 || tested < 8 {
+		t.Errorf("%d requests, without the key: %v", tested, lacking)
+	}
+}
+
+// tlsFake is a fake that speaks https, and writes the certificate of its authority to pemFile.
+func tlsFake(t *testing.T, pemFile string, see func(*http.Request)) (url string) {
+	t.Helper()
+	_, plain := fake(t, nil)
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		see(r)
+		out := r.Clone(r.Context())
+		out.URL.Scheme, out.URL.Host, out.RequestURI = "http", strings.TrimPrefix(plain, "http://"), ""
+		resp, err := http.DefaultTransport.RoundTrip(out)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer resp.Body.Close()
+		for name, values := range resp.Header {
+			w.Header()[name] = values
+		}
+		w.WriteHeader(resp.StatusCode)
+		io.Copy(w, resp.Body)
+	}))
+	t.Cleanup(server.Close)
+	if err := os.WriteFile(pemFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return server.URL
+}
+
+func TestOnlyTheGivenAuthorityIsTrusted(t *testing.T) {
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	url := tlsFake(t, ca, func(*http.Request) {})
+	without := open(t, url, func(o *s3.Options) { o.MaxRetries = -1 })
+	if err := without.Put(t.Context(), "o", strings.NewReader("x")); err == nil || !strings.Contains(err.Error(), "certificate") {
+		t.Errorf("put without knowing the authority: %v", err)
+	}
+	put(t, open(t, url, func(o *s3.Options) { o.CAFile = ca }), "o", []byte("x"))
+}
+
+func TestErrorsNameTheSettingAndNoSecret(t *testing.T) {
+	for code, c := range map[string]struct {
+		status int
+		kind   error
+		hint   string
+	}{
+		"NoSuchBucket":          {404, fs.ErrInvalid, "WALG_S3_PREFIX"},
+		"AccessDenied":          {403, fs.ErrPermission, "s3:ListBucket"},
+		"InvalidAccessKeyId":    {403, fs.ErrPermission, "AWS_ACCESS_KEY_ID"},
+		"SignatureDoesNotMatch": {403, fs.ErrPermission, "AWS_SECRET_ACCESS_KEY"},
+		"ExpiredToken":          {400, fs.ErrPermission, "AWS_SESSION_TOKEN"},
+		"RequestTimeTooSkewed":  {403, fs.ErrPermission, "clock"},
+		"PermanentRedirect":     {301, fs.ErrInvalid, "AWS_REGION"},
+		"InvalidStorageClass":   {400, fs.ErrInvalid, "WALG_S3_STORAGE_CLASS"},
+		"InvalidObjectState":    {403, fs.ErrInvalid, "storage class"},
+		"MadeUp":                {400, fs.ErrInvalid, "the service says so"},
+		"SlowDown":              {503, nil, "the service says so"},
+		"InternalError":         {500, nil, "the service says so"},
+		"RequestTimeout":        {400, nil, "the service says so"},
+	} {
+		_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+			io.Copy(io.Discard, r.Body)
+			return refuse(w, c.status, code)
+		})
+		s := open(t, url, func(o *s3.Options) { o.SessionToken, o.MaxRetries = "the-session-token", -1 })
+		_, read := s.Open(t.Context(), "d/o")
+		var list error
+		for _, list = range s.List(t.Context(), "d/", "") {
+		}
+		for op, err := range map[string]error{"put d/o": s.Put(t.Context(), "d/o", strings.NewReader("x")), "open d/o": read,
+			"delete d/o": s.Delete(t.Context(), "d/o"), "list d/": list} {
+			text := fmt.Sprint(err)
+			if !strings.HasPrefix(text, op+": "+code) || !strings.Contains(text, c.hint) {
+				t.Errorf("%s: %s; want %s: %s… with %q", op, text, op, code, c.hint)
+			}
+			for _, kind := range []error{fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, fs.ErrInvalid} {
+				if errors.Is(err, kind) != (kind == c.kind) {
+					t.Errorf("%s: %v; being %q is %v", op, err, kind, errors.Is(err, kind))
+				}
+			}
+			for _, secret := range []string{secretKey, "the-session-token"} {
+				if strings.Contains(text, secret) || strings.Contains(fmt.Sprintf("%+v", err), secret) {
+					t.Errorf("%s: the error holds a secret: %s", op, text)
+				}
+			}
+		}
+	}
+}
+
+func TestAMissingBucketIsNoMissingObject(t *testing.T) {
+	_, url := fake(t, nil)
+	s := open(t, url, func(o *s3.Options) { o.Bucket = "nobodys" })
+	_, stat := s.Stat(t.Context(), "o")
+	_, read := s.Open(t.Context(), "o")
+	for op, err := range map[string]error{"stat": stat, "open": read} {
+		if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "there is no bucket nobodys") {
+			t.Errorf("%s in a missing bucket: %v", op, err)
+		}
+	}
+}
+
+func TestAServerThatIsNotThereIsNamed(t *testing.T) {
+	s := open(t, "http://127.0.0.1:1", func(o *s3.Options) { o.MaxRetries = -1 })
+	err := s.Put(t.Context(), "o", strings.NewReader("x"))
+	if err == nil || !strings.HasPrefix(err.Error(), "put o: ") || !strings.Contains(err.Error(), "127.0.0.1:1") || !strings.Contains(err.Error(), "connection refused") {
+		t.Errorf("put: %v", err)
+	}
+}
+
+func TestMissingCredentialsAreSaid(t *testing.T) {
+	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_PROFILE"} {
+		t.Setenv(name, "")
+	}
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	none := filepath.Join(t.TempDir(), "none")
+	_, url := fake(t, nil)
+	s := open(t, url, func(o *s3.Options) { o.AccessKey, o.SecretKey, o.ConfigFile, o.CredentialsFile = "", "", none, none })
+	if err := s.Put(t.Context(), "o", strings.NewReader("x")); err == nil || !strings.Contains(err.Error(), "set AWS_ACCESS_KEY_ID") {
+		t.Errorf("put without credentials: %v", err)
+	}
+}
+
+func TestTheRegionIsAskedFor(t *testing.T) {
+	for status, want := range map[int]string{200: "eu-central-1", 403: "eu-central-1", 301: "eu-central-1", 404: ""} {
+		_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method != http.MethodHead || r.Header.Get("Authorization") != "" {
+				t.Errorf("%s %s, signed %v; want an unsigned HEAD", r.Method, r.URL, r.Header.Get("Authorization") != "")
+			}
+			if status != 404 {
+				w.Header().Set("X-Amz-Bucket-Region", "eu-central-1")
+			}
+			w.WriteHeader(status)
+			return true
+		})
+		got, err := open(t, url, nil).Region(t.Context())
+		if got != want || (err != nil) != (want == "") || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("status %d: region %q, %v; want %q", status, got, err, want)
+		}
+	}
+}
+
+func TestTheWrongRegionIsExplained(t *testing.T) {
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		w.Header().Set("X-Amz-Bucket-Region", "eu-central-1")
+		w.WriteHeader(http.StatusBadRequest) // as to a HEAD, without a body
+		return true
+	})
+	_, err := open(t, url, nil).Stat(t.Context(), "o")
+	if !errors.Is(err, fs.ErrInvalid) || !strings.Contains(err.Error(), "eu-central-1: see AWS_REGION, which is us-east-1") {
+		t.Errorf("stat: %v", err)
+	}
+}
+
+func TestBadOptionsAreRefused(t *testing.T) {
+	for want, o := range map[string]s3.Options{
+		"name of a bucket":     {},
+		"part size":            {Bucket: "b", PartSize: 1 << 20},
+		"delete batch":         {Bucket: "b", DeleteBatch: 1001},
+		"copy in one piece":    {Bucket: "b", MaxCopy: 6 << 30},
+		"one is set":           {Bucket: "b", AccessKey: "a"},
+		"object lock":          {Bucket: "b", ObjectLockMode: "COMPLIANCE"},
+		"32 bytes":             {Bucket: "b", SSECKey: "c2hvcnQtc2VjcmV0"},
+		"exclude each other":   {Bucket: "b", SSE: "AES256", SSECKey: base64.StdEncoding.EncodeToString(content(32))},
+		"is not a URL":         {Bucket: "b", Endpoint: "https://user:pass-secret@host"},
+		"certificates":         {Bucket: "b", CAFile: "/nowhere.pem"},
+		"AWS configuration":    {Bucket: "b", Profile: "nobodys", ConfigFile: "/nowhere", CredentialsFile: "/nowhere"},
+		"not the name of a bu": {Bucket: "b/c"},
+	} {
+		_, err := s3.New(t.Context(), o)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "pass-secret") || strings.Contains(err.Error(), "c2hvcn") {
+			t.Errorf("New: %v; want …%s…", err, want)
+		}
+	}
+}
+
+func TestSweepRemovesOldParts(t *testing.T) {
+	_, url := fake(t, nil)
+	s, other := open(t, url, nil), open(t, url, func(o *s3.Options) { o.Prefix = "other" })
+	for _, s := range []*s3.Store{s, other} {
+		if err := s.Begin(t.Context(), "d/o"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if removed, err := s.Sweep(t.Context()); err != nil || len(removed) != 0 {
+		t.Errorf("swept %q, %v; want nothing as young as this", removed, err)
+	}
+	if removed, err := s.SweepOlder(t.Context(), time.Now().Add(time.Hour)); err != nil || !slices.Equal(removed, []string{"d/o"}) {
+		t.Errorf("swept %q, %v; want d/o", removed, err)
+	}
+	if n, err := s.Unfinished(t.Context()); err != nil || n != 1 {
+		t.Errorf("%d are left, %v; want the one elsewhere", n, err)
+	}
+}
+
+func TestARealServerCopiesInParts(t *testing.T) {
+	s := gateway(t)(t, func(o *s3.Options) { o.MaxCopy = 5 << 20 })
+	data := content(12<<20 + 3)
+	put(t, s, "from + %20", data)
+	if err := s.Copy(t.Context(), "from + %20", "to"); err != nil {
+		t.Fatal(err)
+	}
+	wantContent(t, s, "to", data)
+	wantNoneUnfinished(t, s)
+}
+
+func TestARealServersRefusalsAreExplained(t *testing.T) {
+	newStore := gateway(t)
+	var endpoint string
+	newStore(t, func(o *s3.Options) { endpoint = o.Endpoint })
+	for want, change := range map[string]func(*s3.Options){
+		"there is no bucket nobodys":  func(o *s3.Options) { o.Bucket = "nobodys" },
+		"access key":                  func(o *s3.Options) { o.AccessKey = "stranger" },
+		"AWS_SECRET_ACCESS_KEY is no": func(o *s3.Options) { o.SecretKey = "not-the-secret" },
+	} {
+		s := open(t, endpoint, func(o *s3.Options) { o.Bucket = "archive-1"; change(o) })
+		err := s.Put(t.Context(), "o", strings.NewReader("x"))
+		if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("put: %v; want …%s…", err, want)
+		}
+	}
+}
+
+func TestARealServerRefusesDamagedParts(t *testing.T) {
+	// The checksum that goes with a body is looked at: the server answers what it got, we say what it said.
+	s := gateway(t)(t, func(o *s3.Options) {
+		o.Headers = map[string]string{"X-Amz-Checksum-Crc32c": "AAAAAA=="}
+		o.MaxRetries = -1
+	})
+	if err := s.Put(t.Context(), "o", strings.NewReader("123456789")); err == nil {
+		t.Error("a body that does not match its checksum is taken")
+	}
+	if _, err := s.Stat(t.Context(), "o"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("stat: %v", err)
+	}
+}
