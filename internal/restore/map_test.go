@@ -22,7 +22,7 @@ func FuzzMoveMap(f *testing.F) {
 			t.Errorf("%q becomes %q, and that %q, %v", was, moved, again, err)
 		}
 		same, err := (&Plan{}).moveMap(was)
-		if err != nil || !bytes.Equal(bytes.TrimSuffix(same, []byte("\n")), bytes.TrimSuffix(was, []byte("\n"))) {
+		if err != nil || !bytes.Equal(same, was) && !bytes.Equal(same, append(was[:len(was):len(was)], '\n')) {
 			t.Errorf("with no tablespace moved %q becomes %q, %v", was, same, err)
 		}
 	})
