@@ -38,7 +38,7 @@ type Options struct {
 	Adopt      bool            // take over an archive that belongs to another cluster
 	NoWaitWAL  bool            // commit without waiting for the WAL the backup needs
 	WALTimeout time.Duration   // how long to wait for that WAL; 0 means an hour
-	Alive      time.Duration   // how often the server is asked whether it is still there; 0 means a minute
+	Alive      time.Duration   // how often the server is asked whether it is still there; 0 means a minute, below 0 never
 	Stop       time.Duration   // how long stopping the backup may take on the server; 0 is no limit
 	Host       string          // name of this host
 	Tool       string          // release of this program
@@ -162,7 +162,7 @@ func (r *run) defaults() {
 	if r.WALTimeout <= 0 {
 		r.WALTimeout = time.Hour
 	}
-	if r.Alive <= 0 {
+	if r.Alive == 0 {
 		r.Alive = time.Minute
 	}
 	if r.Logger == nil {
@@ -259,7 +259,11 @@ func (r *run) watched(ctx context.Context, do func(context.Context) error) error
 	watcher := make(chan struct{})
 	go func() {
 		defer close(watcher)
-		tick := time.NewTicker(r.Alive)
+		every := r.Alive
+		if every < 0 {
+			every = time.Minute // the archive gets its sign of life all the same
+		}
+		tick := time.NewTicker(every)
 		defer tick.Stop()
 		for {
 			select {
@@ -269,9 +273,11 @@ func (r *run) watched(ctx context.Context, do func(context.Context) error) error
 				return
 			case <-tick.C:
 			}
-			if err := r.conn.Ping(ctx); err != nil {
-				cancel(fmt.Errorf("the backup was lost on the server: %w", err))
-				return
+			if r.Alive > 0 {
+				if err := r.conn.Ping(ctx); err != nil {
+					cancel(fmt.Errorf("the backup was lost on the server: %w", err))
+					return
+				}
 			}
 			if err := r.draft.Beat(ctx); err != nil {
 				r.Logger.Warn("could not leave a sign of life in the archive", "err", err)

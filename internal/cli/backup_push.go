@@ -92,6 +92,9 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	b := s.Backup
 	opts.Workers, opts.PartSize, opts.DiskRate, opts.AllCorrupt = b.Workers, b.PartSize, b.DiskRate, opts.AllCorrupt || b.AllCorrupt
 	opts.WALTimeout, opts.Alive, opts.Stop, opts.Tool = b.WALTimeout, b.Alive, b.Stop, release()
+	if b.Alive == 0 {
+		opts.Alive = -1 // the setting's 0 is never
+	}
 	opts.Logger, opts.Progress = a.log, &backup.Progress{}
 	stop := a.progress(ctx, "backup", opts.Progress)
 	report, err := backup.Run(ctx, conn, ar, dir, opts)
