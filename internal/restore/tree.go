@@ -3,6 +3,7 @@ package restore
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
@@ -165,12 +166,6 @@ func (f *folder) leave() {
 	}
 }
 
-// A file is a regular file being written, from one goroutine or, in pieces, from several.
-type file struct {
-	*os.File
-	mode fs.FileMode
-}
-
 // create begins the file p. One that is there already is replaced after an interrupted restore, and an error otherwise.
 func (f *folder) create(t *tree, p string, mode fs.FileMode) (*os.File, error) {
 	name, err := f.enter(t, p)
@@ -274,7 +269,7 @@ func emptyDir(dir string) (empty bool, err error) {
 			return false, nil
 		}
 	}
-	if len(names) == 0 && err != nil && err.Error() != "EOF" {
+	if len(names) == 0 && err != nil && err != io.EOF {
 		return false, err
 	}
 	return true, nil
@@ -290,7 +285,7 @@ func existing(dir string) string {
 	}
 }
 
-// once remembers what was said, so that a note that would come a thousand times comes once.
+// notes is what there is to tell in the end. It remembers what was said, so that a note that would come a thousand times comes once.
 type notes struct {
 	mu   sync.Mutex
 	said map[string]bool
