@@ -1,6 +1,7 @@
 package roundtrip_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -93,6 +94,9 @@ func TestWALFetchStatus(t *testing.T) {
 		{what: "there", name: name},
 		{what: "directory gone", name: name, recovery: 200, standby: 75,
 			damage: damaged(func() error { return os.Rename(s.Root, away) }, func() error { return os.Rename(away, s.Root) })},
+		{what: "directory empty", name: absent, recovery: 200, standby: 75, // as where a file system is not mounted
+			damage: damaged(func() error { return errors.Join(os.Rename(s.Root, away), os.Mkdir(s.Root, 0o755)) },
+				func() error { return errors.Join(os.Remove(s.Root), os.Rename(away, s.Root)) })},
 		{what: "directory closed", name: absent, recovery: 200, standby: 75, // without the right to look, absent is not known to be absent
 			damage: damaged(func() error { return os.Chmod(s.Root, 0) }, func() error { return os.Chmod(s.Root, 0o700) })},
 		{what: "object closed", name: name, recovery: 200, standby: 75,

@@ -1,0 +1,121 @@
+package roundtrip_test
+
+import (
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+
+	"holdfast/test/pgtest"
+	"holdfast/test/site"
+)
+
+// gateway is an S3 service on the loopback interface.
+type gateway struct {
+	dir  string // holds a directory per bucket
+	port int
+	cmd  *exec.Cmd
+}
+
+func newGateway(t *testing.T) *gateway {
+	t.Helper()
+	g := &gateway{dir: filepath.Join(pgtest.Dir(t), "s3")}
+	if err := os.MkdirAll(filepath.Join(g.dir, "bucket"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Give(t, g.dir)
+	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.port = l.Addr().(*net.TCPAddr).Port
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	g.start(t)
+	t.Cleanup(func() { g.stop() })
+	return g
+}
+
+func (g *gateway) start(t *testing.T) {
+	t.Helper()
+	g.cmd = pgtest.Command(t, pgtest.Service(t, "versitygw"), "--port", "127.0.0.1:"+strconv.Itoa(g.port), "--quiet", "posix", g.dir)
+	g.cmd.Env = append(g.cmd.Environ(), "ROOT_ACCESS_KEY=operator", "ROOT_SECRET_KEY=swordfish")
+	if err := g.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, "the S3 service answers", func() bool {
+		resp, err := http.Get("http://127.0.0.1:" + strconv.Itoa(g.port) + "/")
+		if err != nil {
+			return false
+		}
+		return resp.Body.Close() == nil
+	})
+}
+
+func (g *gateway) stop() {
+	_ = g.cmd.Process.Kill()
+	_ = g.cmd.Wait() // killed
+}
+
+// env names an archive in the bucket; further settings win.
+func (g *gateway) env(further ...string) []string {
+	return append([]string{
+		"WALG_S3_PREFIX=s3://bucket/some/path", "AWS_ENDPOINT=http://127.0.0.1:" + strconv.Itoa(g.port), "AWS_S3_FORCE_PATH_STYLE=true",
+		"AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=swordfish", "AWS_REGION=us-east-1",
+	}, further...)
+}
+
+// A cluster comes back from S3, and through an outage of the service nothing is mistaken for missing.
+func TestS3(t *testing.T) {
+	g := newGateway(t)
+	root := filepath.Join(g.dir, "bucket", "some", "path")
+	p := pgtest.Require(t, 18)
+	s := site.In(t, p, pgtest.Options{}, root, g.env()...)
+	m := accident(t, s)
+	m.holds(t, s.Restored(t, "--target-time", m.time, "--target-action", "promote"))
+	if names := s.Backups(t); len(names) != 1 {
+		t.Errorf("backups: %v", names)
+	}
+
+	// Multipart uploads: parts of 5 MiB, and data that does not compress.
+	s.Exec(t, `create table noise as select g as id, string_agg(md5(random()::text), '') as what from generate_series(1, 10000) g, generate_series(1, 50) group by g`)
+	push := s.Command(t, "backup-push", s.Data)
+	push.Env = append(push.Env, "S3_MAX_PART_SIZE=5MiB")
+	if r := site.Run(t, push); r.Status != 0 {
+		t.Fatalf("backup-push: exit status %d\n%s", r.Status, r.Stderr)
+	}
+	s.Switch(t)
+	want := site.Rows(t, s.Cluster, "noise")
+	if got := site.Rows(t, s.Restored(t, "--target", "latest"), "noise"); got != want {
+		t.Errorf("the table came back as %s, was %s", got, want)
+	}
+
+	dest := filepath.Join(pgtest.Dir(t), "RECOVERYXLOG")
+	segment := s.Switch(t)
+	const absent = "0000000100000000000000F0"
+	fetch := func(what string, status int, name string, env ...string) {
+		t.Helper()
+		cmd := s.Command(t, "wal-fetch", name, dest)
+		cmd.Env = append(cmd.Env, append(env, "S3_MAX_RETRIES=0")...)
+		if r := site.Run(t, cmd); r.Status != status {
+			t.Errorf("%s: exit status %d, want %d\n%s", what, r.Status, status, r.Stderr)
+		} else if strings.Contains(r.Stdout+r.Stderr, "swordfish") {
+			t.Errorf("%s: the secret is shown:\n%s", what, r.Stderr)
+		}
+	}
+	fetch("there", 0, segment)
+	fetch("absent", 74, absent)
+	fetch("wrong secret", 200, absent, "AWS_SECRET_ACCESS_KEY=marlin")
+	fetch("wrong key", 200, absent, "AWS_ACCESS_KEY_ID=nobody")
+	fetch("wrong bucket", 200, absent, "WALG_S3_PREFIX=s3://pail/some/path")
+	fetch("a path with no archive", 200, absent, "WALG_S3_PREFIX=s3://bucket/other/path")
+	g.stop()
+	fetch("service down", 200, absent)
+	g.start(t)
+	fetch("service up again", 0, segment)
+}
