@@ -212,8 +212,6 @@ func TestRestoresTheirs(t *testing.T) {
 			run := postgres(t, c.major, plan.Destination)
 			if got, want := dumped(run("pg_dump", "--no-unlogged-table-data", "app")), dumped(beside[c.expected]); got != want {
 				t.Errorf("restored %d bytes of SQL, want %d", len(got), len(want))
-				os.WriteFile("/tmp/r/got.sql", []byte(got), 0o644)
-				os.WriteFile("/tmp/r/want.sql", []byte(want), 0o644)
 			}
 			if got := strings.TrimSpace(run("psql", "-Atc", "show archive_mode", "app")); got != "off" {
 				t.Errorf("archive_mode is %s", got)
