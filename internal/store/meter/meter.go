@@ -1,0 +1,276 @@
+// Package meter makes a Store that counts what is done with it.
+package meter
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"iter"
+	"sync/atomic"
+	"time"
+
+	"holdfast/internal/store"
+)
+
+// Counters count the calls of one or more Stores. The zero value is ready to use, and may be read while it counts.
+type Counters struct {
+	read, written                          atomic.Int64
+	open, put, stat, list, deletes, copies counter
+}
+
+// Counts is what Counters held at one moment.
+type Counts struct {
+	Read    int64 // bytes that bodies yielded
+	Written int64 // bytes that puts took from their readers, those of failed puts included
+
+	Open   Op // to the closing of the body
+	Put    Op // PutIfAbsent too
+	Stat   Op
+	List   Op // Walk too; objects are the entries yielded
+	Delete Op // DeleteMany too
+	Copy   Op
+}
+
+// Op counts the calls of one kind.
+type Op struct {
+	Calls   int64         // that have ended
+	Failed  int64         // of these; that an object is missing, or there already, is an answer and no failure
+	Running int64         // that have not ended
+	Objects int64         // that the calls were about
+	Time    time.Duration // that the calls took, those at the same time added up
+}
+
+// Read returns what c holds now.
+func (c *Counters) Read() Counts {
+	return Counts{
+		Read: c.read.Load(), Written: c.written.Load(),
+		Open: c.open.op(), Put: c.put.op(), Stat: c.stat.op(), List: c.list.op(), Delete: c.deletes.op(), Copy: c.copies.op(),
+	}
+}
+
+// counter counts one kind of call.
+type counter struct{ calls, failed, running, objects, nanos atomic.Int64 }
+
+func (c *counter) op() Op {
+	return Op{Calls: c.calls.Load(), Failed: c.failed.Load(), Running: c.running.Load(), Objects: c.objects.Load(), Time: time.Duration(c.nanos.Load())}
+}
+
+// begin counts a call about so many objects, and returns what to call with its error at its end.
+func (c *counter) begin(objects int) (end func(error)) {
+	began := time.Now()
+	c.running.Add(1)
+	c.objects.Add(int64(objects))
+	return func(err error) {
+		c.nanos.Add(int64(time.Since(began)))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
+			c.failed.Add(1)
+		}
+		c.calls.Add(1)
+		c.running.Add(-1)
+	}
+}
+
+// New returns a Store around inner that counts into c. It has PutIfAbsent and Copy if inner has them. It always has
+// DeleteMany and Walk, by way of package store where inner lacks them.
+func New(inner store.Store, c *Counters) store.Store {
+	m := &metered{inner: inner, c: c}
+	absenter, mayAbsent := inner.(store.PutIfAbsenter)
+	copier, mayCopy := inner.(store.Copier)
+	switch {
+	case mayAbsent && mayCopy:
+		return struct {
+			*metered
+			putIfAbsent
+			copies
+		}{m, putIfAbsent{c, absenter}, copies{c, copier}}
+	case mayAbsent:
+		return struct {
+			*metered
+			putIfAbsent
+		}{m, putIfAbsent{c, absenter}}
+	case mayCopy:
+		return struct {
+			*metered
+			copies
+		}{m, copies{c, copier}}
+	}
+	return m
+}
+
+type metered struct {
+	inner store.Store
+	c     *Counters
+}
+
+// Open implements store.Store.
+func (m *metered) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	end := m.c.open.begin(1)
+	return m.body(end)(m.inner.Open(ctx, name))
+}
+
+// OpenRange implements store.Store.
+func (m *metered) OpenRange(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
+	end := m.c.open.begin(1)
+	return m.body(end)(m.inner.OpenRange(ctx, name, offset, length))
+}
+
+func (m *metered) body(end func(error)) func(io.ReadCloser, error) (io.ReadCloser, error) {
+	return func(r io.ReadCloser, err error) (io.ReadCloser, error) {
+		if err != nil {
+			end(err)
+			return nil, err
+		}
+		return &body{r: r, read: &m.c.read, end: end}, nil
+	}
+}
+
+// body counts what it yields, and the call as ended when it is closed.
+type body struct {
+	r      io.ReadCloser
+	read   *atomic.Int64
+	failed error
+	end    func(error) // nil once closed
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	n, err := b.r.Read(p)
+	b.read.Add(int64(n))
+	if err != nil && err != io.EOF {
+		b.failed = err
+	}
+	return n, err
+}
+
+func (b *body) Close() error {
+	err := b.r.Close()
+	if b.end != nil {
+		b.end(errors.Join(b.failed, err))
+		b.end = nil
+	}
+	return err
+}
+
+// source returns r, counted; what can write itself still can.
+func (c *Counters) source(r io.Reader) io.Reader {
+	if w, ok := r.(io.WriterTo); ok {
+		return &writerTo{reader{r, &c.written}, w}
+	}
+	return &reader{r, &c.written}
+}
+
+type reader struct {
+	r io.Reader
+	n *atomic.Int64
+}
+
+func (r *reader) Read(p []byte) (int, error) {
+	n, err := r.r.Read(p)
+	r.n.Add(int64(n))
+	return n, err
+}
+
+type writerTo struct {
+	reader
+	from io.WriterTo
+}
+
+func (w *writerTo) WriteTo(dst io.Writer) (int64, error) { return w.from.WriteTo(&writer{dst, w.n}) }
+
+type writer struct {
+	w io.Writer
+	n *atomic.Int64
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	n, err := w.w.Write(p)
+	w.n.Add(int64(n))
+	return n, err
+}
+
+// Put implements store.Store.
+func (m *metered) Put(ctx context.Context, name string, r io.Reader) error {
+	end := m.c.put.begin(1)
+	err := m.inner.Put(ctx, name, m.c.source(r))
+	end(err)
+	return err
+}
+
+type putIfAbsent struct {
+	c     *Counters
+	inner store.PutIfAbsenter
+}
+
+// PutIfAbsent implements store.PutIfAbsenter.
+func (p putIfAbsent) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	end := p.c.put.begin(1)
+	err := p.inner.PutIfAbsent(ctx, name, p.c.source(r))
+	end(err)
+	return err
+}
+
+type copies struct {
+	c     *Counters
+	inner store.Copier
+}
+
+// Copy implements store.Copier.
+func (c copies) Copy(ctx context.Context, from, to string) error {
+	end := c.c.copies.begin(1)
+	err := c.inner.Copy(ctx, from, to)
+	end(err)
+	return err
+}
+
+// Stat implements store.Store.
+func (m *metered) Stat(ctx context.Context, name string) (store.Object, error) {
+	end := m.c.stat.begin(1)
+	o, err := m.inner.Stat(ctx, name)
+	end(err)
+	return o, err
+}
+
+// List implements store.Store.
+func (m *metered) List(ctx context.Context, dir, after string) iter.Seq2[store.Object, error] {
+	return m.entries(m.inner.List(ctx, dir, after))
+}
+
+// Walk implements store.Walker.
+func (m *metered) Walk(ctx context.Context, dir string) iter.Seq2[store.Object, error] {
+	return m.entries(store.Walk(ctx, m.inner, dir))
+}
+
+// entries counts a listing; its time includes what is done with the entries.
+func (m *metered) entries(seq iter.Seq2[store.Object, error]) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		end := m.c.list.begin(0)
+		var failed error
+		defer func() { end(failed) }()
+		for o, err := range seq {
+			if err != nil {
+				failed = err
+			} else {
+				m.c.list.objects.Add(1)
+			}
+			if !yield(o, err) {
+				return
+			}
+		}
+	}
+}
+
+// Delete implements store.Store.
+func (m *metered) Delete(ctx context.Context, name string) error {
+	end := m.c.deletes.begin(1)
+	err := m.inner.Delete(ctx, name)
+	end(err)
+	return err
+}
+
+// DeleteMany implements store.ManyDeleter.
+func (m *metered) DeleteMany(ctx context.Context, names []string) error {
+	end := m.c.deletes.begin(len(names))
+	err := store.DeleteMany(ctx, m.inner, names)
+	end(err)
+	return err
+}
