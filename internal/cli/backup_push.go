@@ -106,5 +106,6 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	a.log.Info(fmt.Sprintf("%d files, %s, stored as %s in %s", report.Files, humanize.IBytes(uint64(report.UncompressedSize)),
 		humanize.IBytes(uint64(report.CompressedSize)), took.Round(10*time.Millisecond)))
 	a.log.Info(fmt.Sprintf("Wrote backup with name %s to storage default", report.Name))
+	a.sweep(ctx, s)
 	return report, nil
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 
 	"holdfast/internal/archive"
@@ -14,18 +15,42 @@ import (
 	"holdfast/internal/store/throttle"
 )
 
-// openStore opens the store that the settings name, with the limit of the network on it.
-func (a *app) openStore(ctx context.Context, s *config.Settings) (store.Store, error) {
+// bareStore opens the store that the settings name.
+func (a *app) bareStore(ctx context.Context, s *config.Settings) (store.Store, error) {
 	if err := s.RequireStorage(); err != nil {
 		return nil, err
 	}
-	var st store.Store
-	var err error
 	if s.Storage.Dir != "" {
-		st, err = file.Open(s.Storage.Dir)
-	} else {
-		st, err = s3.New(ctx, s3Options(s))
+		return file.Open(s.Storage.Dir)
 	}
+	return s3.New(ctx, s3Options(s))
+}
+
+// sweep removes what writers that died long ago left unfinished in the store. Nobody reads that, so failing here fails nothing.
+func (a *app) sweep(ctx context.Context, s *config.Settings) {
+	st, err := a.bareStore(ctx, s)
+	if err != nil {
+		a.log.Warn(fmt.Sprintf("what broken-off pushes left was not looked for: %v", err))
+		return
+	}
+	sweeper, ok := st.(interface {
+		Sweep(context.Context) ([]string, error)
+	})
+	if !ok {
+		return
+	}
+	removed, err := sweeper.Sweep(ctx)
+	if len(removed) > 0 {
+		a.log.Info(fmt.Sprintf("removed %d unfinished files that broken-off pushes had left", len(removed)))
+	}
+	if err != nil {
+		a.log.Warn(fmt.Sprintf("what broken-off pushes left was not all removed: %v", err))
+	}
+}
+
+// openStore opens the store that the settings name, with the limit of the network on it.
+func (a *app) openStore(ctx context.Context, s *config.Settings) (store.Store, error) {
+	st, err := a.bareStore(ctx, s)
 	if err != nil {
 		return nil, err
 	}
