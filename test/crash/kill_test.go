@@ -354,3 +354,32 @@ func TestBackupPushInterrupted(t *testing.T) {
 	s.NoTrace(t, before...)
 	s.Push(t)
 }
+
+// A backup clears away the unfinished files that writers which died left a day ago or more, and no younger ones.
+func TestLeftoversAreSwept(t *testing.T) {
+	s := primary(t, pgtest.Options{})
+	s.Switch(t)
+	old := time.Now().Add(-49 * time.Hour)
+	left := map[string]time.Time{}
+	for i, begun := range []time.Time{old, time.Now()} {
+		path := filepath.Join(s.Root, "wal_005", fmt.Sprintf("0000000100000000000000F%d.zst.tmp.%s-00112233445566aa", i, begun.UTC().Format("20060102T150405Z")))
+		if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, begun, begun); err != nil {
+			t.Fatal(err)
+		}
+		pgtest.Give(t, path)
+		left[path] = begun
+	}
+	push := s.Command(t, "backup-push", s.Data)
+	push.Env = append(push.Env, "WALG_NETWORK_RATE_LIMIT=100000000") // also through what bounds the rate
+	if r := site.Run(t, push); r.Status != 0 {
+		t.Fatalf("backup-push: exit status %d\n%s", r.Status, r.Stderr)
+	}
+	for path, begun := range left {
+		if _, err := os.Stat(path); (err == nil) == begun.Equal(old) {
+			t.Errorf("%s, begun at %s: %v", path, begun, err)
+		}
+	}
+}
