@@ -38,10 +38,11 @@ services: ## fetch what the tests run against: PostgreSQL 10 to 18, an S3 server
 test: services ## run every test, on every major of PostgreSQL; a missing service is a failure
 	REQUIRE_SERVICES=1 go test -timeout 50m ./...
 
-check: ## gofmt, go vet, both codecs build
+check: ## gofmt, go vet, and the pure Go codec builds and works
 	@test -z "$$(gofmt -l cmd internal test)" || { echo "not gofmt-ed:"; gofmt -l cmd internal test; exit 1; }
 	go vet ./...
 	CGO_ENABLED=0 go build -o /dev/null ./cmd/holdfast
+	CGO_ENABLED=0 go test ./internal/compress
 
 bench: build ## measure against pgBackRest, pg_basebackup, tar and cp in one run; writes docs/bench.md
 	test/services/install.sh --bench
