@@ -89,7 +89,9 @@ Written by `+"`make bench`"+`. Every tool had its turn in each of %d rounds of o
 		fmt.Fprintf(w, "\n## Full backup of %.1f GB\n\n"+
 			"pgbench at scale %d and %.0f MB of rows that do not compress; data checksums on. The data is in the page cache, the archive on the same disk.\n"+
 			"pgBackRest: process-max=2, compress-level=1, bundles, start-fast, archive-check off: it verifies page checksums as Holdfast does, but does not wait\n"+
-			"for the WAL to be archived, which Holdfast does. pg_basebackup compresses in the server, at level 1. tar and cp take pg_wal along. CPU seconds are those of all processes, the server's and its archive_command's included.\n"+
+			"for the WAL to be archived, which Holdfast does. Some 1.5 s of its backups it sleeps, until the clock's next second for one.\n"+
+			"pg_basebackup compresses in the server, at level 1. tar and cp take pg_wal along.\n"+
+			"CPU seconds are those of all processes, the server's and its archive_command's included.\n"+
 			"\"codec alone\" is Holdfast's codec, level and frames over the same bytes in memory, on all cores, without reading or writing anything.\n\n",
 			float64(r.bigBytes)/1e9, b.scale, float64(b.noiseRows())/1000)
 		r.bigBackup.print(w, backupColumns)

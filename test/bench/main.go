@@ -9,6 +9,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -270,16 +271,12 @@ func (b *bench) setUp(ctx context.Context, holdfast string, million bool) error 
 	if err := b.claim(million); err != nil {
 		return err
 	}
-	program, err := os.ReadFile(holdfast)
-	if err != nil {
-		return err
-	}
 	b.holdfast = filepath.Join(b.dir, "holdfast")
 	if err := os.RemoveAll(b.holdfast); err != nil { // it may be kept, and still run
 		return err
 	}
-	if err := os.WriteFile(b.holdfast, program, 0o755); err != nil {
-		return err
+	if out, err := exec.CommandContext(ctx, "install", "-m", "755", holdfast, b.holdfast).CombinedOutput(); err != nil {
+		return fmt.Errorf("copy %s: %w: %s", holdfast, err, out)
 	}
 	if err := os.WriteFile(filepath.Join(b.dir, "pgbackrest.conf"), []byte("[global]\n"), 0o644); err != nil {
 		return err
@@ -353,7 +350,7 @@ func (b *bench) progress(work, cluster, name string, round int, s sample) {
 		b.say("%-8s %-10s %-32s %d/%d %8.2f s, median call %.1f ms, CPU %.1f s, peak %.0f MiB", work, cluster, name, round+1, b.rounds,
 			s.Wall, call(s), s.CPU, peak(s))
 	default:
-		b.say("%-8s %-10s %-32s %d/%d %8.2f s, CPU %.1f s, peak %.0f MiB, stored %.0f MB", work, cluster, name, round+1, b.rounds,
-			s.Wall, s.CPU, peak(s), stored(s))
+		b.say("%-8s %-10s %-32s %d/%d %8.2f s, CPU %.1f s, peak %.0f MiB, stored %s MB", work, cluster, name, round+1, b.rounds,
+			s.Wall, s.CPU, peak(s), cmp.Or(format(stored(s), 0), "–"))
 	}
 }

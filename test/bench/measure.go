@@ -77,6 +77,7 @@ func (m *meter) note(used *syscall.Rusage) {
 func (m *meter) watch(stop <-chan struct{}, peak chan<- int64) {
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
+	self := memory(os.Getpid()).name
 	var most int64
 	for {
 		select {
@@ -89,6 +90,9 @@ func (m *meter) watch(stop <-chan struct{}, peak chan<- int64) {
 		for _, root := range m.roots() {
 			for _, pid := range tree(root) {
 				mem := memory(pid)
+				if mem.name == self {
+					continue // between fork and exec our memory is its own
+				}
 				sum += mem.now
 				most = max(most, mem.peak)
 			}
@@ -192,21 +196,25 @@ func children(pid int) (pids []int) {
 	return pids
 }
 
-// resident is a process's resident memory, bytes.
-type resident struct{ now, peak int64 }
+// resident is a process's resident memory, bytes, and the name of its program.
+type resident struct {
+	name      string
+	now, peak int64
+}
 
-// memory reads VmRSS and VmHWM of process pid; zero when it has ended.
+// memory reads Name, VmRSS and VmHWM of process pid; zero when it has ended.
 func memory(pid int) (mem resident) {
 	b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	for line := range strings.Lines(string(b)) {
 		key, value, _ := strings.Cut(line, ":")
-		if key != "VmRSS" && key != "VmHWM" {
-			continue
-		}
-		kib, _ := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
-		if key == "VmRSS" {
+		value = strings.TrimSpace(value)
+		kib, _ := strconv.ParseInt(strings.TrimSuffix(value, " kB"), 10, 64)
+		switch key {
+		case "Name":
+			mem.name = value
+		case "VmRSS":
 			mem.now = kib << 10
-		} else {
+		case "VmHWM":
 			mem.peak = kib << 10
 		}
 	}
@@ -216,6 +224,12 @@ func memory(pid int) (mem resident) {
 // command prepares a program to run as the account, with only env and what every program needs for environment, in a process group that
 // ctx's end kills. Its output goes to the log file: a pipe would keep us waiting for what it leaves running.
 func (b *bench) command(ctx context.Context, env []string, program string, args ...string) *exec.Cmd {
+	// Debian has wrappers in the path that choose a version.
+	if path := filepath.Join(b.pg.Dir, program); b.pg.Dir != "" && !filepath.IsAbs(program) {
+		if _, err := os.Stat(path); err == nil {
+			program = path
+		}
+	}
 	cmd := exec.CommandContext(ctx, program, args...)
 	cmd.Dir = b.dir
 	cmd.Env = append([]string{"PATH=" + b.pg.Dir + ":/usr/local/bin:/usr/bin:/bin", "LC_ALL=C", "TZ=UTC", "HOME=" + b.dir}, env...)

@@ -307,7 +307,7 @@ func printTargets(w io.Writer, targets []target) {
 		}
 		var figure string
 		if len(t.rounds) > 0 {
-			figure = format(median(t.rounds), decimals) + t.unit
+			figure = format(median(t.rounds), decimals+1) + t.unit // so that a near miss does not look like a pass
 		}
 		lines = append(lines, []string{t.what, bound + fmt.Sprint(t.bound) + t.unit, figure, list(t.rounds, decimals), t.verdict()})
 	}
