@@ -157,6 +157,60 @@ func TestRunMakesAWholeBackup(t *testing.T) {
 	}
 }
 
+// onFirstPart is a store that runs do before the first part is read.
+type onFirstPart struct {
+	store.Store
+	do func()
+}
+
+func (o *onFirstPart) Put(ctx context.Context, name string, r io.Reader) error {
+	if strings.Contains(name, "/part_") && o.do != nil {
+		o.do()
+		o.do = nil
+	}
+	return o.Store.Put(ctx, name, r)
+}
+
+// Replay makes a tablespace that was created during the backup, and fails where its link's place is taken by a directory.
+func TestTablespaceCreatedDuringBackupIsLeftToReplay(t *testing.T) {
+	c := cluster(t)
+	early, late := pgtest.Dir(t), pgtest.Dir(t)
+	c.Exec(t, `create tablespace early location '`+early+`'`, `create table e tablespace early as select 1 i`)
+	m := &onFirstPart{Store: &storetest.Memory{}, do: func() {
+		c.Exec(t, `create tablespace late location '`+late+`'`, `create table l tablespace late as select 1 i`)
+	}}
+	a := archive.New(m, archive.Options{})
+	report, err := backup.Run(t.Context(), connect(t, c), a, c.Data, backup.Options{NoWaitWAL: true, Workers: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mf, err := a.OpenManifest(t.Context(), report.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mf.Close()
+	var below []string
+	for p, err := mf.Next(); err != io.EOF; p, err = mf.Next() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range p.Members {
+			if strings.HasPrefix(m.Path, "pg_tblspc/") {
+				below = append(below, m.Path)
+			}
+		}
+	}
+	of := func(name string) string {
+		return "pg_tblspc/" + c.Value(t, `select oid from pg_tablespace where spcname = '`+name+`'`) + "/"
+	}
+	has := func(dir string) bool {
+		return slices.ContainsFunc(below, func(p string) bool { return strings.HasPrefix(p, dir) })
+	}
+	if !has(of("early")) || has(of("late")) {
+		t.Errorf("stored below pg_tblspc: %v; want what is in %s and not what is in %s", below, of("early"), of("late"))
+	}
+}
+
 // Whichever store call fails, Run says so, no backup appears, nothing is left behind and the server is out of backup mode.
 func TestRunFailsWhole(t *testing.T) {
 	c := cluster(t)

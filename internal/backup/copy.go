@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode/utf8"
@@ -44,7 +45,9 @@ func (r *run) copyData(ctx context.Context) error {
 	return r.putConfig(ctx)
 }
 
-// walk yields the entries to store. skipped, unless it is nil, is told what somebody might miss.
+// walk yields the entries to store. skipped, unless it is nil, is told what somebody might miss. A tablespace that was
+// created since the survey is left out: its WAL brings it back, and replay stops at a directory that stands where it
+// wants to make the link (remove_tablespace_symlink in src/backend/commands/tablespace.c).
 func (r *run) walk(skipped func(path, why string)) iter.Seq2[datadir.Entry, error] {
 	tell := func(path, why string) {
 		if skipped != nil {
@@ -62,11 +65,21 @@ func (r *run) walk(skipped func(path, why string)) iter.Seq2[datadir.Entry, erro
 				tell(e.Path, "its name is not UTF-8")
 				continue
 			}
+			if below, ok := strings.CutPrefix(e.Path, "pg_tblspc/"); ok && !r.surveyed(below) {
+				continue
+			}
 			if !yield(e, err) {
 				return
 			}
 		}
 	}
+}
+
+// surveyed reports whether path, which is below pg_tblspc, is not of a tablespace that appeared after the survey.
+func (r *run) surveyed(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	oid, err := strconv.ParseUint(first, 10, 32)
+	return err != nil || slices.ContainsFunc(r.spaces, func(t datadir.Tablespace) bool { return uint64(t.OID) == oid })
 }
 
 // own reports whether path is one of PostgreSQL's own directories, or something inside one.
