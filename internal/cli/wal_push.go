@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
@@ -26,6 +27,9 @@ func (a *app) walPush() *cobra.Command {
 			s, err := a.load(cmd)
 			if err != nil {
 				return err
+			}
+			if debug.SetMemoryLimit(-1) > pushMemory {
+				debug.SetMemoryLimit(pushMemory)
 			}
 			host, err := os.Hostname()
 			if err != nil {
