@@ -383,3 +383,40 @@ func TestLeftoversAreSwept(t *testing.T) {
 		}
 	}
 }
+
+// A backup that loses its server, or only its session, fails in one line and leaves nothing.
+func TestBackupPushLosesServer(t *testing.T) {
+	s := primary(t, pgtest.Options{})
+	ours := `pid <> pg_backend_pid() and application_name like 'holdfast%'`
+	for what, do := range map[string]func(){
+		"session": func() { s.Exec(t, `select pg_terminate_backend(pid) from pg_stat_activity where `+ours) },
+		"server":  func() { s.Server.Kill() },
+	} {
+		t.Run(what, func(t *testing.T) {
+			push := s.Command(t, "backup-push", s.Data)
+			push.Env = append(push.Env, "WALG_DISK_RATE_LIMIT=8000000", "WALG_ALIVE_CHECK_INTERVAL=100ms")
+			var stderr bytes.Buffer
+			push.Stderr = &stderr
+			if err := push.Start(); err != nil {
+				t.Fatal(err)
+			}
+			pgtest.Eventually(t, "parts are stored", func() bool {
+				for _, name := range s.Objects(t) {
+					if strings.Contains(name, "/tar_partitions/") {
+						return true
+					}
+				}
+				return false
+			})
+			do()
+			_ = push.Wait() // how it ended is checked below
+			site.Ended(push, "", stderr.String()).Check(t, "backup-push", 1, "lost")
+			s.NoTrace(t)
+		})
+		if what == "server" {
+			s.Start(t)
+		}
+		s.NotInBackup(t)
+	}
+	s.Push(t)
+}

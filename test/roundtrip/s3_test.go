@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/test/pgtest"
 	"holdfast/test/site"
@@ -94,6 +95,25 @@ func TestS3(t *testing.T) {
 	if got := site.Rows(t, s.Restored(t, "--target", "latest"), "noise"); got != want {
 		t.Errorf("the table came back as %s, was %s", got, want)
 	}
+
+	// Killed in the midst of its uploads a push leaves no backup.
+	before := s.Backups(t)
+	push = s.Command(t, "backup-push", s.Data)
+	push.Env = append(push.Env, "S3_MAX_PART_SIZE=5MiB", "WALG_NETWORK_RATE_LIMIT=4000000")
+	if err := push.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, "the backup has begun", func() bool { return anyObject(t, s, "/push.json") })
+	time.Sleep(time.Second) // somewhere in it
+	if err := push.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = push.Wait() // killed
+	s.NotInBackup(t)
+	if now := s.Backups(t); len(now) != len(before) {
+		t.Errorf("backups %v, before the killed push %v", now, before)
+	}
+	s.Push(t)
 
 	dest := filepath.Join(pgtest.Dir(t), "RECOVERYXLOG")
 	segment := s.Switch(t)
