@@ -83,12 +83,44 @@ func (a *Archive) Begin(ctx context.Context, name, host string) (*Draft, error) 
 	}
 	err = store.PutIfAbsent(ctx, a.store, d.marker(), bytes.NewReader(marker))
 	if errors.Is(err, fs.ErrExist) {
-		return nil, &InUseError{name, "was begun by another push at this moment", "wait for it to end, then try again"}
+		mine, err := d.mine(ctx) // it is when the store tried again because its first answer got lost
+		if err == nil && !mine {
+			err = &InUseError{name, "was begun by another push at this moment", "wait for it to end, then try again"}
+		}
+		if err != nil {
+			return nil, err
+		}
+		return d, nil
 	}
 	if err != nil {
 		return nil, err
 	}
 	return d, nil
+}
+
+// mine reports whether the marker in the store is that of d.
+func (d *Draft) mine(ctx context.Context) (bool, error) {
+	b, err := store.ReadFile(ctx, d.archive.store, d.marker(), maxDocument)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	var p Push
+	if err == nil {
+		err = json.Unmarshal(b, &p)
+	}
+	if err != nil {
+		return false, fmt.Errorf("read who is writing %s: %w", d.name, err)
+	}
+	return p.Host == d.push.Host && p.PID == d.push.PID && p.Started.Equal(d.push.Started), nil
+}
+
+// hold returns an *InUseError when d lost its name: another push took it for dead, or somebody removed its marker.
+func (d *Draft) hold(ctx context.Context) error {
+	mine, err := d.mine(ctx)
+	if err == nil && !mine {
+		err = &InUseError{d.name, "was given up: push.json is gone or another push's, which took this one for dead", "take the backup again"}
+	}
+	return err
 }
 
 func (d *Draft) marker() string { return Folder(d.name) + "push.json" }
@@ -159,8 +191,12 @@ func alive(pid int) bool {
 	return err == nil || errors.Is(err, syscall.EPERM)
 }
 
-// Beat leaves a sign of life, which keeps others from taking the push for dead. Call it about once a minute.
+// Beat leaves a sign of life, which keeps others from taking the push for dead. Call it about once a minute. An *InUseError
+// says that it came too late: the name is another push's now.
 func (d *Draft) Beat(ctx context.Context) error {
+	if err := d.hold(ctx); err != nil {
+		return err
+	}
 	d.push.Beat = time.Now().UTC()
 	return d.archive.putJSON(ctx, d.marker(), d.push)
 }
@@ -237,8 +273,11 @@ func (d *Draft) Sizes() (contents, stored int64) {
 }
 
 // Commit makes the draft a backup: it stores manifest, file list and metadata, and then the sentinel. s is complete
-// but for the sizes, which Commit fills in.
+// but for the sizes, which Commit fills in. An *InUseError says that the name is another push's now.
 func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
+	if err := d.hold(ctx); err != nil {
+		return err
+	}
 	s.UncompressedSize, s.CompressedSize = d.Sizes()
 	s.Version, s.DateFmt = 2, dateFmt
 	// Data parts by number, then control, then label: the order a restore wants. Longer names have more digits.
@@ -272,8 +311,12 @@ func partRank(name string) int {
 	return 0
 }
 
-// Abort removes everything the draft stored, the sentinel first in case a failed Commit left one.
+// Abort removes everything the draft stored, the sentinel first in case a failed Commit left one. Where the name is another
+// push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError.
 func (d *Draft) Abort(ctx context.Context) error {
+	if err := d.hold(ctx); err != nil {
+		return err
+	}
 	if err := d.archive.store.Delete(ctx, sentinelName(d.name)); err != nil {
 		return err
 	}

@@ -207,6 +207,82 @@ func TestBeginRefusesWhatIsTaken(t *testing.T) {
 	}
 }
 
+// A push that was held for dead and comes back neither mixes its objects into the backup of the one that took over, nor
+// removes that.
+func TestDraftThatLostItsNameLetsGo(t *testing.T) {
+	ctx := t.Context()
+	m := &storetest.Memory{}
+	late, err := archive.New(m, archive.Options{}).Begin(ctx, backupName, "db1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check := func(when string) {
+		t.Helper()
+		before := fmt.Sprint(contents(t, m))
+		for what, do := range map[string]func(context.Context) error{
+			"beat":   late.Beat,
+			"commit": func(ctx context.Context) error { return late.Commit(ctx, &archive.Sentinel{}) },
+			"abort":  late.Abort,
+		} {
+			var inUse *archive.InUseError
+			if err := do(ctx); !errors.As(err, &inUse) {
+				t.Errorf("%s, %s: got %v, want an InUseError", what, when, err)
+			}
+		}
+		if after := fmt.Sprint(contents(t, m)); after != before {
+			t.Errorf("%s there was\n%s, then\n%s", when, before, after)
+		}
+	}
+	if err := m.Delete(ctx, archive.Folder(backupName)+"push.json"); err != nil { // as Begin does to a dead push
+		t.Fatal(err)
+	}
+	other, err := archive.New(m, archive.Options{}).Begin(ctx, backupName, "db2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	check("while the other is at work")
+	if err := other.Abort(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := putBackup(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	check("when the other has ended")
+}
+
+// contents returns every object of s.
+func contents(t *testing.T, s store.Store) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	for o, err := range store.Walk(t.Context(), s, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := store.ReadFile(t.Context(), s, o.Name, 1<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[o.Name] = string(b)
+	}
+	return all
+}
+
+// takenTwice is a store whose conditional puts are done and then, their answer lost, tried again.
+type takenTwice struct{ *storetest.Memory }
+
+func (s takenTwice) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	if err := s.Memory.PutIfAbsent(ctx, name, r); err != nil {
+		return err
+	}
+	return s.Memory.PutIfAbsent(ctx, name, strings.NewReader(""))
+}
+
+func TestBeginAfterALostAnswer(t *testing.T) {
+	if _, err := archive.New(takenTwice{&storetest.Memory{}}, archive.Options{}).Begin(t.Context(), backupName, "db1"); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestClaim(t *testing.T) {
 	ctx := t.Context()
 	m := &storetest.Memory{}
