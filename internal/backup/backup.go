@@ -251,7 +251,8 @@ func (r *run) startBackup(ctx context.Context) (err error) {
 	return nil
 }
 
-// watched runs do while asking the server every so often whether the backup is still good: session alive, not promoted.
+// watched runs do while asking the server every so often whether the backup is still good, session alive, not promoted, and
+// leaving signs of life in the archive.
 func (r *run) watched(ctx context.Context, do func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -291,4 +292,20 @@ func (r *run) watched(ctx context.Context, do func(context.Context) error) error
 		return cause // why do was cut short, not how it noticed
 	}
 	return err
+}
+
+// beatEvery is how often a push leaves a sign of life in the archive.
+const beatEvery = time.Minute
+
+// beat leaves a sign of life. That it could not is told; that the name was lost to another push is an error.
+func (r *run) beat(ctx context.Context) error {
+	err := r.draft.Beat(ctx)
+	var inUse *archive.InUseError
+	if err == nil || errors.As(err, &inUse) {
+		return err
+	}
+	if ctx.Err() == nil {
+		r.Logger.Warn("could not leave a sign of life in the archive", "err", err)
+	}
+	return nil
 }

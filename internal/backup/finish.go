@@ -71,10 +71,10 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 			told = time.Now()
 			r.Logger.Warn(fmt.Sprintf("still waiting for %d WAL segments to be archived, the first is %s%s", len(missing), missing[0], r.archiver(ctx)))
 		}
-		if time.Since(beat) > time.Minute {
+		if time.Since(beat) > beatEvery {
 			beat = time.Now()
-			if err := r.draft.Beat(ctx); err != nil {
-				r.Logger.Warn("could not leave a sign of life in the archive", "err", err)
+			if err := r.beat(ctx); err != nil {
+				return err
 			}
 		}
 		select {
