@@ -75,8 +75,9 @@ type CorruptFile struct {
 	Count  int      `json:"count"`
 }
 
-// Run takes a backup of the cluster in dataDir, to which conn is a session, into a. On an error nothing is left in the archive,
-// and conn is closed, which stops the backup on the server; should removing what was stored fail too, the error says so.
+// Run takes a backup of the cluster in dataDir, to which conn is a session, into a. The caller closes conn. On an error the backup
+// was stopped on the server, by closing conn, and nothing of it is left in the archive; should removing what was stored fail too,
+// the error says so.
 func Run(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir string, opts Options) (*Report, error) {
 	r, err := prepare(ctx, conn, a, dataDir, opts)
 	if err != nil {
@@ -129,7 +130,8 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 	for _, note := range r.facts.Notes {
 		r.Logger.Warn(note)
 	}
-	if !archiving(r.facts) && !r.NoWaitWAL {
+	// A standby's WAL is its primary's to archive.
+	if !archiving(r.facts) && !r.facts.Standby && !r.NoWaitWAL {
 		return nil, &archivingOffError{mode: r.facts.ArchiveMode, command: r.facts.ArchiveCommand, library: r.facts.ArchiveLibrary}
 	}
 	if r.verify = r.facts.Checksums && r.facts.BlockSize == page.Size; r.facts.Checksums && !r.verify {

@@ -19,6 +19,7 @@ import (
 	"holdfast/internal/compress"
 	"holdfast/internal/pg/page"
 	"holdfast/internal/pg/server"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/tarpart"
@@ -301,6 +302,24 @@ func TestRunRefuses(t *testing.T) {
 	pgtest.Eventually(t, "archive_command to be empty", func() bool { return c.Value(t, `select current_setting('archive_command')`) == "" })
 	if err := run(connect(t, c), c.Data, backup.Options{}); err == nil || !strings.Contains(err.Error(), "does not archive WAL") {
 		t.Errorf("no archive_command: %v", err)
+	}
+}
+
+// A standby need not archive: its primary does, and the backup is whole once that WAL is there.
+func TestStandbyWithoutArchiving(t *testing.T) {
+	primary := cluster(t)
+	primary.Exec(t, `create table t as select 1 i`)
+	standby := primary.Standby(t, pgtest.Options{Settings: map[string]string{"archive_mode": "off"}})
+	primary.Exec(t, `checkpoint`)
+	primary.CatchUp(t, standby)
+	m := &storetest.Memory{}
+	for n := range wal.SegmentNo(16) {
+		if err := m.Put(t.Context(), archive.WALDir+wal.SegmentSize(16<<20).Name(1, n), strings.NewReader("")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := backup.Run(t.Context(), connect(t, standby), archive.New(m, archive.Options{}), standby.Data, backup.Options{}); err != nil {
+		t.Error(err)
 	}
 }
 
