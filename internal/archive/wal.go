@@ -44,6 +44,9 @@ func (a *Archive) walNames(name string) []walObject {
 	return append(names, walObject{WALDir + name + ".", compress.None})
 }
 
+// foreignExtensions are those of codecs that WAL-G and WAL-E write and this release does not read.
+var foreignExtensions = [...]string{".br", ".lzma", ".gz", ".lzo"}
+
 type walObject struct {
 	name   string
 	method compress.Method
@@ -119,8 +122,9 @@ func sameContent(a, b io.Reader) (bool, error) {
 	}
 }
 
-// OpenWAL reads a WAL file, decompressed. A file archived under no known codec is fs.ErrNotExist, but only in an archive that
-// is there: where nothing at all is found, as when the storage is not mounted or the prefix is wrong, the error is another.
+// OpenWAL reads a WAL file, decompressed. A file that is not archived is fs.ErrNotExist, but only in an archive that is there:
+// where nothing at all is found, as when the storage is not mounted or the prefix is wrong, the error is another. It also is
+// where the file is there in a codec that this release does not read: the archive does not end there.
 func (a *Archive) OpenWAL(ctx context.Context, name string) (io.ReadCloser, error) {
 	if wal.KindOf(name) == wal.Other {
 		return nil, fmt.Errorf("%q is not the name of a WAL file", name)
@@ -140,6 +144,16 @@ func (a *Archive) OpenWAL(ctx context.Context, name string) (io.ReadCloser, erro
 			err = fmt.Errorf("%v", err)
 		}
 		return r, err
+	}
+	var foreign []walObject
+	for _, ext := range foreignExtensions {
+		foreign = append(foreign, walObject{name: WALDir + name + ext})
+	}
+	if other, err = a.findWAL(ctx, foreign); err != nil {
+		return nil, err
+	}
+	if other != nil {
+		return nil, fmt.Errorf("%s cannot be read: this release knows zstd, lz4 and none", other.name)
 	}
 	there, err := a.there(ctx)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"holdfast/internal/archive"
@@ -109,6 +110,18 @@ func TestOpenWALFindsEveryName(t *testing.T) {
 		}
 		if got := readWAL(t, a, fmt.Sprintf("00000001000000000000000%d", i+1)); string(got) != "plain" {
 			t.Errorf("%s: got %q", object, got)
+		}
+	}
+	for _, extension := range []string{"br", "lzma", "gz", "lzo"} { // there, though not for us: that is not the archive's end
+		if err := m.Put(t.Context(), archive.WALDir+"000000010000000000000004."+extension, bytes.NewReader([]byte("x"))); err != nil {
+			t.Fatal(err)
+		}
+		_, err := a.OpenWAL(t.Context(), "000000010000000000000004")
+		if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "000000010000000000000004."+extension+" cannot be read") {
+			t.Errorf("in %s: got %v", extension, err)
+		}
+		if err := m.Delete(t.Context(), archive.WALDir+"000000010000000000000004."+extension); err != nil {
+			t.Fatal(err)
 		}
 	}
 	for _, missing := range []string{"000000010000000000000003", "00000002.history"} {
