@@ -177,10 +177,6 @@ func (b *bench) copyTools(c *cluster) []*tool {
 func (b *bench) backups(ctx context.Context, name string, short bool) (backup, restore *table, err error) {
 	backup, restore = &table{}, &table{}
 	err = b.with(ctx, name, measured, func(c *cluster) error {
-		// Twice, so that the WAL of the past is gone: copies would take it along.
-		if err := errors.Join(c.settle(ctx), c.settle(ctx)); err != nil {
-			return err
-		}
 		tools := b.tools(c, short)
 		for round := range b.rounds {
 			good := map[*tool]bool{}
