@@ -247,6 +247,32 @@ exec ` + binary + ` wal-push "$1"
 	}
 }
 
+// A server that is killed with all it runs, wal-push in the midst of its work included, loses nothing of what it committed: not
+// itself, and not its archive.
+func TestServerKilledWhileArchiving(t *testing.T) {
+	r := moments(t)
+	s := primary(t, pgtest.Options{SegmentSize: 1 << 20, Settings: map[string]string{"fsync": "on", "full_page_writes": "on"}})
+	s.Push(t)
+	for range 3 {
+		load := s.StartLoad(t, 2)
+		s.Exec(t, `insert into keepsake select g, md5(random()::text) from generate_series(1, 40000) g`) // some segments at once
+		time.Sleep(within(r, 300*time.Millisecond))
+		s.Server.Kill()
+		committed, _ := load.Stop() // its error is the server's death
+		s.Start(t)
+		if got := s.CheckLoad(t); got < committed {
+			t.Errorf("%d transactions were committed, %d are there", committed, got)
+		}
+	}
+	want := site.Rows(t, s.Cluster, "keepsake") + site.Rows(t, s.Cluster, "history")
+	s.Switch(t)
+	c := s.Restored(t, "--target", "latest")
+	c.CheckLoad(t)
+	if got := site.Rows(t, c, "keepsake") + site.Rows(t, c, "history"); got != want {
+		t.Errorf("the tables came back as %s, were %s", got, want)
+	}
+}
+
 // A restore that is killed cannot start as a server, and --resume completes it.
 func TestBackupFetchKilled(t *testing.T) {
 	r := moments(t)

@@ -121,7 +121,7 @@ func TestS3(t *testing.T) {
 	fetch := func(what string, status int, name string, env ...string) {
 		t.Helper()
 		cmd := s.Command(t, "wal-fetch", name, dest)
-		cmd.Env = append(cmd.Env, append(env, "S3_MAX_RETRIES=0")...)
+		cmd.Env = append(cmd.Env, append(env, "S3_MAX_RETRIES=0", "WALG_DOWNLOAD_CONCURRENCY=1")...)
 		if r := site.Run(t, cmd); r.Status != status {
 			t.Errorf("%s: exit status %d, want %d\n%s", what, r.Status, status, r.Stderr)
 		} else if strings.Contains(r.Stdout+r.Stderr, "swordfish") {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -101,6 +102,15 @@ func Run(t testing.TB, cmd *exec.Cmd) Result {
 		t.Errorf("%s took %s", cmd, took)
 	}
 	return Ended(cmd, stdout.String(), stderr.String())
+}
+
+// Ended says how a command that was waited for ended.
+func Ended(cmd *exec.Cmd, stdout, stderr string) Result {
+	r := Result{Status: cmd.ProcessState.ExitCode(), Stdout: stdout, Stderr: stderr}
+	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
+		r.Status = 128 + int(ws.Signal())
+	}
+	return r
 }
 
 // OK runs holdfast, which must succeed.
