@@ -323,6 +323,35 @@ func TestStandbyWithoutArchiving(t *testing.T) {
 	}
 }
 
+// Configuration is saved beside the backup when it lies outside the data directory, by whatever path the server knows it.
+func TestConfigurationOutsideIsThatBehindLinks(t *testing.T) {
+	c := cluster(t)
+	alias, outside, link := filepath.Join(c.Dir, "alias"), filepath.Join(c.Dir, "ident"), filepath.Join(c.Data, "linked.conf")
+	for _, err := range []error{os.Symlink(c.Data, alias), os.WriteFile(outside, nil, 0o644), os.Symlink(outside, link)} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.Exec(t, `alter system set hba_file = '`+alias+`/pg_hba.conf'`, `alter system set ident_file = '`+link+`'`)
+	c.Stop(t)
+	c.Start(t)
+	a := archive.New(&storetest.Memory{}, archive.Options{})
+	report, err := backup.Run(t.Context(), connect(t, c), a, c.Data, backup.Options{NoWaitWAL: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := a.OpenConfig(t.Context(), report.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	var got []string
+	err = tarpart.Each(r, func(h tarpart.Header, _ io.Reader) error { got = append(got, "/"+h.Path); return nil })
+	if err != nil || !slices.Equal(got, []string{link}) {
+		t.Errorf("saved %v (%v), want %s", got, err, link)
+	}
+}
+
 // Data behind a link would be missing: a backup without it is worse than none.
 func TestRunRefusesDataBehindLinks(t *testing.T) {
 	c := cluster(t)

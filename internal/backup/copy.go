@@ -248,7 +248,8 @@ func (r *run) putConfig(ctx context.Context) error {
 		if file == "" {
 			continue
 		}
-		if strings.HasPrefix(file, r.dir.Root+string(os.PathSeparator)) {
+		// What lies inside may be named through a link from outside, as data_directory may be one, and the other way round.
+		if real, err := filepath.EvalSymlinks(file); err == nil && strings.HasPrefix(real, r.dir.Root+string(os.PathSeparator)) {
 			continue
 		}
 		content, err := os.ReadFile(file)
