@@ -135,7 +135,8 @@ func (a *Archive) refuseTaken(ctx context.Context, name, host string) error {
 		return err
 	case taken:
 		return &InUseError{name, "exists already",
-			"its name is that of the WAL segment it starts in: try again after the next segment (`SELECT pg_switch_wal()` on the primary)"}
+			"its name is that of the WAL segment it starts in: try again after a checkpoint in the next segment " +
+				"(`SELECT pg_switch_wal()` and `CHECKPOINT` on the primary)"}
 	}
 	var left []string
 	var newest time.Time
