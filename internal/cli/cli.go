@@ -23,6 +23,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"holdfast/internal/config"
+	"holdfast/internal/store/meter"
 )
 
 // Set by the linker; see the Makefile.
@@ -62,6 +63,7 @@ func Run(env Env) int {
 	if stopped := (*interruptedError)(nil); errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &stopped) {
 		err = fmt.Errorf("%w: %w", stopped, err)
 	}
+	a.tellTraffic()
 	status := a.report(err)
 	if a.logFile != nil {
 		if err := a.logFile.Close(); err != nil {
@@ -106,6 +108,7 @@ type app struct {
 
 	log     *slog.Logger
 	logFile *os.File
+	traffic meter.Counters // with the store
 }
 
 // report turns an error into words for people and a status for programs.

@@ -11,6 +11,8 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/store"
 	"holdfast/internal/store/file"
+	"holdfast/internal/store/meter"
+	"holdfast/internal/store/retry"
 	"holdfast/internal/store/s3"
 	"holdfast/internal/store/throttle"
 )
@@ -23,7 +25,9 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings) (store.Store, e
 	if s.Storage.Dir != "" {
 		return file.Open(s.Storage.Dir)
 	}
-	return s3.New(ctx, s3Options(s))
+	o := s3Options(s)
+	o.Logger = a.log
+	return s3.New(ctx, o)
 }
 
 // sweep removes what writers that died long ago left unfinished in the store. Nobody reads that, so failing here fails nothing.
@@ -48,16 +52,40 @@ func (a *app) sweep(ctx context.Context, s *config.Settings) {
 	}
 }
 
-// openStore opens the store that the settings name, with the limit of the network on it.
+// openStore opens the store that the settings name: its calls counted, slowed to the limit of the network, and tried again when
+// what failed may pass.
 func (a *app) openStore(ctx context.Context, s *config.Settings) (store.Store, error) {
 	st, err := a.bareStore(ctx, s)
 	if err != nil {
 		return nil, err
 	}
+	st = meter.New(st, &a.traffic)
 	if s.Storage.NetworkRate > 0 {
 		st = throttle.New(st, s.Storage.NetworkRate)
 	}
-	return st, nil
+	if s.Storage.Dir == "" {
+		return st, nil // S3 tries again by itself, request by request and as often as it was told to
+	}
+	return retry.New(st, retry.Options{Logger: a.log}), nil
+}
+
+// tellTraffic logs what went to and came from the store, for those who look for where time goes.
+func (a *app) tellTraffic() {
+	if a.log == nil {
+		return
+	}
+	c := a.traffic.Read()
+	for _, k := range []struct {
+		kind string
+		op   meter.Op
+	}{{"open", c.Open}, {"put", c.Put}, {"stat", c.Stat}, {"list", c.List}, {"delete", c.Delete}} {
+		if k.op.Calls > 0 {
+			a.log.Debug("store: "+k.kind, "calls", k.op.Calls, "failed", k.op.Failed, "objects", k.op.Objects, "time", k.op.Time)
+		}
+	}
+	if c.Read+c.Written > 0 {
+		a.log.Debug("store: bytes", "read", c.Read, "written", c.Written)
+	}
 }
 
 // s3Options says which bucket the settings name, and how to use it. Parts on their way get half of the memory.

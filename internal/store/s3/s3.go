@@ -14,6 +14,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"os"
@@ -72,6 +73,8 @@ type Options struct {
 	MaxBackoff time.Duration // between two tries; 0 means 20 s
 
 	Headers map[string]string // sent with every request
+
+	Logger *slog.Logger // hears of every request that will be made again; nil discards
 
 	// StallTimeout is how long a connection may go without a byte in either direction; 0 means 30 s. Completing and
 	// copying, during which services are silent while they work, may take ten times as long.
@@ -226,15 +229,41 @@ func (s *Store) setSSE() error {
 	return nil
 }
 
+// telling is the SDK's way of trying again, and tells that it does: an operator must not wonder what is being waited for.
+type telling struct {
+	*retry.Standard
+	log *slog.Logger
+}
+
+// RetryDelay implements aws.Retryer. It is asked before each wait.
+func (t *telling) RetryDelay(attempt int, err error) (time.Duration, error) {
+	d, delayErr := t.Standard.RetryDelay(attempt, err)
+	if delayErr == nil && t.log != nil {
+		t.log.Warn(fmt.Sprintf("S3: attempt %d of %d failed, the next one in %s", attempt, t.MaxAttempts(), d.Round(time.Millisecond)), "err", reason(err))
+	}
+	return d, delayErr
+}
+
+// reason is an error of the SDK in a few words.
+func reason(err error) string {
+	if code, status, _ := codes(err); code != "" {
+		return fmt.Sprintf("%s (status %d)", code, status)
+	}
+	if network := (*url.Error)(nil); errors.As(err, &network) {
+		return network.Error()
+	}
+	return err.Error()
+}
+
 func loadConfig(ctx context.Context, o Options) (aws.Config, error) {
 	load := []func(*config.LoadOptions) error{
 		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(transport(o.StallTimeout))),
 		config.WithRetryer(func() aws.Retryer {
-			return retry.NewStandard(func(r *retry.StandardOptions) {
+			return &telling{log: o.Logger, Standard: retry.NewStandard(func(r *retry.StandardOptions) {
 				r.MaxAttempts = o.MaxRetries + 1
 				r.MaxBackoff = o.MaxBackoff
 				r.RateLimiter = ratelimit.None // else many parts that fail at once use up each other's retries
-			})
+			})}
 		}),
 	}
 	if o.Region != "" {
