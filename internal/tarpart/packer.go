@@ -38,9 +38,9 @@ type Options struct {
 	MaxMembers int   // members after which no further one is begun; 0 is no bound
 	AllCorrupt bool  // keep every corrupt block's number, not just the first ten of a file
 
-	Wait     func(n int) error // called before n bytes are read from a file; an error ends the packing
-	Vanished func(path string) // called for a file that was gone when its turn came
-	Corrupt  func(path string, block uint32)
+	Wait     func(n int) error               // called before n bytes are read from a file; an error ends the packing
+	Vanished func(path string)               // called for a file that was gone when its turn came
+	Corrupt  func(path string, block uint32) // called for every corrupt block that the file's description lists
 }
 
 const (
@@ -308,9 +308,9 @@ func (p *Packer) recheck(b []byte, block uint32) error {
 	m.CorruptCount++
 	if p.opts.AllCorrupt || len(m.Corrupt) < keptCorrupt {
 		m.Corrupt = append(m.Corrupt, block)
-	}
-	if p.opts.Corrupt != nil {
-		p.opts.Corrupt(p.entry.Path, block)
+		if p.opts.Corrupt != nil {
+			p.opts.Corrupt(p.entry.Path, block)
+		}
 	}
 	return nil
 }

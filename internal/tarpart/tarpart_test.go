@@ -270,7 +270,9 @@ func TestManyCorruptPagesAreCounted(t *testing.T) {
 	}
 	file := write(t, filepath.Join(t.TempDir(), "1"), content)
 	for _, all := range []bool{false, true} {
-		p := tarpart.NewPacker(list(tarpart.Entry{Path: "1", File: file, Paged: true}), tarpart.Options{AllCorrupt: all})
+		told := 0
+		p := tarpart.NewPacker(list(tarpart.Entry{Path: "1", File: file, Paged: true}),
+			tarpart.Options{AllCorrupt: all, Corrupt: func(string, uint32) { told++ }})
 		if _, err := io.Copy(io.Discard, p); err != nil {
 			t.Fatal(err)
 		}
@@ -278,8 +280,8 @@ func TestManyCorruptPagesAreCounted(t *testing.T) {
 		if all {
 			want = 100
 		}
-		if m := p.Members()[0]; m.CorruptCount != 100 || len(m.Corrupt) != want {
-			t.Errorf("all %v: counted %d, listed %d", all, m.CorruptCount, len(m.Corrupt))
+		if m := p.Members()[0]; m.CorruptCount != 100 || len(m.Corrupt) != want || told != want {
+			t.Errorf("all %v: counted %d, listed %d, told %d", all, m.CorruptCount, len(m.Corrupt), told)
 		}
 	}
 }
