@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"strings"
 	"sync"
 
 	"holdfast/internal/compress"
@@ -216,6 +217,9 @@ func (a *Archive) MissingWAL(ctx context.Context, t wal.Timeline, first, last wa
 			return nil, fmt.Errorf("list WAL: %w", err)
 		}
 		name, _ := compress.Split(path.Base(o.Name))
+		for _, ext := range foreignExtensions { // WAL-G may go on pushing beside us for a while
+			name = strings.TrimSuffix(name, ext)
+		}
 		if o.IsDir() || !wal.IsSegment(name) {
 			continue
 		}

@@ -148,6 +148,7 @@ func TestMissingWAL(t *testing.T) {
 	put("00000001000000000000000B.json")                // WAL-G's
 	put("000000020000000000000006.lz4")                 // another timeline
 	put("000000010000000000000004.lz4")                 // twice
+	put("00000001000000000000000C.br")                  // there, though this release cannot read it
 	a := archive.New(m, archive.Options{})
 	for _, c := range []struct {
 		first, last wal.SegmentNo
@@ -161,6 +162,7 @@ func TestMissingWAL(t *testing.T) {
 		{0xFF, 0x101, 0, nil},
 		{0x101, 0x102, 0, []string{"000000010000000100000002"}},
 		{0, 1, 0, []string{"000000010000000000000000"}},
+		{12, 12, 0, nil},
 		{10, 11, 0, []string{"00000001000000000000000A", "00000001000000000000000B"}},
 	} {
 		got, err := a.MissingWAL(context.Background(), 1, c.first, c.last, size, c.max)

@@ -124,7 +124,11 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 		return nil, &wrongServerError{dir: root, dirID: id, serverID: r.facts.SystemIdentifier}
 	}
 	// A standby on the same host has the same identifier: the directory tells them apart.
-	if served, err := filepath.EvalSymlinks(r.facts.DataDirectory); err != nil || served != root {
+	served, err := filepath.EvalSymlinks(r.facts.DataDirectory)
+	if err != nil {
+		return nil, fmt.Errorf("find the data directory the server names: %w", err)
+	}
+	if served != root {
 		return nil, &wrongServerError{dir: root, dirID: id, serverID: id, served: r.facts.DataDirectory}
 	}
 	for _, note := range r.facts.Notes {
@@ -133,6 +137,9 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 	// A standby's WAL is its primary's to archive.
 	if !archiving(r.facts) && !r.facts.Standby && !r.NoWaitWAL {
 		return nil, &archivingOffError{mode: r.facts.ArchiveMode, command: r.facts.ArchiveCommand, library: r.facts.ArchiveLibrary}
+	}
+	if failing := r.archiver(ctx); failing != "" && !r.NoWaitWAL {
+		r.Logger.Warn("archiving fails at this moment, and the backup only counts once its WAL is archived" + failing)
 	}
 	if r.verify = r.facts.Checksums && r.facts.BlockSize == page.Size; r.facts.Checksums && !r.verify {
 		r.Logger.Warn(fmt.Sprintf("page checksums are not verified: pages are %d bytes, not %d", r.facts.BlockSize, page.Size))

@@ -112,7 +112,7 @@ func (r *run) survey(ctx context.Context) ([]datadir.Entry, error) {
 			if own(e.Path) {
 				return nil, &linkError{path: e.Path, target: e.Target}
 			}
-			r.Logger.Warn(fmt.Sprintf("%s is a symbolic link to %s: the link is in the backup, what it points to is not", e.Path, e.Target))
+			r.Logger.Warn(fmt.Sprintf("%s is a symbolic link to %s: the link is in the backup, what it points to is only where that is configuration", e.Path, e.Target))
 		}
 		if ctx.Err() != nil {
 			return nil, context.Cause(ctx)

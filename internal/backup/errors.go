@@ -2,6 +2,7 @@ package backup
 
 import (
 	"fmt"
+	"path"
 	"strings"
 	"time"
 
@@ -85,8 +86,13 @@ func (e *CorruptError) Error() string {
 }
 
 func (e *CorruptError) Hint() string {
-	return "older backups may still have these pages whole: keep them, and look at the relation with " +
-		"`SELECT pg_filenode_relation(...)` and amcheck before they expire"
+	first := e.Report.Corrupt[0].Path
+	database, file := path.Base(path.Dir(first)), path.Base(first)
+	if i := strings.IndexAny(file, "._"); i > 0 {
+		file = file[:i] // further segments and forks have the relation's number in front
+	}
+	return fmt.Sprintf("older backups may still have these pages whole: keep them. In the database with oid %s "+
+		"`SELECT oid::regclass FROM pg_class WHERE pg_relation_filenode(oid) = %s` names the relation of the first", database, file)
 }
 
 // timelineError says that a standby followed its primary to another timeline in the middle of the backup.
