@@ -30,7 +30,10 @@ type marker struct {
 // maxMarker bounds a marker file in bytes.
 const maxMarker = 1 << 20
 
-// readMarker reads the marker in dir; fs.ErrNotExist where there is none.
+// errTorn says that a marker is not whole: the restore that placed it ended before it wrote anything else.
+var errTorn = errors.New("the marker of a restore is not whole")
+
+// readMarker reads the marker in dir; fs.ErrNotExist where there is none, errTorn where it is not whole.
 func readMarker(dir string) (*marker, error) {
 	f, err := os.Open(filepath.Join(dir, markerName))
 	if err != nil {
@@ -42,7 +45,10 @@ func readMarker(dir string) (*marker, error) {
 		return nil, err
 	}
 	var m marker
-	if err := json.Unmarshal(b, &m); err != nil || m.Version != 1 {
+	if err := json.Unmarshal(b, &m); err != nil {
+		return nil, errTorn
+	}
+	if m.Version != 1 {
 		return nil, &RefusedError{fmt.Sprintf("%s is no marker of an interrupted restore that this release understands", f.Name()),
 			"remove the directory's content and restore anew"}
 	}
@@ -71,8 +77,9 @@ func (m *marker) continues(p *Plan) error {
 	return nil
 }
 
-// placeMarker writes the marker durably and locks it: a second restore into the directory is refused while this one
-// runs. Closing the file ends the lock.
+// placeMarker writes the marker durably, unless a whole one is there already, and locks it: a second restore into the directory
+// is refused while this one runs. Closing the file ends the lock. One that is there is left as it is, so that a marker that is
+// not whole is always the only thing in its directory.
 func (t *tree) placeMarker(p *Plan) (*os.File, error) {
 	f, err := t.data.OpenFile(markerName, os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
@@ -85,17 +92,9 @@ func (t *tree) placeMarker(p *Plan) (*os.File, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	m := p.marker()
-	m.Begun = time.Now().UTC()
-	b, err := json.MarshalIndent(m, "", "  ")
-	if err == nil {
-		err = f.Truncate(0)
-	}
-	if err == nil {
-		_, err = f.WriteAt(append(b, '\n'), 0)
-	}
-	if err == nil {
-		err = f.Sync()
+	was, err := io.ReadAll(io.LimitReader(f, maxMarker))
+	if err == nil && json.Unmarshal(was, &marker{}) != nil {
+		err = p.writeMarker(f)
 	}
 	if err == nil {
 		err = syncPath(t.data, ".")
@@ -104,6 +103,22 @@ func (t *tree) placeMarker(p *Plan) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+func (p *Plan) writeMarker(f *os.File) error {
+	m := p.marker()
+	m.Begun = time.Now().UTC()
+	b, err := json.MarshalIndent(m, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	if _, err := f.WriteAt(append(b, '\n'), 0); err != nil {
+		return err
+	}
+	return f.Sync()
 }
 
 // removeMarker declares the restore finished.

@@ -245,8 +245,9 @@ func (p *Plan) checkDestinations() error {
 		}
 	}
 	m, err := readMarker(p.Destination)
+	torn := errors.Is(err, errTorn)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), torn:
 	case err != nil:
 		return err
 	case !p.Resume:
@@ -257,7 +258,11 @@ func (p *Plan) checkDestinations() error {
 	default:
 		return m.continues(p)
 	}
-	empty, err := emptyDir(p.Destination)
+	var passed []string // a marker that is not whole lies alone in its directory, or is none of ours
+	if torn {
+		passed = append(passed, markerName)
+	}
+	empty, err := emptyDir(p.Destination, passed...)
 	if err != nil {
 		return err
 	}

@@ -122,3 +122,30 @@ func TestInterruptedDoesNotStart(t *testing.T) {
 		t.Errorf("marker: %s, %v", b, err)
 	}
 }
+
+// A restore that ended while it placed its marker has written nothing else: another begins in its place, with --resume or without.
+// Where there is something else such a marker proves nothing.
+func TestMarkerThatIsNotWhole(t *testing.T) {
+	a := backedUp(t, &storetest.Memory{}, "lz4", nil, small()...)
+	for _, marker := range []string{"", `{"holdfast_rest`} {
+		for _, resume := range []bool{false, true} {
+			into := func(further ...string) func(*restore.Request) {
+				return func(r *restore.Request) {
+					r.Resume = resume
+					if err := os.Mkdir(r.Destination, 0o700); err != nil {
+						t.Fatal(err)
+					}
+					for _, name := range append(further, "holdfast_restore.json") {
+						if err := os.WriteFile(filepath.Join(r.Destination, name), []byte(marker), 0o600); err != nil {
+							t.Fatal(err)
+						}
+					}
+				}
+			}
+			must(t, a, into())
+			if _, err := decide(t, a, into("PG_VERSION")); err == nil || !strings.Contains(err.Error(), "not empty") {
+				t.Errorf("marker %q beside PG_VERSION, resume %t: %v, want a refusal", marker, resume, err)
+			}
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -253,8 +254,9 @@ func syncPath(root *os.Root, p string) error {
 	return errors.Join(f.Sync(), f.Close())
 }
 
-// emptyDir reports whether dir is absent or has nothing in it that matters: lost+found is a file system's own.
-func emptyDir(dir string) (empty bool, err error) {
+// emptyDir reports whether dir is absent or has nothing in it that matters: lost+found is a file system's own, and passed are
+// passed over too.
+func emptyDir(dir string, passed ...string) (empty bool, err error) {
 	f, err := os.Open(dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		return true, nil
@@ -263,9 +265,9 @@ func emptyDir(dir string) (empty bool, err error) {
 		return false, err
 	}
 	defer f.Close() // only read
-	names, err := f.Readdirnames(2)
+	names, err := f.Readdirnames(2 + len(passed))
 	for _, name := range names {
-		if name != "lost+found" {
+		if name != "lost+found" && !slices.Contains(passed, name) {
 			return false, nil
 		}
 	}
