@@ -4,6 +4,7 @@ package crash_test
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -288,7 +289,7 @@ func TestBackupFetchKilled(t *testing.T) {
 		again := 1 + r.IntN(3) // killed so many times in a row
 		for n := range again {
 			args := []string{"backup-fetch", dir, "--target", "latest"}
-			if _, err := os.Stat(filepath.Join(dir, "holdfast_restore.json")); err == nil {
+			if b, err := os.ReadFile(filepath.Join(dir, "holdfast_restore.json")); err == nil && json.Valid(b) { // else it was killed while it wrote that
 				s.Refused(t, 1, []string{"interrupted"}, args...)
 				args = append(args, "--resume")
 			} else if n > 0 {
