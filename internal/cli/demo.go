@@ -18,6 +18,7 @@ func (a *app) demo() *cobra.Command {
 		RunE:    func(cmd *cobra.Command, _ []string) error { return demo.Run(cmd.Context(), opts) },
 	}
 	cmd.Flags().IntVar(&opts.Major, "major", 0, "major version of PostgreSQL; the newest found without it")
+	cmd.Flags().StringVar(&opts.Servers, "programs", "", "directory of PostgreSQL's programs, where they are in no usual place")
 	cmd.Flags().IntVar(&opts.Rows, "rows", 200_000, "rows in the table to be dropped")
 	cmd.Flags().BoolVar(&opts.Keep, "keep", false, "leave the scratch directory")
 	return cmd

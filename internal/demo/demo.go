@@ -32,6 +32,7 @@ type Options struct {
 	Program string    // path of the holdfast binary to run
 	Out     io.Writer // where the story goes
 	Major   int       // of PostgreSQL; 0 takes the newest found
+	Servers string    // directory of PostgreSQL's programs; "" looks where they usually are
 	Rows    int       // in the table to be dropped; 0 means 200 000
 	Keep    bool      // leave the scratch directory
 }
@@ -84,7 +85,9 @@ func (e *missingError) Hint() string {
 }
 
 func (s *story) find() (err error) {
-	if s.Major != 0 {
+	if s.Servers != "" {
+		s.programs, err = instance.Open(s.ctx, s.Servers)
+	} else if s.Major != 0 {
 		s.programs, err = instance.Find(s.ctx, s.Major)
 	} else if found := instance.Installed(s.ctx); len(found) > 0 {
 		s.programs = found[0]
