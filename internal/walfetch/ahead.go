@@ -23,10 +23,10 @@ const (
 	spare = 16 // segments of room that stay free
 )
 
-// Ahead fetches the segments that PostgreSQL is going to ask for, following what it asks for. It returns when the archive has
-// no more, or when nothing was asked for during Patience or the recovery is over, and then leaves nothing behind. Only
-// one process at a time does this for a directory: where another is at it, Ahead returns at once. Fetch has to have noted
-// what is asked for. Ahead returns how many segments it fetched.
+// Ahead fetches the segments that PostgreSQL is going to ask for, following what it asks for. It returns when PostgreSQL has
+// asked for all that the archive has, when nothing was asked for during Patience, or when the recovery is over, and leaves no
+// segments behind. Only one process at a time does this for a directory: where another is at it, Ahead returns at once.
+// Fetch has to have noted what is asked for. Ahead returns how many segments it fetched.
 func Ahead(ctx context.Context, a Archive, dest string, o Options) (int, error) {
 	q := openQueue(dest, o)
 	if err := os.MkdirAll(filepath.Join(q.dir, "running"), 0o700); err != nil {
@@ -46,7 +46,6 @@ func Ahead(ctx context.Context, a Archive, dest string, o Options) (int, error) 
 	}
 	p := &prefetcher{
 		archive: a, queue: q, opts: o, perm: perm,
-		data:    filepath.Dir(filepath.Dir(dest)),
 		running: map[wal.SegmentNo]bool{}, have: map[wal.SegmentNo]bool{}, results: make(chan result),
 		pace: pace{parallel: max(o.Parallel, 1)},
 	}
@@ -59,17 +58,17 @@ type prefetcher struct {
 	queue   *queue
 	opts    Options
 	perm    fs.FileMode
-	data    string // the data directory, should dest lie in its pg_wal
 
-	timeline wal.Timeline
-	size     wal.SegmentSize
-	at       wal.SegmentNo          // what PostgreSQL asked for last
-	end      wal.SegmentNo          // the first segment known to be missing; 0 for none
-	running  map[wal.SegmentNo]bool // being fetched
-	have     map[wal.SegmentNo]bool // fetched
-	results  chan result
-	fetched  int
-	pace     pace
+	timeline   wal.Timeline
+	size       wal.SegmentSize
+	at         wal.SegmentNo          // what PostgreSQL asked for last
+	recovering bool                   // whether a server in recovery asked
+	end        wal.SegmentNo          // the first segment known to be missing; 0 for none
+	running    map[wal.SegmentNo]bool // being fetched
+	have       map[wal.SegmentNo]bool // fetched
+	results    chan result
+	fetched    int
+	pace       pace
 }
 
 // A result is how fetching one segment went.
@@ -79,8 +78,10 @@ type result struct {
 	err  error
 }
 
-// tick is how long a request may go unnoticed.
-const tick = 20 * time.Millisecond
+const (
+	tick   = 20 * time.Millisecond // how long a request may go unnoticed
+	linger = time.Second           // after a request it is not over yet: it may be being served
+)
 
 func (p *prefetcher) run(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
@@ -91,7 +92,6 @@ func (p *prefetcher) run(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	patience := cmp.Or(p.opts.Patience, 2*time.Minute)
-	recovering := situationIn(p.data) != Unknown
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	for last := time.Now(); ; {
@@ -104,15 +104,16 @@ func (p *prefetcher) run(ctx context.Context) (int, error) {
 		case moved:
 			last = now
 		case now.Sub(last) > patience,
-			recovering && now.Sub(last) > time.Second && situationIn(p.data) == Unknown: // promoted, or the target was reached
+			p.recovering && now.Sub(last) > linger && !p.queue.recovering(): // promoted, or the target was reached
 			cancel()
 			p.settle()
 			return p.fetched, p.queue.remove()
 		}
 		p.startSome(ctx)
-		if len(p.running) == 0 && p.end != 0 && p.complete() {
+		// What was fetched must not be left behind, should recovery end before it is asked for.
+		if len(p.running) == 0 && p.end != 0 && p.at+1 >= p.end && now.Sub(last) > linger {
 			p.queue.setEnd(p.size.Name(p.timeline, p.end))
-			return p.fetched, nil
+			return p.fetched, p.tidy(p.at + 1)
 		}
 		select {
 		case <-ctx.Done():
@@ -136,6 +137,7 @@ func (p *prefetcher) follow(now time.Time) (bool, error) {
 	if !size.Valid() {
 		return false, errors.New("the size of segments is not known yet")
 	}
+	p.recovering = r.Recovering
 	timeline, no, err := size.ParseSegment(r.Name)
 	if err != nil {
 		return false, err
@@ -155,11 +157,11 @@ func (p *prefetcher) follow(now time.Time) (bool, error) {
 	}
 	p.at = no
 	p.pace.last = now
-	return true, p.tidy()
+	return true, p.tidy(no)
 }
 
-// tidy removes the segments that will not be asked for any more and notes which others are there.
-func (p *prefetcher) tidy() error {
+// tidy removes the segments before first, as they will not be asked for any more, and notes which others are there.
+func (p *prefetcher) tidy(first wal.SegmentNo) error {
 	clear(p.have)
 	return removeAll(p.queue.dir, func(entry string) bool {
 		name := strings.TrimSuffix(entry, ".json")
@@ -167,7 +169,7 @@ func (p *prefetcher) tidy() error {
 			return false
 		}
 		timeline, no, err := p.size.ParseSegment(name)
-		if err != nil || timeline != p.timeline || no < p.at {
+		if err != nil || timeline != p.timeline || no < first {
 			return true
 		}
 		if entry == name {
@@ -225,16 +227,6 @@ func (p *prefetcher) scarce(workers int) bool {
 	return int64(fs.Bavail)*int64(fs.Bsize) < int64(workers+spare)*int64(p.size)
 }
 
-// complete reports whether all segments up to the end are there.
-func (p *prefetcher) complete() bool {
-	for no := p.at + 1; no < p.end; no++ {
-		if !p.have[no] {
-			return false
-		}
-	}
-	return true
-}
-
 func (p *prefetcher) account(r result) error {
 	delete(p.running, r.no)
 	var missing *MissingError
@@ -273,7 +265,7 @@ func (p *prefetcher) fetch(ctx context.Context, name string) error {
 		return err
 	}
 	defer f.Close() // gives the lock back; what was written is checked when it is used
-	if !locked(f) {
+	if !locked(f) || !sameFile(f, running) {
 		return errTaken
 	}
 	c, err := download(ctx, p.archive, name, f)

@@ -21,11 +21,16 @@ import (
 type queue struct {
 	dir      string // .wal-g/prefetch
 	location string // of the archive
+	data     string // the data directory, should dest lie in its pg_wal
 }
 
 func openQueue(dest string, o Options) *queue {
-	return &queue{filepath.Join(cmp.Or(o.Dir, filepath.Dir(dest)), ".wal-g", "prefetch"), o.Location}
+	wal := filepath.Dir(dest)
+	return &queue{filepath.Join(cmp.Or(o.Dir, wal), ".wal-g", "prefetch"), o.Location, filepath.Dir(wal)}
 }
+
+// recovering reports whether a server is in archive recovery there.
+func (q *queue) recovering() bool { return situationIn(q.data) != Unknown }
 
 func (q *queue) finished(name string) string { return filepath.Join(q.dir, name) }
 func (q *queue) record(name string) string   { return filepath.Join(q.dir, name+".json") }
@@ -42,6 +47,7 @@ type record struct {
 type request struct {
 	Name        string          `json:"name"`
 	SegmentSize wal.SegmentSize `json:"segment_size"` // 0 until a segment was seen
+	Recovering  bool            `json:"recovering"`   // whether the data directory says so
 }
 
 // readJSON reads one of our little files.
@@ -98,7 +104,7 @@ func (q *queue) request(name string) {
 	if err := readJSON(filepath.Join(q.dir, "requested"), &last); err == nil && last.Name == name {
 		return
 	}
-	writeJSON(filepath.Join(q.dir, "requested"), request{name, last.SegmentSize}) // without the directory nobody is there to read it
+	writeJSON(filepath.Join(q.dir, "requested"), request{name, last.SegmentSize, q.recovering()}) // without the directory nobody is there to read it
 }
 
 // takeFinished puts a segment in place that was fetched ahead. None is fs.ErrNotExist; one that is not right is removed.
@@ -251,7 +257,7 @@ func (q *queue) continueAfter(name string, size wal.SegmentSize, o Options) {
 	}
 	err = os.MkdirAll(filepath.Join(q.dir, "running"), 0o700)
 	if err == nil {
-		err = writeJSON(filepath.Join(q.dir, "requested"), request{name, size})
+		err = writeJSON(filepath.Join(q.dir, "requested"), request{name, size, q.recovering()})
 	}
 	if err == nil {
 		err = o.Start()

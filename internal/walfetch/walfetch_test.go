@@ -555,9 +555,8 @@ func TestAheadRemovesWhatIsNotNeeded(t *testing.T) {
 	if _, err := v.fetch(name(5)); err != nil {
 		t.Fatal(err)
 	}
-	v.running.Wait()
-	only(t, v.queue(""), name(6), name(7), name(7)+".json", "end", "lock", "requested", "running")
-	only(t, v.queue("running"))
+	v.await(name(7))
+	only(t, v.queue(""), name(6), name(7), name(7)+".json", "lock", "requested", "running")
 	// name(6) was no whole segment, which shows when it is asked for.
 	if report, err := v.fetch(name(6)); err != nil || report.Ahead {
 		t.Errorf("got %+v, %v", report, err)
@@ -602,7 +601,7 @@ func TestAheadFailsWhole(t *testing.T) {
 				has(t, v.dest(), name(no))
 				v.opts.Start = nil
 			}
-			v.running.Wait()
+			v.stop()
 			only(t, v.queue("running"))
 			if !f.Reached() {
 				break
