@@ -12,7 +12,7 @@ DATE    ?= $(shell git log -1 --format=%cs 2>/dev/null || echo unknown)
 # read the same archives. `make build CGO_ENABLED=0` asks for pure Go.
 CGO_ENABLED ?= $(shell go env CGO_ENABLED)
 export CGO_ENABLED
-TAGS    := osusergo,netgo
+TAGS    := osusergo,netgo,grpcnotrace,disable_grpc_modules
 STAMP   := -X holdfast/internal/cli.version=$(VERSION) -X holdfast/internal/cli.commit=$(COMMIT) -X holdfast/internal/cli.date=$(DATE)
 ifeq ($(CGO_ENABLED),1)
 LDFLAGS := -s -w -linkmode external -extldflags "-static" $(STAMP)
@@ -26,10 +26,10 @@ help: ## say what each target does
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 build: ## build the static binary ./holdfast
-	go build -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o holdfast ./cmd/holdfast
+	go build -buildvcs=false -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o holdfast ./cmd/holdfast
 
 demo: build ## watch a dropped table come back on a throwaway PostgreSQL (installs PostgreSQL when there is none)
-	test/services/install.sh --demo
+	test/services/install.sh --server
 	./holdfast demo
 
 services: ## fetch what the tests run against: PostgreSQL 10 to 18, an S3 server (once, some minutes)
@@ -42,7 +42,7 @@ test: services ## run every test, on every major of PostgreSQL; a missing servic
 check: ## gofmt, go vet, and the pure Go codec builds and works
 	@test -z "$$(gofmt -l cmd internal test)" || { echo "not gofmt-ed:"; gofmt -l cmd internal test; exit 1; }
 	go vet ./...
-	CGO_ENABLED=0 go build -o /dev/null ./cmd/holdfast
+	CGO_ENABLED=0 go build -buildvcs=false -o /dev/null ./cmd/holdfast
 	CGO_ENABLED=0 go test ./internal/compress
 
 bench: build ## measure against pgBackRest, pg_basebackup, tar and cp in one run; writes docs/bench.md
