@@ -1,5 +1,6 @@
 #!/bin/bash
-# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, and an S3 server (versitygw).
+# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, an S3 server (versitygw), an Azure Blob Storage
+# (azurite), an SFTP server (Debian's openssh-server, which is not started).
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
@@ -138,6 +139,18 @@ versitygw() {
   CGO_ENABLED=0 GOFLAGS='' nice go build -trimpath -o "$cache/bin/versitygw" github.com/versity/versitygw/cmd/versitygw
 }
 
+# azurite VERSION DATE: an Azure Blob Storage for tests. Of what it depends on npm takes the versions that were the newest on that day.
+azurite() {
+  local dir=$cache/azurite
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  cd "$dir"
+  echo '{"private": true}' > package.json
+  # It asks for Node 22 and runs on 20, warning.
+  nice npm install --no-audit --no-fund --ignore-scripts --omit=dev --before="$2" "azurite@$1"
+  ln -sf ../azurite/node_modules/.bin/azurite-blob "$cache/bin/azurite-blob"
+}
+
 bench='' server=''
 for arg; do
   case $arg in
@@ -173,6 +186,7 @@ flock 9 # one installation at a time
 
 failed=0
 packages=$(missing zstd lz4 patchelf openssl:openssl node:nodejs npm /usr/lib/postgresql/15/bin/postgres:postgresql-15 \
+  /usr/sbin/sshd:openssh-server \
   /usr/share/zoneinfo/UTC:tzdata ${bench:+pgbackrest} | tr '\n' ' ')
 if [ -z "${packages// /}" ]; then
   echo "packages       all there"
@@ -188,6 +202,7 @@ fi
 
 # Two lanes of downloads, and a compilation that yields to them.
 tool versitygw "$(sed -n 's,.*versity/versitygw \(v[^ ]*\).*,\1,p' "$here/tools/go.mod")" versitygw & lanes=$!
+tool azurite 3.37.0 azurite 3.37.0 2026-11-15 & lanes="$lanes $!"
 (
   status=0
   for pg in 18:forky 17:trixie 13:bullseye; do tool "postgres-${pg%:*}" "${pg#*:}" postgres "${pg%:*}" "${pg#*:}" || status=1; done
