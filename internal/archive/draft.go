@@ -8,14 +8,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"holdfast/internal/compress"
@@ -23,36 +22,20 @@ import (
 	"holdfast/internal/tarpart"
 )
 
-// stalePush is how long after its last sign of life a push counts as dead.
-const stalePush = 15 * time.Minute
-
-// Push describes a backup-push at work; push.json in the backup's folder holds it until the backup is committed.
-type Push struct {
-	Host    string    `json:"host"`
-	PID     int       `json:"pid"`
-	Started time.Time `json:"started"`
-	Beat    time.Time `json:"beat"` // rewritten by Draft.Beat
-}
-
-// InUseError says that a backup of that name exists or is being written.
-type InUseError struct {
-	Backup string
-	Reason string
-	Advice string
-}
-
-func (e *InUseError) Error() string { return fmt.Sprintf("backup %s %s", e.Backup, e.Reason) }
-
-// Hint says how to go on.
-func (e *InUseError) Hint() string { return e.Advice }
-
 // Draft is a backup in the making. It becomes a backup with Commit and leaves nothing after Abort. Parts may be put
 // from several goroutines; Commit and Abort come last.
 type Draft struct {
 	archive *Archive
 	name    string
 	push    Push
+	marker  []byte // push.json
 	number  atomic.Int64
+
+	ending sync.Mutex // held while the marker is stored anew or removed
+	ended  bool       // the marker is not to be stored again
+
+	sentinel []byte // once Commit tries to store it
+	files    int64  // once Commit has counted them
 
 	mu       sync.Mutex
 	parts    []draftPart
@@ -66,141 +49,13 @@ type draftPart struct {
 	line []byte
 }
 
-// Begin claims name for a new backup. A backup that exists under that name, or a push that is writing it, is an
-// *InUseError; what a dead push left behind under that name is removed.
-func (a *Archive) Begin(ctx context.Context, name, host string) (*Draft, error) {
-	if err := CheckBackupName(name); err != nil {
-		return nil, err
-	}
-	now := time.Now().UTC()
-	d := &Draft{archive: a, name: name, push: Push{Host: host, PID: os.Getpid(), Started: now, Beat: now}}
-	if err := a.refuseTaken(ctx, name, host); err != nil {
-		return nil, err
-	}
-	marker, err := json.Marshal(d.push)
-	if err != nil {
-		return nil, err
-	}
-	err = store.PutIfAbsent(ctx, a.store, d.marker(), bytes.NewReader(marker))
-	if errors.Is(err, fs.ErrExist) {
-		mine, err := d.mine(ctx) // it is when the store tried again because its first answer got lost
-		if err == nil && !mine {
-			err = &InUseError{name, "was begun by another push at this moment", "wait for it to end, then try again"}
-		}
-		if err != nil {
-			return nil, err
-		}
-		return d, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	return d, nil
+// open reads the line. The caller closes it.
+func (p draftPart) open() io.ReadCloser {
+	return compress.Decompress(bytes.NewReader(p.line), compress.Zstd)
 }
-
-// mine reports whether the marker in the store is that of d.
-func (d *Draft) mine(ctx context.Context) (bool, error) {
-	b, err := store.ReadFile(ctx, d.archive.store, d.marker(), maxDocument)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	var p Push
-	if err == nil {
-		err = json.Unmarshal(b, &p)
-	}
-	if err != nil {
-		return false, fmt.Errorf("read who is writing %s: %w", d.name, err)
-	}
-	return p.Host == d.push.Host && p.PID == d.push.PID && p.Started.Equal(d.push.Started), nil
-}
-
-// hold returns an *InUseError when d lost its name: another push took it for dead, or somebody removed its marker.
-func (d *Draft) hold(ctx context.Context) error {
-	mine, err := d.mine(ctx)
-	if err == nil && !mine {
-		err = &InUseError{d.name, "was given up: push.json is gone or another push's, which took this one for dead", "take the backup again"}
-	}
-	return err
-}
-
-func (d *Draft) marker() string { return Folder(d.name) + "push.json" }
 
 // Name returns the backup's name.
 func (d *Draft) Name() string { return d.name }
-
-// refuseTaken returns nil when nothing is stored for name, after removing what a dead push left there.
-func (a *Archive) refuseTaken(ctx context.Context, name, host string) error {
-	switch taken, err := a.exists(ctx, sentinelName(name)); {
-	case err != nil:
-		return err
-	case taken:
-		return &InUseError{name, "exists already",
-			"its name is that of the WAL segment it starts in: try again after a checkpoint in the next segment " +
-				"(`SELECT pg_switch_wal()` and `CHECKPOINT` on the primary)"}
-	}
-	var left []string
-	var newest time.Time
-	for o, err := range store.Walk(ctx, a.store, Folder(name)) {
-		if err != nil {
-			return fmt.Errorf("list %s: %w", Folder(name), err)
-		}
-		left = append(left, o.Name)
-		if o.Modified.After(newest) {
-			newest = o.Modified
-		}
-	}
-	if len(left) == 0 {
-		return nil
-	}
-	push := Push{Beat: newest} // WAL-G leaves no marker: its last object is its last sign of life
-	b, err := store.ReadFile(ctx, a.store, Folder(name)+"push.json", maxDocument)
-	if err == nil {
-		err = json.Unmarshal(b, &push)
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read who is writing %s: %w", name, err)
-	}
-	dead := time.Since(push.Beat) > stalePush || (push.Host == host && push.PID > 0 && !alive(push.PID))
-	if !dead {
-		who := "by another program"
-		if push.Host != "" {
-			who = fmt.Sprintf("by process %d on %s since %s", push.PID, push.Host, push.Started.Format(time.RFC3339))
-		}
-		return &InUseError{name, "is being written " + who,
-			fmt.Sprintf("wait for it to end; when it is dead, try again after %s, or after the next WAL segment",
-				push.Beat.Add(stalePush).Format(time.RFC3339))}
-	}
-	if err := a.remove(ctx, left); err != nil {
-		return fmt.Errorf("remove what a broken-off push of %s left: %w", name, err)
-	}
-	return nil
-}
-
-// remove deletes objects, a push marker last, so that a removal that is cut short can be taken up again.
-func (a *Archive) remove(ctx context.Context, names []string) error {
-	isMarker := func(n string) bool { return strings.HasSuffix(n, "/push.json") }
-	data := slices.DeleteFunc(slices.Clone(names), isMarker)
-	if err := store.DeleteMany(ctx, a.store, data); err != nil {
-		return err
-	}
-	return store.DeleteMany(ctx, a.store, slices.DeleteFunc(slices.Clone(names), func(n string) bool { return !isMarker(n) }))
-}
-
-// alive reports whether there is a process of that number on this host.
-func alive(pid int) bool {
-	err := syscall.Kill(pid, 0)
-	return err == nil || errors.Is(err, syscall.EPERM)
-}
-
-// Beat leaves a sign of life, which keeps others from taking the push for dead. Call it about once a minute. An *InUseError
-// says that it came too late: the name is another push's now.
-func (d *Draft) Beat(ctx context.Context) error {
-	if err := d.hold(ctx); err != nil {
-		return err
-	}
-	d.push.Beat = time.Now().UTC()
-	return d.archive.putJSON(ctx, d.marker(), d.push)
-}
 
 // NextPart names the next data part, without the codec's extension: part_001.tar, part_002.tar and so on.
 func (d *Draft) NextPart() string { return fmt.Sprintf("part_%03d.tar", d.number.Add(1)) }
@@ -246,7 +101,7 @@ const ConfigName = "config.tar"
 func (d *Draft) PutConfig(ctx context.Context, tar io.Reader) error {
 	body, _ := d.archive.compressed(tar, 1)
 	defer body.Close() // gives its buffers back
-	return d.archive.store.Put(ctx, Folder(d.name)+ConfigName+d.archive.opts.Method.Extension(), body)
+	return d.put(ctx, Folder(d.name)+ConfigName+d.archive.opts.Method.Extension(), body)
 }
 
 // OpenConfig reads the tar stream that PutConfig stored. A backup without it is fs.ErrNotExist.
@@ -273,8 +128,12 @@ func (d *Draft) Sizes() (contents, stored int64) {
 	return d.contents, d.stored
 }
 
-// Commit makes the draft a backup: it stores manifest, file list and metadata, and then the sentinel. s is complete
-// but for the sizes, which Commit fills in. An *InUseError says that the name is another push's now.
+// Files returns how many files the backup holds, labels aside. It is known once Commit returned nil.
+func (d *Draft) Files() int64 { return d.files }
+
+// Commit makes the draft a backup: it stores manifest, metadata and file list, makes sure that the store holds the parts that
+// were put and no others, and stores the sentinel. s is complete but for the sizes, which Commit fills in. An *InUseError says
+// that the name is another push's now, or that another program interfered.
 func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 	if err := d.hold(ctx); err != nil {
 		return err
@@ -288,19 +147,146 @@ func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 	if err := d.putManifest(ctx, s); err != nil {
 		return fmt.Errorf("store the manifest of %s: %w", d.name, err)
 	}
-	if err := d.archive.putJSON(ctx, Folder(d.name)+"metadata.json", s.Metadata()); err != nil {
+	metadata, err := json.Marshal(s.Metadata())
+	if err != nil {
+		return fmt.Errorf("encode the metadata of %s: %w", d.name, err)
+	}
+	if err := d.putDocument(ctx, Folder(d.name)+"metadata.json", metadata); err != nil {
 		return err
 	}
-	if err := d.putFileList(ctx); err != nil {
+	sizes, err := d.putFileList(ctx)
+	if err != nil {
 		return fmt.Errorf("store the file list of %s: %w", d.name, err)
 	}
-	if err := d.archive.putJSON(ctx, sentinelName(d.name), s); err != nil {
+	sentinel, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("encode the sentinel of %s: %w", d.name, err)
+	}
+	if err := d.whole(ctx, sizes); err != nil {
+		return err
+	}
+	if err := d.hold(ctx); err != nil {
+		return err
+	}
+	d.sentinel = sentinel
+	if err := d.putDocument(ctx, sentinelName(d.name), sentinel); err != nil {
 		return err
 	}
 	// The backup exists. A marker that stays behind beside a sentinel means nothing, so its removal cannot fail it.
-	_ = d.archive.store.Delete(ctx, d.marker())
+	d.ending.Lock()
+	defer d.ending.Unlock()
+	d.ended = true
+	_ = d.archive.store.Delete(ctx, d.markerName())
 	return nil
 }
+
+// whole returns an *InUseError unless the parts in the store are those that were put, by name and size.
+func (d *Draft) whole(ctx context.Context, sizes map[string]int64) error {
+	parts, err := d.archive.Parts(ctx, d.name)
+	if err != nil {
+		return err
+	}
+	wrong := func(format string, args ...any) error {
+		return &InUseError{d.name, "was interfered with: " + fmt.Sprintf(format, args...),
+			"another program writes or deletes there, perhaps a push on another host; see to it that there is one at a time, and take the backup again"}
+	}
+	for _, p := range parts {
+		switch size, put := sizes[p.Name]; {
+		case !put:
+			return wrong("%s is not of this push", partsDir(d.name)+p.Name)
+		case size != p.Size:
+			return wrong("%s has %d bytes, and was put with %d", partsDir(d.name)+p.Name, p.Size, size)
+		}
+		delete(sizes, p.Name)
+	}
+	for name := range sizes {
+		return wrong("%s is gone", partsDir(d.name)+name)
+	}
+	return nil
+}
+
+// put stores what r yields as an object of d, never over another: that would be of a push that took this one for dead, or that
+// this one took for dead. Such a one is an *InUseError.
+func (d *Draft) put(ctx context.Context, name string, r io.Reader) error {
+	ours := &summed{Reader: r}
+	err := store.PutIfAbsent(ctx, d.archive.store, name, ours)
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	// Where all of it had been sent it may be our own, stored though the answer got lost.
+	if ours.ended {
+		body, err := d.archive.store.Open(ctx, name)
+		if err != nil {
+			return err
+		}
+		defer body.Close() // only read
+		theirs := &summed{Reader: body}
+		if _, err := io.Copy(io.Discard, theirs); err != nil {
+			return fmt.Errorf("compare %s with what was put: %w", name, err)
+		}
+		if theirs.n == ours.n && theirs.sum == ours.sum {
+			return nil
+		}
+	}
+	return d.taken(name)
+}
+
+// putDocument is put for what is small enough to be sent again.
+func (d *Draft) putDocument(ctx context.Context, name string, b []byte) error {
+	err := store.PutIfAbsent(ctx, d.archive.store, name, bytes.NewReader(b))
+	if !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	there, err := store.ReadFile(ctx, d.archive.store, name, maxDocument)
+	if err == nil && !bytes.Equal(there, b) {
+		err = d.taken(name)
+	}
+	return err
+}
+
+func (d *Draft) taken(object string) error {
+	return &InUseError{d.name, fmt.Sprintf("is being written by another push at this moment: there is a %s of it", object),
+		"wait for it to end, then try again"}
+}
+
+// summed counts and sums up what is read, by Read or WriteTo.
+type summed struct {
+	io.Reader
+	n     int64
+	sum   uint32 // CRC-32C
+	ended bool   // all was read
+}
+
+func (s *summed) add(p []byte) {
+	s.n += int64(len(p))
+	s.sum = crc32.Update(s.sum, castagnoli, p)
+}
+
+func (s *summed) Read(p []byte) (int, error) {
+	n, err := s.Reader.Read(p)
+	s.add(p[:n])
+	s.ended = s.ended || err == io.EOF
+	return n, err
+}
+
+func (s *summed) WriteTo(w io.Writer) (int64, error) {
+	n, err := io.Copy(&summingWriter{w, s}, s.Reader)
+	s.ended = err == nil
+	return n, err
+}
+
+type summingWriter struct {
+	io.Writer
+	s *summed
+}
+
+func (w *summingWriter) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	w.s.add(p[:n])
+	return n, err
+}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func partRank(name string) int {
 	switch base, _ := compress.Split(name); base {
@@ -312,23 +298,40 @@ func partRank(name string) int {
 	return 0
 }
 
-// Abort removes everything the draft stored, the sentinel first in case a failed Commit left one. Where the name is another
-// push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError.
+// Abort removes everything the draft stored, the sentinel first in case a failed Commit left one. Where the name, or the sentinel, is
+// another push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError.
 func (d *Draft) Abort(ctx context.Context) error {
+	d.ending.Lock()
+	defer d.ending.Unlock()
 	if err := d.hold(ctx); err != nil {
 		return err
 	}
-	if err := d.archive.store.Delete(ctx, sentinelName(d.name)); err != nil {
+	d.ended = true
+	there, err := store.ReadFile(ctx, d.archive.store, sentinelName(d.name), maxDocument)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
 		return err
+	case !bytes.Equal(there, d.sentinel):
+		return &InUseError{d.name, "was made by another push meanwhile", "nothing was removed: see whether that backup restores"}
+	default:
+		if err := d.archive.store.Delete(ctx, sentinelName(d.name)); err != nil {
+			return err
+		}
 	}
 	var names []string
 	for o, err := range store.Walk(ctx, d.archive.store, Folder(d.name)) {
 		if err != nil {
 			return err
 		}
-		names = append(names, o.Name)
+		if o.Name != d.markerName() {
+			names = append(names, o.Name)
+		}
 	}
-	return d.archive.remove(ctx, names)
+	if err := store.DeleteMany(ctx, d.archive.store, names); err != nil {
+		return err
+	}
+	return d.archive.store.Delete(ctx, d.markerName()) // last, so that a removal that is cut short can be taken up again
 }
 
 func (d *Draft) putManifest(ctx context.Context, s *Sentinel) error {
@@ -341,7 +344,9 @@ func (d *Draft) putManifest(ctx context.Context, s *Sentinel) error {
 			return err
 		}
 		for _, p := range d.parts {
-			if _, err := io.Copy(w, compress.Decompress(bytes.NewReader(p.line), compress.Zstd)); err != nil {
+			line := p.open()
+			_, err := io.Copy(w, line)
+			if err := errors.Join(err, line.Close()); err != nil {
 				return err
 			}
 		}
@@ -349,15 +354,16 @@ func (d *Draft) putManifest(ctx context.Context, s *Sentinel) error {
 	}, func(r io.Reader) error {
 		z := compress.Compress(r, compress.Zstd, compress.Options{})
 		defer z.Close() // gives its buffers back
-		return d.archive.store.Put(ctx, Folder(d.name)+manifestName, z)
+		return d.put(ctx, Folder(d.name)+manifestName, z)
 	})
 }
 
 // each decodes the parts' members one part after the other.
 func (d *Draft) each(do func(p *ManifestPart) error) error {
 	for _, packed := range d.parts {
-		line, err := io.ReadAll(compress.Decompress(bytes.NewReader(packed.line), compress.Zstd))
-		if err != nil {
+		r := packed.open()
+		line, err := io.ReadAll(r)
+		if err := errors.Join(err, r.Close()); err != nil {
 			return err
 		}
 		var p ManifestPart
@@ -385,17 +391,23 @@ type corruptBlocks struct {
 	SomeCorruptBlocks  []uint32
 }
 
-// putFileList stores files_metadata.json, which stock WAL-G restores by: a member it does not list is not extracted.
-func (d *Draft) putFileList(ctx context.Context) error {
-	return pipe(func(w io.Writer) error {
+// putFileList stores files_metadata.json, which stock WAL-G restores by: a member it does not list is not extracted. It
+// counts the files, and returns the parts' sizes as stored, in bytes, by name.
+func (d *Draft) putFileList(ctx context.Context) (sizes map[string]int64, err error) {
+	sizes, d.files = make(map[string]int64, len(d.parts)), 0
+	err = pipe(func(w io.Writer) error {
 		b := &jsonWriter{w: bufio.NewWriterSize(w, 64<<10)}
 		b.raw(`{"Files":{`)
 		first := true
 		err := d.each(func(p *ManifestPart) error {
-			if partRank(p.Name) != 0 {
-				return nil // control file and labels are restored whether listed or not
-			}
+			sizes[p.Name] = p.Size
 			for _, m := range p.Members {
+				if m.Type == tarpart.File && partRank(p.Name) != 2 {
+					d.files++
+				}
+				if partRank(p.Name) != 0 {
+					continue // control file and labels are restored whether listed or not
+				}
 				e := fileEntry{MTime: m.ModTime}
 				if m.CorruptCount > 0 {
 					e.CorruptBlocks = &corruptBlocks{m.CorruptCount, m.Corrupt}
@@ -435,8 +447,9 @@ func (d *Draft) putFileList(ctx context.Context) error {
 		}
 		return b.w.Flush()
 	}, func(r io.Reader) error {
-		return d.archive.store.Put(ctx, Folder(d.name)+"files_metadata.json", r)
+		return d.put(ctx, Folder(d.name)+"files_metadata.json", r)
 	})
+	return sizes, err
 }
 
 // jsonWriter writes a document piece by piece and keeps the first error.

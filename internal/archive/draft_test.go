@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -126,8 +124,7 @@ func TestCommitMakesABackup(t *testing.T) {
 	}
 }
 
-// Whichever store call fails, and however, there is a whole backup or an error and no backup; what a failed push left
-// can be cleared away by the next one.
+// Whichever store call fails, and however, there is a whole backup or an error and nothing at all.
 func TestBackupFailsWhole(t *testing.T) {
 	for how, failAt := range map[string]func(store.Store, int) *storetest.Flaky{
 		"before": storetest.FailAt, "midway": storetest.FailMidway, "after": storetest.FailAfter,
@@ -146,64 +143,10 @@ func TestBackupFailsWhole(t *testing.T) {
 			if err != nil && !errors.Is(err, storetest.ErrInjected) {
 				t.Errorf("%s, call %d: %v", how, n, err)
 			}
-			if err != nil && stat == nil {
-				t.Errorf("%s, call %d failed with %v, yet there is a backup: %v", how, n, err, flaky.Calls())
+			if left := contents(t, m); err != nil && len(left) > 0 {
+				t.Errorf("%s, call %d failed with %v, yet there is %v: %v", how, n, err, left, flaky.Calls())
 			}
 		}
-	}
-}
-
-func TestBeginRefusesWhatIsTaken(t *testing.T) {
-	ctx := t.Context()
-	host := "db1"
-	marker := func(p archive.Push) []byte { b, _ := json.Marshal(p); return b }
-	now := time.Now()
-	gone := exec.Command("true") // its number is not taken again so soon
-	if err := gone.Run(); err != nil {
-		t.Fatal(err)
-	}
-	dead := gone.Process.Pid
-	for _, c := range []struct {
-		name    string
-		objects map[string][]byte
-		refused string
-	}{
-		{"nothing", nil, ""},
-		{"a backup", map[string][]byte{archive.BackupDir + backupName + "_backup_stop_sentinel.json": []byte("{}")}, "exists already"},
-		{"fresh parts of a tool without marker", map[string][]byte{archive.Folder(backupName) + "tar_partitions/part_001.tar.lz4": nil}, "another program"},
-		{"a push at work elsewhere", map[string][]byte{
-			archive.Folder(backupName) + "push.json": marker(archive.Push{Host: "db2", PID: 1, Started: now, Beat: now})}, "process 1 on db2"},
-		{"a push at work here", map[string][]byte{
-			archive.Folder(backupName) + "push.json": marker(archive.Push{Host: host, PID: os.Getpid(), Started: now, Beat: now})}, "on db1"},
-		{"a push elsewhere that is long silent", map[string][]byte{
-			archive.Folder(backupName) + "push.json":                       marker(archive.Push{Host: "db2", PID: 1, Beat: now.Add(-time.Hour)}),
-			archive.Folder(backupName) + "tar_partitions/part_009.tar.zst": []byte("left")}, ""},
-		{"a push here that was killed", map[string][]byte{
-			archive.Folder(backupName) + "push.json":                       marker(archive.Push{Host: host, PID: dead, Beat: now}),
-			archive.Folder(backupName) + "tar_partitions/part_009.tar.zst": []byte("left")}, ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			m := &storetest.Memory{}
-			for name, content := range c.objects {
-				if err := m.Put(ctx, name, bytes.NewReader(content)); err != nil {
-					t.Fatal(err)
-				}
-			}
-			_, err := archive.New(m, archive.Options{}).Begin(ctx, backupName, host)
-			var inUse *archive.InUseError
-			switch {
-			case c.refused == "" && err != nil:
-				t.Errorf("refused: %v", err)
-			case c.refused != "" && (!errors.As(err, &inUse) || !strings.Contains(err.Error(), c.refused)):
-				t.Errorf("got %v, want an InUseError with %q", err, c.refused)
-			case c.refused == "":
-				for o := range store.Walk(ctx, m, archive.Folder(backupName)) {
-					if !strings.HasSuffix(o.Name, "/push.json") {
-						t.Errorf("%s was left", o.Name)
-					}
-				}
-			}
-		})
 	}
 }
 

@@ -18,9 +18,12 @@ import (
 // workers while it still reads, so that memory is bounded by a part, not by the cluster.
 const (
 	manifestName = "manifest.json.zst"
-	// MaxPartMembers bounds how many members a part of ours has, and with that a manifest's line.
+	// MaxPartMembers and MaxPartNames bound how many members a part of ours has, and after how many bytes of their paths and
+	// link targets it is closed. With both a manifest's line stays below maxManifestLine: JSON makes up to six bytes of one, and
+	// describes a member with some 200 more, and a corrupt block with up to 11.
 	MaxPartMembers = 16384
-	// maxManifestLine bounds a line in bytes: MaxPartMembers with the longest paths PostgreSQL makes, and room.
+	MaxPartNames   = 4 << 20
+	// maxManifestLine bounds a line in bytes.
 	maxManifestLine = 64 << 20
 )
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"holdfast/internal/store"
@@ -78,12 +79,12 @@ func (a *Archive) Claim(ctx context.Context, sysid uint64, host string, adopt bo
 	if owner != nil && owner.SystemIdentifier != sysid {
 		next.Previous = append(owner.Previous, owner.SystemIdentifier)
 	}
-	if adopt && source == ownerName {
-		return a.putJSON(ctx, ownerName, next)
-	}
 	b, err := json.Marshal(next)
 	if err != nil {
 		return err
+	}
+	if adopt && source == ownerName {
+		return a.store.Put(ctx, ownerName, bytes.NewReader(b))
 	}
 	err = store.PutIfAbsent(ctx, a.store, ownerName, bytes.NewReader(b))
 	if errors.Is(err, fs.ErrExist) { // another cluster was quicker, or another push of this one
@@ -96,26 +97,22 @@ func (a *Archive) Claim(ctx context.Context, sysid uint64, host string, adopt bo
 
 // ownerBeforeUs finds the cluster of the newest backup that says which cluster it is of; nil when none does.
 func (a *Archive) ownerBeforeUs(ctx context.Context) (*Owner, string, error) {
-	var newest *Sentinel
-	var source string
-	var latest time.Time
+	var backups []Found
 	for f, err := range a.Backups(ctx) {
 		if err != nil {
 			return nil, "", err
 		}
-		if newest != nil && f.Object.Modified.Before(latest) {
-			continue
-		}
+		backups = append(backups, f)
+	}
+	slices.SortStableFunc(backups, func(x, y Found) int { return y.Object.Modified.Compare(x.Object.Modified) })
+	for _, f := range backups {
 		s, err := a.Sentinel(ctx, f.Name)
 		if err != nil {
-			return nil, "", err
+			return nil, "", fmt.Errorf("find out whose archive this is: %w", err)
 		}
 		if s.SystemIdentifier != nil {
-			newest, source, latest = s, f.Object.Name, f.Object.Modified
+			return &Owner{SystemIdentifier: *s.SystemIdentifier}, f.Object.Name, nil
 		}
 	}
-	if newest == nil {
-		return nil, ownerName, nil
-	}
-	return &Owner{SystemIdentifier: *newest.SystemIdentifier}, source, nil
+	return nil, ownerName, nil
 }

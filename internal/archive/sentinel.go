@@ -1,7 +1,6 @@
 package archive
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -214,15 +213,6 @@ func (a *Archive) Metadata(ctx context.Context, name string) (*Metadata, error) 
 		return nil, fmt.Errorf("read %s: %w", object, err)
 	}
 	return &m, nil
-}
-
-// putJSON stores v as a document.
-func (a *Archive) putJSON(ctx context.Context, name string, v any) error {
-	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("encode %s: %w", name, err)
-	}
-	return a.store.Put(ctx, name, bytes.NewReader(b))
 }
 
 // notExist makes an error that says what is missing and is fs.ErrNotExist.

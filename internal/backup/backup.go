@@ -39,7 +39,9 @@ type Options struct {
 	NoWaitWAL  bool            // commit without waiting for the WAL the backup needs
 	WALTimeout time.Duration   // how long to wait for that WAL; 0 means an hour
 	Alive      time.Duration   // how often the server is asked whether it is still there; 0 means a minute, below 0 never
+	Patience   time.Duration   // how long the server may take to answer what costs it nothing; 0 means five minutes
 	Stop       time.Duration   // how long stopping the backup may take on the server; 0 is no limit
+	Beat       time.Duration   // how often a sign of life is left in the archive; 0 means a minute, and it has to be below 15
 	Host       string          // name of this host
 	Tool       string          // release of this program
 	Logger     *slog.Logger    // nil discards
@@ -55,9 +57,9 @@ type Report struct {
 	FinishLSN        string             `json:"finish_lsn"`
 	StartTime        time.Time          `json:"start_time"`
 	FinishTime       time.Time          `json:"finish_time"`
-	FirstWAL         string             `json:"first_wal"` // segment replay starts in
-	LastWAL          string             `json:"last_wal"`  // segment that makes it consistent
-	Files            int64              `json:"files"`
+	FirstWAL         string             `json:"first_wal"`         // segment replay starts in
+	LastWAL          string             `json:"last_wal"`          // segment that makes it consistent
+	Files            int64              `json:"files"`             // as stored, labels aside
 	UncompressedSize int64              `json:"uncompressed_size"` // bytes
 	CompressedSize   int64              `json:"compressed_size"`   // bytes as stored
 	Vanished         int64              `json:"vanished_files"`    // dropped while the backup ran; replay does not miss them
@@ -117,7 +119,9 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 		return nil, err
 	}
 	id, root := r.dir.Control.SystemIdentifier, r.dir.Root
-	if r.facts, err = conn.Facts(ctx); err != nil {
+	asking, answered := r.patiently(ctx)
+	defer answered()
+	if r.facts, err = conn.Facts(asking); err != nil {
 		return nil, err
 	}
 	if r.facts.SystemIdentifier != id {
@@ -138,13 +142,16 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 	if !archiving(r.facts) && !r.facts.Standby && !r.NoWaitWAL {
 		return nil, &archivingOffError{mode: r.facts.ArchiveMode, command: r.facts.ArchiveCommand, library: r.facts.ArchiveLibrary}
 	}
-	if failing := r.archiver(ctx); failing != "" && !r.NoWaitWAL {
+	switch failing, err := r.archiver(asking); {
+	case err != nil:
+		return nil, err
+	case failing != "" && !r.NoWaitWAL:
 		r.Logger.Warn("archiving fails at this moment, and the backup only counts once its WAL is archived" + failing)
 	}
 	if r.verify = r.facts.Checksums && r.facts.BlockSize == page.Size; r.facts.Checksums && !r.verify {
 		r.Logger.Warn(fmt.Sprintf("page checksums are not verified: pages are %d bytes, not %d", r.facts.BlockSize, page.Size))
 	}
-	switch mine, err := conn.LockBackup(ctx); {
+	switch mine, err := conn.LockBackup(asking); {
 	case err != nil:
 		return nil, err
 	case !mine:
@@ -152,6 +159,13 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 	}
 	if err := a.Claim(ctx, r.facts.SystemIdentifier, r.Host, r.Adopt); err != nil {
 		return nil, err
+	}
+	dead, err := a.SweepDead(ctx, r.Host)
+	for _, d := range dead {
+		r.Logger.Info("removed what a backup-push that died had left of " + d)
+	}
+	if err != nil && ctx.Err() == nil { // that fails nothing but the tidying up
+		r.Logger.Warn("what backup-pushes that died have left is not all removed", "err", err)
 	}
 	return r, nil
 }
@@ -173,6 +187,12 @@ func (r *run) defaults() {
 	}
 	if r.Alive == 0 {
 		r.Alive = time.Minute
+	}
+	if r.Patience <= 0 {
+		r.Patience = 5 * time.Minute
+	}
+	if r.Beat <= 0 {
+		r.Beat = time.Minute
 	}
 	if r.Logger == nil {
 		r.Logger = slog.New(slog.DiscardHandler)
@@ -210,23 +230,34 @@ func (r *run) run(ctx context.Context) (_ *Report, err error) {
 	if err := r.timed("start", func() error { return r.startBackup(ctx) }); err != nil {
 		return nil, err
 	}
-	if err := r.timed("copy", func() error { return r.watched(ctx, r.copyData) }); err != nil {
-		return nil, err
-	}
-	var stop server.Stop
-	err = r.timed("stop", func() (err error) { stop, err = r.stopBackup(ctx); return err })
-	if err != nil {
-		return nil, err
-	}
-	if err := r.timed("wal", func() error { return r.awaitWAL(ctx, stop.LSN) }); err != nil {
-		return nil, err
-	}
-	if err := r.timed("commit", func() error { return r.draft.Commit(ctx, r.sentinel(stop)) }); err != nil {
+	ctx, end := r.beating(ctx)
+	defer end()
+	if err := r.rest(ctx); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause // why it was cut short, not how it noticed
+		}
 		return nil, err
 	}
 	r.report.UncompressedSize, r.report.CompressedSize = r.draft.Sizes()
+	r.report.Files = r.draft.Files()
 	r.phase("done")
 	return &r.report, nil
+}
+
+// rest does what follows once the backup is begun.
+func (r *run) rest(ctx context.Context) error {
+	if err := r.timed("copy", func() error { return r.watched(ctx, r.copyData) }); err != nil {
+		return err
+	}
+	var stop server.Stop
+	err := r.timed("stop", func() (err error) { stop, err = r.stopBackup(ctx); return err })
+	if err != nil {
+		return err
+	}
+	if err := r.timed("wal", func() error { return r.awaitWAL(ctx, stop.LSN) }); err != nil {
+		return err
+	}
+	return r.timed("commit", func() error { return r.draft.Commit(ctx, r.sentinel(stop)) })
 }
 
 // cleanupTime bounds what is done after a failure.
@@ -260,20 +291,18 @@ func (r *run) startBackup(ctx context.Context) (err error) {
 	return nil
 }
 
-// watched runs do while asking the server every so often whether the backup is still good, session alive, not promoted, and
-// leaving signs of life in the archive.
+// watched runs do while asking the server every so often whether the backup is still good: session alive, not promoted.
 func (r *run) watched(ctx context.Context, do func(context.Context) error) error {
+	if r.Alive < 0 {
+		return do(ctx)
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	stopped := make(chan struct{})
 	watcher := make(chan struct{})
 	go func() {
 		defer close(watcher)
-		every := r.Alive
-		if every < 0 {
-			every = time.Minute // the archive gets its sign of life all the same
-		}
-		tick := time.NewTicker(every)
+		tick := time.NewTicker(r.Alive)
 		defer tick.Stop()
 		for {
 			select {
@@ -283,38 +312,62 @@ func (r *run) watched(ctx context.Context, do func(context.Context) error) error
 				return
 			case <-tick.C:
 			}
-			if r.Alive > 0 {
-				if err := r.conn.Ping(ctx); err != nil {
-					cancel(fmt.Errorf("the backup was lost on the server: %w", err))
-					return
-				}
-			}
-			if err := r.draft.Beat(ctx); err != nil {
-				r.Logger.Warn("could not leave a sign of life in the archive", "err", err)
+			// The wait is bounded, so that of a ping on its way do's end is followed by an answer or the loss of the session.
+			asking, answered := r.patiently(ctx)
+			err := r.conn.Ping(asking)
+			answered()
+			if err != nil {
+				cancel(fmt.Errorf("the backup was lost on the server: %w", err))
+				return
 			}
 		}
 	}()
 	err := do(ctx)
 	close(stopped)
 	<-watcher
-	if cause := context.Cause(ctx); err != nil && cause != nil {
-		return cause // why do was cut short, not how it noticed
+	if cause := context.Cause(ctx); cause != nil {
+		return cause // also where the session was lost at the last moment
 	}
 	return err
 }
 
-// beatEvery is how often a push leaves a sign of life in the archive.
-const beatEvery = time.Minute
+// patiently bounds how long the server may take to answer.
+func (r *run) patiently(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeoutCause(ctx, r.Patience, fmt.Errorf("the server gave no answer within %s", r.Patience))
+}
 
-// beat leaves a sign of life. That it could not is told; that the name was lost to another push is an error.
+// beating leaves signs of life in the archive until end is called. Where the name is lost to another push ctx ends with that as
+// its cause.
+func (r *run) beating(ctx context.Context) (_ context.Context, end func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		tick := time.NewTicker(r.Beat)
+		defer tick.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-tick.C:
+			}
+			err := r.beat(ctx)
+			var inUse *archive.InUseError
+			if errors.As(err, &inUse) {
+				cancel(err)
+				return
+			}
+			if err != nil && ctx.Err() == nil { // the next one may do better
+				r.Logger.Warn("could not leave a sign of life in the archive", "err", err)
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil); <-done }
+}
+
+// beat leaves a sign of life. It gives up before it can come so late that another push may have taken over meanwhile.
 func (r *run) beat(ctx context.Context) error {
-	err := r.draft.Beat(ctx)
-	var inUse *archive.InUseError
-	if err == nil || errors.As(err, &inUse) {
-		return err
-	}
-	if ctx.Err() == nil {
-		r.Logger.Warn("could not leave a sign of life in the archive", "err", err)
-	}
-	return nil
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("not done within a minute"))
+	defer cancel()
+	return r.draft.Beat(ctx)
 }

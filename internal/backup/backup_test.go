@@ -6,11 +6,15 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -21,6 +25,7 @@ import (
 	"holdfast/internal/pg/server"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/store"
+	"holdfast/internal/store/file"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/tarpart"
 	"holdfast/test/pgtest"
@@ -158,14 +163,15 @@ func TestRunMakesAWholeBackup(t *testing.T) {
 	}
 }
 
-// onFirstPart is a store that runs do before the first part is read.
-type onFirstPart struct {
+// onPut is a store that runs do once, before an object whose name contains name is read.
+type onPut struct {
 	store.Store
-	do func()
+	name string
+	do   func()
 }
 
-func (o *onFirstPart) Put(ctx context.Context, name string, r io.Reader) error {
-	if strings.Contains(name, "/part_") && o.do != nil {
+func (o *onPut) Put(ctx context.Context, name string, r io.Reader) error {
+	if strings.Contains(name, o.name) && o.do != nil {
 		o.do()
 		o.do = nil
 	}
@@ -177,7 +183,7 @@ func TestTablespaceCreatedDuringBackupIsLeftToReplay(t *testing.T) {
 	c := cluster(t)
 	early, late := pgtest.Dir(t), pgtest.Dir(t)
 	c.Exec(t, `create tablespace early location '`+early+`'`, `create table e tablespace early as select 1 i`)
-	m := &onFirstPart{Store: &storetest.Memory{}, do: func() {
+	m := &onPut{Store: &storetest.Memory{}, name: "/part_", do: func() {
 		c.Exec(t, `create tablespace late location '`+late+`'`, `create table l tablespace late as select 1 i`)
 	}}
 	a := archive.New(m, archive.Options{})
@@ -414,6 +420,177 @@ func TestRunIsCutShort(t *testing.T) {
 				t.Errorf("left behind: %v", left)
 			}
 		})
+	}
+}
+
+// alive is a store that lets no object whose name contains slow be stored before a further sign of life was.
+type alive struct {
+	store.Store
+	slow string
+
+	mu   sync.Mutex
+	beat chan struct{} // closed by the next sign of life
+}
+
+func newAlive(s store.Store, slow string) *alive {
+	return &alive{Store: s, slow: slow, beat: make(chan struct{})}
+}
+
+func (a *alive) Put(ctx context.Context, name string, r io.Reader) error {
+	a.mu.Lock()
+	next := a.beat
+	a.mu.Unlock()
+	if strings.Contains(name, a.slow) {
+		select {
+		case <-next:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+	err := a.Store.Put(ctx, name, r)
+	if strings.HasSuffix(name, "/push.json") {
+		a.mu.Lock()
+		close(a.beat)
+		a.beat = make(chan struct{})
+		a.mu.Unlock()
+	}
+	return err
+}
+
+// However long a step takes, from the first part to the last document, the archive gets signs of life meanwhile.
+func TestSignsOfLifeAllTheWay(t *testing.T) {
+	c := cluster(t)
+	for _, slow := range []string{"part_001.tar", "pg_control.tar", "backup_label.tar", "manifest.json", "files_metadata.json"} {
+		t.Run(slow, func(t *testing.T) {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			a := newAlive(&storetest.Memory{}, slow)
+			opts := backup.Options{NoWaitWAL: true, Beat: time.Millisecond, Alive: -1}
+			if _, err := backup.Run(ctx, connect(t, c), archive.New(a, archive.Options{}), c.Data, opts); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// A push that lost its name stops at once, says so, and leaves what the other has.
+func TestRunThatLostItsName(t *testing.T) {
+	c := cluster(t)
+	for _, slow := range []string{"part_001.tar", "backup_label.tar", "files_metadata.json"} {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		m := &storetest.Memory{}
+		robbed := &onPut{Store: newAlive(m, slow), name: slow}
+		robbed.do = func() {
+			for _, object := range names(t, m) {
+				if strings.HasSuffix(object, "/push.json") {
+					if err := m.Put(ctx, object, strings.NewReader("another's")); err != nil {
+						t.Error(err)
+					}
+				}
+			}
+		}
+		opts := backup.Options{NoWaitWAL: true, Beat: time.Millisecond, Alive: -1}
+		_, err := backup.Run(ctx, connect(t, c), archive.New(robbed, archive.Options{}), c.Data, opts)
+		var inUse *archive.InUseError
+		if !errors.As(err, &inUse) || !strings.Contains(err.Error(), "another push's") {
+			t.Errorf("%s: got %v, want an InUseError", slow, err)
+		}
+		if left := fmt.Sprint(names(t, m)); !strings.Contains(left, "push.json") || strings.Contains(left, "sentinel") {
+			t.Errorf("%s: there is %s", slow, left)
+		}
+		cancel()
+	}
+}
+
+// A server that no longer answers ends the backup, and no wait for it is without end.
+func TestServerThatIsFrozen(t *testing.T) {
+	for _, phase := range []string{"copying", "waiting for WAL"} {
+		t.Run(phase, func(t *testing.T) {
+			c := pgtest.New(t, pgtest.Require(t, 15), pgtest.Options{Settings: map[string]string{"archive_mode": "on", "archive_command": "false"}})
+			m, progress, conn := &storetest.Memory{}, &backup.Progress{}, connect(t, c)
+			pid, err := strconv.Atoi(c.Value(t, `select pid from pg_stat_activity where application_name = 'holdfast'`))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = syscall.Kill(pid, syscall.SIGCONT) }) // so that the server can end
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			go func() {
+				for !strings.HasPrefix(progress.Phase(), phase) && ctx.Err() == nil {
+					time.Sleep(time.Millisecond)
+				}
+				if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
+					t.Error(err)
+				}
+			}()
+			opts := backup.Options{Alive: 10 * time.Millisecond, Patience: time.Second, WALTimeout: time.Second, Progress: progress}
+			if phase == "copying" {
+				opts.DiskRate = 1 << 20
+			}
+			_, err = backup.Run(ctx, conn, archive.New(m, archive.Options{}), c.Data, opts)
+			if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "no answer within 1s") {
+				t.Errorf("got %v", err)
+			}
+			if left := names(t, m); len(left) != 1 {
+				t.Errorf("left behind: %v", left)
+			}
+		})
+	}
+}
+
+// What a push left that was killed days ago is removed by the next one, which says so.
+func TestRunSweepsWhatTheDeadLeft(t *testing.T) {
+	c, root := cluster(t), t.TempDir()
+	s, err := file.Open(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	const dead = "base_0000000100000000000000FE"
+	for name, content := range map[string]string{
+		"push.json": `{"host":"db1","pid":7,"started":"2026-05-06T07:08:09Z"}`, "tar_partitions/part_001.tar.zst": "x",
+	} {
+		if err := s.Put(t.Context(), archive.Folder(dead)+name, strings.NewReader(content)); err != nil {
+			t.Fatal(err)
+		}
+		old := time.Now().Add(-48 * time.Hour)
+		if err := os.Chtimes(filepath.Join(root, archive.Folder(dead)+name), old, old); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var log strings.Builder
+	opts := backup.Options{NoWaitWAL: true, Logger: slog.New(slog.NewTextHandler(&log, nil))}
+	report, err := backup.Run(t.Context(), connect(t, c), archive.New(s, archive.Options{}), c.Data, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, object := range names(t, s) {
+		if strings.Contains(object, dead) {
+			t.Errorf("%s is still there", object)
+		}
+	}
+	if !strings.Contains(log.String(), dead+", begun at 2026-05-06T07:08:09Z by process 7 on db1") {
+		t.Errorf("the log does not say so:\n%s", log.String())
+	}
+	// And the report counts what is stored.
+	mf, err := archive.New(s, archive.Options{}).OpenManifest(t.Context(), report.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mf.Close()
+	files := int64(-2) // the labels are not the cluster's
+	for p, err := mf.Next(); err != io.EOF; p, err = mf.Next() {
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range p.Members {
+			if m.Type == tarpart.File {
+				files++
+			}
+		}
+	}
+	if report.Files != files {
+		t.Errorf("reported are %d files, stored %d", report.Files, files)
 	}
 }
 

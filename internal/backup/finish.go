@@ -55,7 +55,7 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 		return err
 	}
 	r.phase("waiting for WAL " + size.Name(r.start.Timeline, last))
-	begin, told, beat, pause := time.Now(), time.Now(), time.Now(), firstLook
+	begin, told, pause := time.Now(), time.Now(), firstLook
 	for {
 		missing, err := r.archive.MissingWAL(ctx, r.start.Timeline, first, last, size, 0)
 		if err != nil {
@@ -65,17 +65,15 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 			return nil
 		}
 		if time.Since(begin) > r.WALTimeout {
-			return &walMissingError{missing: missing, waited: r.WALTimeout, standby: r.start.Standby, archiver: r.archiver(ctx)}
+			return &walMissingError{missing: missing, waited: r.WALTimeout, standby: r.start.Standby, archiver: r.tellArchiver(ctx)}
 		}
 		if time.Since(told) > 30*time.Second {
 			told = time.Now()
-			r.Logger.Warn(fmt.Sprintf("still waiting for %d WAL segments to be archived, the first is %s%s", len(missing), missing[0], r.archiver(ctx)))
-		}
-		if time.Since(beat) > beatEvery {
-			beat = time.Now()
-			if err := r.beat(ctx); err != nil {
-				return err
+			words := r.tellArchiver(ctx)
+			if r.start.Standby {
+				words += "; the last one comes when the primary has filled it, or by `SELECT pg_switch_wal()` there"
 			}
+			r.Logger.Warn(fmt.Sprintf("still waiting for %d WAL segments to be archived, the first is %s%s", len(missing), missing[0], words))
 		}
 		select {
 		case <-ctx.Done():
@@ -90,14 +88,25 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 	}
 }
 
-// archiver says in words what the server's archiver last failed at; nothing when it did not, or cannot be asked.
-func (r *run) archiver(ctx context.Context) string {
+// archiver says in words what the server's archiver last failed at; nothing when it did not.
+func (r *run) archiver(ctx context.Context) (string, error) {
+	ctx, cancel := r.patiently(ctx)
+	defer cancel()
 	st, err := r.conn.ArchiverStatus(ctx)
 	if err != nil || !st.Failing() {
-		return ""
+		return "", err
 	}
 	return fmt.Sprintf("; archive_command last failed on %s at %s, %d times in all",
-		st.LastFailed, st.FailedTime.Local().Format(time.DateTime), st.Failed)
+		st.LastFailed, st.FailedTime.Local().Format(time.DateTime), st.Failed), nil
+}
+
+// tellArchiver is archiver where it need not succeed.
+func (r *run) tellArchiver(ctx context.Context) string {
+	words, err := r.archiver(ctx)
+	if err != nil {
+		return "; how archiving goes is not known: " + err.Error()
+	}
+	return words
 }
 
 // sentinel describes the finished backup.
