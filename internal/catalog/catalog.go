@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"reflect"
 	"slices"
@@ -341,21 +342,26 @@ func (b *Backup) userData() json.RawMessage {
 	return nil
 }
 
-// LatestTimeline returns the highest timeline that the archive knows of, as recovery_target_timeline = latest means it;
-// 1 for an empty archive.
-func (c *Catalog) LatestTimeline() wal.Timeline {
-	latest := wal.Timeline(1)
+// timelines returns the timelines that the archive knows of, the highest first; 1 is always among them.
+func (c *Catalog) timelines() []wal.Timeline {
+	known := map[wal.Timeline]bool{1: true}
 	for _, b := range c.Backups {
-		latest = max(latest, b.Timeline())
+		known[b.Timeline()] = true
 	}
 	for t := range c.Histories {
-		latest = max(latest, t)
+		known[t] = true
 	}
 	for t := range c.BadHistory {
-		latest = max(latest, t)
+		known[t] = true
 	}
-	return latest
+	ascending := slices.Sorted(maps.Keys(known))
+	slices.Reverse(ascending)
+	return ascending
 }
+
+// LatestTimeline returns the highest timeline that the archive knows of, as recovery_target_timeline = latest means it;
+// 1 for an empty archive.
+func (c *Catalog) LatestTimeline() wal.Timeline { return c.timelines()[0] }
 
 // Details returns what lists show of the backup: its metadata, and where there is none what the sentinel and the name say.
 func (b *Backup) Details() *archive.Metadata {

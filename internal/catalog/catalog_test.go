@@ -183,6 +183,40 @@ func TestReach(t *testing.T) {
 	}
 }
 
+// A segment that is there in a codec this release does not read is one that is missing.
+func TestReachNamesWhatItCannotRead(t *testing.T) {
+	m, young := twoTimelines(t), size.Name(2, 6)
+	if err := m.Delete(t.Context(), archive.WALDir+young+".lz4"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, m, archive.WALDir+young+".br", "")
+	choice, err := load(t, m).Choose("base_000000010000000000000004", catalog.Target{Kind: catalog.AtLSN, LSN: 0x7000001})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var lack *catalog.MissingWALError
+	if _, err := choice.Reach(t.Context(), archive.New(m, archive.Options{})); !errors.As(err, &lack) || fmt.Sprint(lack.Missing) != "["+young+"]" {
+		t.Errorf("Reach: %v, want %s to be missing", err, young)
+	}
+}
+
+// The number of a timeline costs nothing: only those that exist are looked at.
+func TestTimelineOfAnyNumber(t *testing.T) {
+	m := twoTimelines(t)
+	put(t, m, archive.WALDir+"FFFFFFFF.history", "1\t0/3000000\tx\n")
+	c := load(t, m)
+	if got, err := c.Choose("base_000000010000000000000006", catalog.Target{Kind: catalog.Latest}); err != nil || got.Path.Timeline() != 1 {
+		t.Errorf("a backup by name: along %v, %v", got.Path, err)
+	}
+	var missing *catalog.NoBackupError
+	if _, err := c.Choose("", catalog.Target{Kind: catalog.AtTime, Time: at(0, 30)}); !errors.As(err, &missing) {
+		t.Errorf("before all backups: %v", err)
+	}
+	if _, err := c.Choose("", catalog.Target{Kind: catalog.AtLSN, LSN: 0x7000100}); err != nil {
+		t.Error(err) // the first backup lies before the branch
+	}
+}
+
 // A target behind any thinkable end names a few segments, not millions.
 func TestMissingWALIsBounded(t *testing.T) {
 	m := twoTimelines(t)

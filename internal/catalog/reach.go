@@ -162,5 +162,8 @@ func (r *Reach) missing(ctx context.Context, a *archive.Archive, legs Path, ch C
 		}
 		n = last + 1
 	}
+	if len(e.Missing) == 0 { // it is there in a codec that cannot be read, or has come this moment
+		e.Missing = []string{legs.segment(size, size.Segment(r.End))}
+	}
 	return e
 }

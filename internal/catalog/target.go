@@ -139,9 +139,6 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 		if err == nil {
 			return Choice{Backup: b, Target: t, Path: p}, nil
 		}
-		if b.Err != nil {
-			err = b.Err
-		}
 		if len(reasons) < cap(reasons) {
 			reasons = append(reasons, b.Name+" "+err.Error())
 		}
@@ -162,7 +159,7 @@ func (c *Catalog) none(asked, t Target, reasons []string) error {
 	if asked.Timeline != 0 {
 		return e
 	}
-	for other := t.Timeline - 1; other > 0; other-- {
+	for _, other := range c.timelines()[1:] { // the first is t's
 		p, err := c.PathTo(other)
 		if err != nil {
 			continue
@@ -182,14 +179,13 @@ func (c *Catalog) chooseFor(b *Backup, t Target) (Choice, error) {
 	if t.Kind == None {
 		return Choice{Backup: b, Path: Path{{Timeline: b.Timeline()}}}, nil
 	}
-	first, last := t.Timeline, t.Timeline
+	along := []wal.Timeline{t.Timeline}
 	if t.Timeline == 0 {
-		first, last = c.LatestTimeline(), b.Timeline()
+		along = slices.DeleteFunc(c.timelines(), func(other wal.Timeline) bool { return other < b.Timeline() })
 	}
 	var because error
-	for ; first >= last && first > 0; first-- {
-		t.Timeline = first
-		p, err := c.PathTo(first)
+	for _, t.Timeline = range along {
+		p, err := c.PathTo(t.Timeline)
 		if err == nil {
 			err = b.usable(p, t)
 		}
@@ -204,7 +200,7 @@ func (c *Catalog) chooseFor(b *Backup, t Target) (Choice, error) {
 // usable returns nil when recovery from the backup along p reaches t, as far as the backup itself tells.
 func (b *Backup) usable(p Path, t Target) error {
 	if b.Sentinel == nil {
-		return errors.New("cannot be read")
+		return fmt.Errorf("cannot be read: %w", b.Err)
 	}
 	leg, on := p.Leg(b.Timeline())
 	if !on {

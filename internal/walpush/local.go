@@ -120,7 +120,7 @@ func (p *pusher) checkOwner(ctx context.Context, a Archive, f *file) error {
 	}
 	path := filepath.Join(p.state, "owner", p.location)
 	known, age := p.cachedOwner(path)
-	if known == f.cluster && age < ownerAge {
+	if known == f.cluster && age >= 0 && age < ownerAge { // below 0: a clock was set back
 		return nil
 	}
 	err := a.Claim(ctx, f.cluster, p.opts.Host, false)

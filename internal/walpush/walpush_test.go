@@ -266,7 +266,7 @@ func TestPushFromAnotherClusterIsRefused(t *testing.T) {
 // In the steady state a push makes the requests that storing needs and no others.
 func TestOwnerIsAskedOnce(t *testing.T) {
 	d, m := newWAL(t), &storetest.Memory{}
-	names := d.segments(4)
+	names := d.segments(5)
 	push := func(name string, o walpush.Options) []string {
 		t.Helper()
 		calls := storetest.FailAt(m, -1)
@@ -286,22 +286,24 @@ func TestOwnerIsAskedOnce(t *testing.T) {
 	if got := push(names[2], elsewhere); len(got) == 0 {
 		t.Error("a push to another location did not ask whose it is")
 	}
-	age(t, d)
-	if got := push(names[3], options()); len(got) == 0 {
-		t.Error("the answer counted for ever")
+	for i, by := range []time.Duration{2 * time.Hour, -2 * time.Hour} { // the latter as when the clock is set back
+		age(t, d, by)
+		if got := push(names[3+i], options()); len(got) == 0 {
+			t.Errorf("the answer counts though it is %s old", by)
+		}
 	}
 }
 
-// age makes what is known of the archive's owner old.
-func age(t *testing.T, d pgWAL) {
+// age makes what is known of the archive's owner so old.
+func age(t *testing.T, d pgWAL, by time.Duration) {
 	t.Helper()
 	cached, err := filepath.Glob(d.path("holdfast/owner/*"))
 	if err != nil || len(cached) == 0 {
 		t.Fatal("nothing is cached", err)
 	}
-	long := time.Now().Add(-2 * time.Hour)
+	then := time.Now().Add(-by)
 	for _, path := range cached {
-		if err := os.Chtimes(path, long, long); err != nil {
+		if err := os.Chtimes(path, then, then); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -322,7 +324,7 @@ func TestOldAnswerIsBetterThanNone(t *testing.T) {
 	if _, err := push(t.Context(), a, d.path(names[0]), options()); err != nil {
 		t.Fatal(err)
 	}
-	age(t, d)
+	age(t, d, 2*time.Hour)
 	if _, err := push(t.Context(), refuser{a}, d.path(names[1]), options()); err != nil {
 		t.Errorf("got %v", err)
 	}
