@@ -55,6 +55,7 @@ func foreign(t *testing.T, members ...tar.Header) *archive.Archive {
 		return b.Bytes()
 	}
 	put(archive.Folder(ours)+"tar_partitions/part_001.tar", pack(members...))
+	put(archive.Folder(ours)+"tar_partitions/backup_label.tar", pack(regular("/backup_label", "START WAL LOCATION: 0/2000028\n")))
 	put(archive.Folder(ours)+"tar_partitions/pg_control.tar.", pack(regular("/global/pg_control", string(controlFile(t)))))
 	sentinel, err := json.Marshal(map[string]any{"LSN": 0x2000028, "FinishLSN": 0x2000100, "PgVersion": 150004, "Version": 2})
 	if err != nil {
@@ -133,6 +134,24 @@ func TestForeignMembers(t *testing.T) {
 		t.Error("a backup without a manifest counts as verified")
 	}
 	holds(t, filepath.Join(p.Destination, control.Name), string(controlFile(t)))
+}
+
+// Without its label PostgreSQL would start on a copy that is not consistent, and not notice.
+func TestWithoutLabel(t *testing.T) {
+	a := foreign(t, regular("/PG_VERSION", "15\n"))
+	if err := a.Store().Delete(t.Context(), archive.Folder(ours)+"tar_partitions/backup_label.tar"); err != nil {
+		t.Fatal(err)
+	}
+	p, err := decide(t, a, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := restore.Run(t.Context(), a, p, restore.Options{}); err == nil || !strings.Contains(err.Error(), "no backup_label") {
+		t.Errorf("Run: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(p.Destination, control.Name)); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("there is a pg_control: %v", err)
+	}
 }
 
 // A file system that fills up ends the restore with a clear error, and it continues once there is room.

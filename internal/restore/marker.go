@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +26,7 @@ type marker struct {
 	System      uint64       `json:"system_identifier"`
 	Finished    time.Time    `json:"backup_finished"` // tells backups of one name apart
 	Tablespaces []Tablespace `json:"tablespaces,omitempty"`
+	Mask        string       `json:"mask,omitempty"`
 	Begun       time.Time    `json:"begun"`
 }
 
@@ -56,7 +59,7 @@ func readMarker(dir string) (*marker, error) {
 }
 
 func (p *Plan) marker() marker {
-	return marker{Version: 1, Backup: p.Backup, System: p.systemIdentifier, Finished: p.Finished.UTC(), Tablespaces: p.Tablespaces}
+	return marker{Version: 1, Backup: p.Backup, System: p.systemIdentifier, Finished: p.Finished.UTC(), Tablespaces: p.Tablespaces, Mask: p.Mask}
 }
 
 // continues returns nil where p may go on with what the marked restore did.
@@ -68,10 +71,22 @@ func (m *marker) continues(p *Plan) error {
 			"resume with that backup, or remove the directory's content and restore anew",
 		}
 	}
+	if m.Mask != want.Mask {
+		return &RefusedError{
+			fmt.Sprintf("the interrupted restore in %s had another mask, %q", p.Destination, m.Mask),
+			"give the same mask, or remove the directory's content and restore anew",
+		}
+	}
 	if !reflect.DeepEqual(m.Tablespaces, want.Tablespaces) {
 		return &RefusedError{
 			fmt.Sprintf("the interrupted restore in %s puts the tablespaces elsewhere", p.Destination),
 			"give the same mapping, or remove the directories' content and restore anew",
+		}
+	}
+	if _, err := os.Lstat(filepath.Join(p.Destination, "postmaster.pid")); err == nil {
+		return &RefusedError{
+			fmt.Sprintf("a PostgreSQL was started in %s: it holds postmaster.pid", p.Destination),
+			"stop that server; remove the directory's content and restore anew",
 		}
 	}
 	return nil
@@ -79,15 +94,31 @@ func (m *marker) continues(p *Plan) error {
 
 // placeMarker writes the marker durably, unless a whole one is there already, and locks it: a second restore into the directory
 // is refused while this one runs. Closing the file ends the lock. One that is there is left as it is, so that a marker that is
-// not whole is always the only thing in its directory.
+// not whole is always the only thing in its directory. What changed since the plan was made is refused.
 func (t *tree) placeMarker(p *Plan) (*os.File, error) {
-	f, err := t.data.OpenFile(markerName, os.O_RDWR|os.O_CREATE, 0o600)
+	ended := &RefusedError{fmt.Sprintf("another restore into %s has just ended", p.Destination), "look whether it is what you want"}
+	flags := os.O_RDWR
+	if !p.continues {
+		flags |= os.O_CREATE
+	}
+	f, err := t.data.OpenFile(markerName, flags, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, ended
+	}
 	if err != nil {
 		return nil, err
 	}
 	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 	if errors.Is(err, unix.EWOULDBLOCK) {
 		err = &RefusedError{fmt.Sprintf("another restore into %s is running", p.Destination), "wait for it to end"}
+	}
+	if err == nil && !t.isMarker(f) {
+		err = ended
+	}
+	if err == nil && !p.continues {
+		if err = p.stillEmpty(); err != nil {
+			err = errors.Join(err, t.data.Remove(markerName))
+		}
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -103,6 +134,29 @@ func (t *tree) placeMarker(p *Plan) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// isMarker reports whether f is the marker that is in place now.
+func (t *tree) isMarker(f *os.File) bool {
+	there, err1 := t.data.Lstat(markerName)
+	ours, err2 := f.Stat()
+	return err1 == nil && err2 == nil && os.SameFile(there, ours)
+}
+
+// stillEmpty refuses a destination that holds more than the marker and the tablespaces' directories.
+func (p *Plan) stillEmpty() error {
+	passed := []string{markerName}
+	for _, ts := range p.Tablespaces {
+		if inside, ok := strings.CutPrefix(ts.To, p.Destination+"/"); ok {
+			first, _, _ := strings.Cut(inside, "/")
+			passed = append(passed, first)
+		}
+	}
+	empty, err := emptyDir(p.Destination, passed...)
+	if err == nil && !empty {
+		err = &RefusedError{fmt.Sprintf("the destination %s is not empty any more", p.Destination), "somebody else is using it: restore into another directory"}
+	}
+	return err
 }
 
 func (p *Plan) writeMarker(f *os.File) error {

@@ -60,6 +60,12 @@ func dir(path string) tarpart.Entry {
 // backedUp stores a backup of the given parts; control file and label are added.
 func backedUp(t *testing.T, s store.Store, m compress.Method, spec *archive.TablespaceSpec, parts ...[]tarpart.Entry) *archive.Archive {
 	t.Helper()
+	return tampered(t, s, m, spec, func([]tarpart.Member) {}, parts...)
+}
+
+// tampered is backedUp with a manifest that says of members what change makes of them.
+func tampered(t *testing.T, s store.Store, m compress.Method, spec *archive.TablespaceSpec, change func([]tarpart.Member), parts ...[]tarpart.Entry) *archive.Archive {
+	t.Helper()
 	a := archive.New(s, archive.Options{Method: m})
 	d, err := a.Begin(t.Context(), ours, "here")
 	if err != nil {
@@ -75,7 +81,12 @@ func backedUp(t *testing.T, s store.Store, m compress.Method, spec *archive.Tabl
 			entries = entries[1:]
 			return e, nil
 		}, tarpart.Options{})
-		if err := d.PutPart(t.Context(), name, p, p.Members); err != nil {
+		members := func() []tarpart.Member {
+			all := p.Members()
+			change(all)
+			return all
+		}
+		if err := d.PutPart(t.Context(), name, p, members); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -238,6 +249,10 @@ func TestDamageIsFound(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "part_001.tar") || !strings.Contains(err.Error(), "base/5/1") || !strings.Contains(err.Error(), "checksum") {
 		t.Errorf("Run: %v, want part, member and checksum named", err)
 	}
+	var hinted interface{ Hint() string }
+	if !errors.As(err, &hinted) || !strings.Contains(hinted.Hint(), "backup-list") {
+		t.Errorf("Run: %v, want advice to take another backup", err)
+	}
 	if err := m.Put(t.Context(), object, bytes.NewReader(b[:len(b)-1])); err != nil {
 		t.Fatal(err)
 	}
@@ -249,6 +264,34 @@ func TestDamageIsFound(t *testing.T) {
 	}
 	if _, err := decide(t, a, nil); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "part_001.tar") {
 		t.Errorf("Decide with a missing part: %v", err)
+	}
+}
+
+// A manifest that says what cannot be is refused before anything is made of it.
+func TestManifestIsChecked(t *testing.T) {
+	for what, x := range map[string]struct {
+		change func(m *tarpart.Member)
+		says   string
+	}{
+		"overlap":      {func(m *tarpart.Member) { m.Offset = 512 }, "inside of what comes before"},
+		"large":        {func(m *tarpart.Member) { m.Size = 1 << 60 }, "which no part reaches"},
+		"far":          {func(m *tarpart.Member) { m.Offset = 1 << 60 }, "which no part reaches"},
+		"overflow":     {func(m *tarpart.Member) { m.Offset, m.Size = 1<<62, 1<<62 }, "which no part reaches"},
+		"outside":      {func(m *tarpart.Member) { m.Path = "../evil" }, "not a clean relative path"},
+		"behind a dir": {func(m *tarpart.Member) { m.Offset = -1 }, "negative"},
+	} {
+		a := tampered(t, &storetest.Memory{}, compress.Zstd, nil, func(all []tarpart.Member) {
+			for i := range all {
+				if all[i].Path == "base/5/3" {
+					x.change(&all[i])
+				}
+			}
+		}, []tarpart.Entry{file("base/5/1", strings.Repeat("a", 8192)), file("base/5/3", strings.Repeat("b", 100))})
+		for _, resume := range []bool{false, true} { // which looks for no room
+			if _, err := decide(t, a, func(r *restore.Request) { r.Resume = resume }); err == nil || !strings.Contains(err.Error(), x.says) {
+				t.Errorf("%s: %v, want %q in it", what, err, x.says)
+			}
+		}
 	}
 }
 
@@ -306,21 +349,30 @@ func TestFailuresAreWholeAndResumed(t *testing.T) {
 	}
 }
 
-// A resumed restore writes only what is not there as it must be.
-func TestResumeKeepsWhatIsWhole(t *testing.T) {
-	a := backedUp(t, &storetest.Memory{}, compress.Zstd, nil, small()...)
-	p, err := decide(t, a, nil)
+// interrupt begins a restore, which ends before anything is written, and returns its destination.
+func interrupt(t *testing.T, a *archive.Archive, change func(*restore.Request)) string {
+	t.Helper()
+	p, err := decide(t, a, change)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := restore.Run(ctx, a, p, restore.Options{}); !errors.Is(err, context.Canceled) {
+	_, err = restore.Run(ctx, a, p, restore.Options{})
+	var hinted interface{ Hint() string }
+	if !errors.Is(err, context.Canceled) || !errors.As(err, &hinted) || !strings.Contains(hinted.Hint(), "--resume") {
 		t.Fatalf("cancelled: %v", err)
 	}
+	return p.Destination
+}
+
+// A resumed restore writes only what is not there as it must be.
+func TestResumeKeepsWhatIsWhole(t *testing.T) {
+	a := backedUp(t, &storetest.Memory{}, compress.Zstd, nil, small()...)
+	into := interrupt(t, a, nil)
 	write := func(path, content string) {
 		t.Helper()
-		path = filepath.Join(p.Destination, path)
+		path = filepath.Join(into, path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -332,16 +384,16 @@ func TestResumeKeepsWhatIsWhole(t *testing.T) {
 	write("base/5/3", strings.Repeat("c", 100))  // other content of that length
 	write("global/1", "")                        // begun
 	write(control.Name, "must not be here")
-	again, report := must(t, a, func(r *restore.Request) { r.Destination, r.Resume = p.Destination, true })
+	_, report := must(t, a, func(r *restore.Request) { r.Destination, r.Resume = into, true })
 	if report.KeptFiles != 1 || report.KeptBytes != 8192 {
 		t.Errorf("kept %d files, %d bytes; want the one whole file", report.KeptFiles, report.KeptBytes)
 	}
 	for _, e := range slices.Concat(small()...) {
 		if e.Type == tarpart.File {
-			holds(t, filepath.Join(again.Destination, e.Path), string(e.Content))
+			holds(t, filepath.Join(into, e.Path), string(e.Content))
 		}
 	}
-	holds(t, filepath.Join(again.Destination, control.Name), string(controlFile(t)))
+	holds(t, filepath.Join(into, control.Name), string(controlFile(t)))
 }
 
 // Nothing that is in use is written over.
@@ -412,4 +464,18 @@ func TestTablespaces(t *testing.T) {
 	p, _ = must(t, a, nil)
 	holds(t, filepath.Join(old, "PG_15_1/5/7"), "first")
 	holds(t, filepath.Join(p.Destination, "pg_tblspc/16386/PG_15_1/5/8"), "second")
+}
+
+// A tablespace inside the old data directory goes to the same place in the new one, never into the old.
+func TestTablespaceInsideTheDataDirectory(t *testing.T) {
+	old := filepath.Join(t.TempDir(), "old")
+	spec := &archive.TablespaceSpec{BasePrefix: old, Tablespaces: []archive.Tablespace{{OID: "16385", Location: old + "/spaces/ts"}}}
+	a := backedUp(t, &storetest.Memory{}, compress.Zstd, spec, append(small(), []tarpart.Entry{file("pg_tblspc/16385/PG_15_1/5/7", "first")})...)
+	p, _ := must(t, a, nil)
+	inside := filepath.Join(p.Destination, "spaces", "ts")
+	holds(t, filepath.Join(inside, "PG_15_1/5/7"), "first")
+	holds(t, filepath.Join(p.Destination, "tablespace_map"), "16385 "+inside+"\n")
+	if _, err := os.Stat(old); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("something was made in the old data directory: %v", err)
+	}
 }

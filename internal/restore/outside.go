@@ -1,13 +1,17 @@
 package restore
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 
 	"holdfast/internal/archive"
@@ -65,7 +69,8 @@ func (r *run) restoreConfig(ctx context.Context) error {
 	return nil
 }
 
-// configBelow writes the files below dir, each under its old path. What is there is not replaced.
+// configBelow writes the files below dir, each under its old path. What is there is not replaced, but for what an attempt that
+// was interrupted wrote.
 func (r *run) configBelow(ctx context.Context, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
@@ -79,11 +84,18 @@ func (r *run) configBelow(ctx context.Context, dir string) error {
 		if err := root.MkdirAll(path.Dir(h.Path), 0o755); err != nil {
 			return err
 		}
-		f, err := root.OpenFile(h.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		b, err := io.ReadAll(content)
 		if err != nil {
 			return err
 		}
-		_, err = io.Copy(f, content)
+		f, err := root.OpenFile(h.Path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if errors.Is(err, fs.ErrExist) && r.plan.Resume && begins(root, h.Path, b) {
+			f, err = root.OpenFile(h.Path, os.O_WRONLY, 0)
+		}
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(b)
 		if err == nil {
 			err = f.Chmod(os.FileMode(h.Mode)&0o777 | 0o600)
 		}
@@ -94,29 +106,58 @@ func (r *run) configBelow(ctx context.Context, dir string) error {
 	})
 }
 
-// placeInData says where in the data directory a configuration file goes: those that lay beside the main file keep their
-// place relative to it, others go to the top.
-func placeInData(main, name string) string {
-	if rel, ok := strings.CutPrefix(name, path.Dir(main)+"/"); ok {
-		return rel
+// begins reports whether the file name is the beginning of content, or all of it.
+func begins(root *os.Root, name string, content []byte) bool {
+	info, err := root.Lstat(name)
+	if err != nil || !info.Mode().IsRegular() || info.Size() > int64(len(content)) {
+		return false
 	}
-	return path.Base(name)
+	b, err := root.ReadFile(name)
+	return err == nil && bytes.HasPrefix(content, b)
 }
 
-// configIntoData writes the files into the data directory. Settings that lead back to the old places are commented out.
+// outsideDir is where in the data directory configuration goes that lay neither beside nor below the main file.
+const outsideDir = "holdfast_config"
+
+// moved says where saved configuration is in the data directory, from its old paths. The first file is the main one.
+type moved struct {
+	main  string
+	files []string
+	data  string // the data directory
+}
+
+// place returns the new place of a file or a directory, from the data directory: what lay beside or below the main file keeps its
+// place relative to it, other things have their old path below outsideDir.
+func (m moved) place(name string) string {
+	if name == m.main && !isAccess(name) {
+		return "postgresql.conf"
+	}
+	if rel, err := filepath.Rel(path.Dir(m.main), name); err == nil && filepath.IsLocal(rel) {
+		return rel
+	}
+	return outsideDir + name
+}
+
+// isAccess reports whether a file is one of those that say who may connect, by the names they have unless they are given others.
+func isAccess(name string) bool {
+	return path.Base(name) == "pg_hba.conf" || path.Base(name) == "pg_ident.conf"
+}
+
+// has reports whether name is a saved file, or a directory that holds one.
+func (m moved) has(name string) bool {
+	return slices.ContainsFunc(m.files, func(f string) bool { return within(f, name) })
+}
+
+// configIntoData writes the files into the data directory. Settings that lead back to the old places are changed.
 func (r *run) configIntoData(ctx context.Context) error {
-	var main string
 	return eachConfig(ctx, r.archive, r.plan.Backup, func(h tarpart.Header, content io.Reader) error {
 		b, err := io.ReadAll(content)
 		if err != nil {
 			return err
 		}
-		if main == "" {
-			main = h.Path // the main file comes first
-		}
-		name := placeInData(main, h.Path)
-		if path.Ext(name) == ".conf" && path.Base(name) != "pg_hba.conf" && path.Base(name) != "pg_ident.conf" {
-			b = relocate(b, "/"+path.Dir(main))
+		name := r.plan.config.place("/" + h.Path)
+		if !isAccess(h.Path) {
+			b = r.plan.config.relocate(b, "/"+h.Path)
 		}
 		r.notes.add("%s is now %s in the data directory", "/"+h.Path, name)
 		if err := r.tree.write(name, b, os.FileMode(h.Mode)&0o777|0o600); err != nil {
@@ -127,17 +168,36 @@ func (r *run) configIntoData(ctx context.Context) error {
 }
 
 // placed matches settings that say where the files of the old cluster are.
-var placed = regexp.MustCompile(`(?im)^[ \t]*(data_directory|config_file|hba_file|ident_file|external_pid_file)[ \t=].*$`)
+var placed = regexp.MustCompile(`(?im)^[ \t]*(data_directory|config_file|hba_file|ident_file|external_pid_file)[ \t=]+(?:'([^'\n]*)')?.*$`)
 
 // included matches what draws in other files.
 var included = regexp.MustCompile(`(?im)^([ \t]*include(?:_dir|_if_exists)?[ \t=]+')([^'\n]*)'`)
 
-// relocate comments out the settings that name the old places, and makes what was included from below base relative.
-func relocate(conf []byte, base string) []byte {
-	conf = placed.ReplaceAll(conf, []byte("# holdfast: the restored cluster has its own place: $0"))
+// relocate changes the content of the configuration file name, for its new place: settings that name old places are commented
+// out, or name the new one where that is not what PostgreSQL looks for by itself, and saved files are included from where they are now.
+func (m moved) relocate(conf []byte, name string) []byte {
+	conf = placed.ReplaceAllFunc(conf, func(line []byte) []byte {
+		found := placed.FindSubmatch(line)
+		key, value := strings.ToLower(string(found[1])), string(found[2])
+		line = append([]byte("# holdfast: the restored cluster has its own place: "), line...)
+		if usual := map[string]string{"hba_file": "pg_hba.conf", "ident_file": "pg_ident.conf"}[key]; usual != "" && value != "" && m.has(value) && m.place(value) != usual {
+			line = append(line, "\n"+setting(key, path.Join(m.data, m.place(value)))...)
+		}
+		return line
+	})
 	return included.ReplaceAllFunc(conf, func(line []byte) []byte {
-		m := included.FindSubmatch(line)
-		name := strings.TrimPrefix(string(m[2]), base+"/")
-		return []byte(string(m[1]) + name + "'")
+		found := included.FindSubmatch(line)
+		target := string(found[2])
+		if !path.IsAbs(target) {
+			target = path.Join(path.Dir(name), target) // PostgreSQL looks from where the including file is
+		}
+		if target = path.Clean(target); !m.has(target) && !within(target, path.Dir(m.main)) {
+			return line
+		}
+		rel, err := filepath.Rel(path.Dir(m.place(name)), m.place(target))
+		if err != nil {
+			return line
+		}
+		return []byte(string(found[1]) + rel + "'")
 	})
 }

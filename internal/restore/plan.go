@@ -15,6 +15,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -24,6 +25,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/tarpart"
 )
 
 // Request says what to restore, and where.
@@ -31,6 +33,7 @@ type Request struct {
 	Destination string         // absolute
 	Choice      catalog.Choice // the backup, and the target if there is one
 	Resume      bool           // continue a restore that was interrupted
+	Mask        string         // only files whose path in the data directory matches, as path.Match does; "" for all
 
 	// Where tablespaces go: for each an absolute directory, by object identifier or by the directory it had. One that
 	// is not mentioned goes where it was.
@@ -56,6 +59,7 @@ type Plan struct {
 	Tablespaces []Tablespace `json:"tablespaces,omitempty"`
 	Owner       *Owner       `json:"owner,omitempty"` // nil: files belong to who runs this
 	Resume      bool         `json:"resume,omitempty"`
+	Mask        string       `json:"mask,omitempty"` // restored are the files that match it, and nothing else
 
 	Verified bool   `json:"verified"` // contents are checked against the backup's manifest
 	Parts    int    `json:"parts"`
@@ -82,7 +86,8 @@ type Plan struct {
 	finishLSN        wal.LSN
 	parts            []archive.Part
 	settingsFile     string
-	configNames      []string // in the data directory, of configuration that is put there
+	continues        bool  // an interrupted restore, whose marker is there
+	config           moved // where configuration goes that is put into the data directory
 }
 
 // Tablespace says where one goes.
@@ -135,7 +140,8 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	}
 	p := &Plan{
 		Backup: b.Name, Started: b.Started(), Finished: b.Created(), Timeline: b.Timeline(), PgVersion: b.Sentinel.PgVersion,
-		Destination: filepath.Clean(r.Destination), Resume: r.Resume, ConfigDir: r.ConfigDir, ConfigIntoData: r.ConfigIntoData,
+		Destination: filepath.Clean(r.Destination), Resume: r.Resume, Mask: strings.TrimPrefix(r.Mask, "/"),
+		ConfigDir: r.ConfigDir, ConfigIntoData: r.ConfigIntoData,
 	}
 	if !filepath.IsAbs(p.Destination) {
 		return nil, fmt.Errorf("restore to %s: the destination must be an absolute path", r.Destination)
@@ -149,7 +155,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	if lsn, ok := b.FinishLSN(); ok {
 		p.finishLSN, p.FinishLSN = lsn, lsn.String()
 	}
-	for _, step := range []func() error{
+	steps := []func() error{
 		func() error { return p.placeTablespaces(r) },
 		func() error { return p.checkDestinations() },
 		func() error { return p.survey(ctx, a, b) },
@@ -157,7 +163,16 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 		func() error { return p.findOwner(ctx, a, r.Owner) },
 		func() error { return p.reachWAL(ctx, a, r) },
 		func() error { return p.planRecovery(r) },
-	} {
+	}
+	if p.Mask != "" {
+		steps = []func() error{
+			func() error { return p.checkMask(r) },
+			func() error { return p.checkDestinations() },
+			func() error { return p.survey(ctx, a, b) },
+			func() error { return p.findOwner(ctx, a, r.Owner) },
+		}
+	}
+	for _, step := range steps {
 		if err := step(); err != nil {
 			return nil, err
 		}
@@ -167,6 +182,19 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 
 func (p *Plan) note(format string, args ...any) {
 	p.Notes = append(p.Notes, fmt.Sprintf(format, args...))
+}
+
+// checkMask refuses what makes no sense for a choice of files. Those of tablespaces go into pg_tblspc itself: nothing is written
+// where a cluster may be using them.
+func (p *Plan) checkMask(r Request) error {
+	if _, err := path.Match(p.Mask, ""); err != nil {
+		return fmt.Errorf("mask %q: %w", r.Mask, err)
+	}
+	if r.Recovery != nil || r.ConfigDir != "" || r.ConfigIntoData || r.Spec != nil || len(r.TablespaceMapping) > 0 {
+		return &RefusedError{"a mask restores files, not a cluster: it goes with no target, no tablespaces and no configuration", "leave the mask away, or the others"}
+	}
+	p.note("only files that match %q are restored: PostgreSQL cannot start on them", p.Mask)
+	return nil
 }
 
 // placeTablespaces says where each tablespace goes.
@@ -189,6 +217,11 @@ func (p *Plan) placeTablespaces(r Request) error {
 	if spec != nil {
 		for _, ts := range spec.Tablespaces {
 			t := Tablespace{OID: ts.OID, From: original(was, ts.OID), To: filepath.Clean(ts.Location)}
+			if r.Spec == nil && spec.BasePrefix != "" { // one inside the data directory moves with it
+				if inside, ok := strings.CutPrefix(t.To, filepath.Clean(spec.BasePrefix)+"/"); ok {
+					t.To = filepath.Join(p.Destination, inside)
+				}
+			}
 			for _, from := range []string{t.From, t.OID} {
 				if to, ok := r.TablespaceMapping[from]; ok && from != "" {
 					t.To = filepath.Clean(to)
@@ -256,6 +289,7 @@ func (p *Plan) checkDestinations() error {
 			"continue it with --resume, or remove the directory's content",
 		}
 	default:
+		p.continues = true
 		return m.continues(p)
 	}
 	var passed []string // a marker that is not whole lies alone in its directory, or is none of ours
@@ -301,7 +335,9 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup
 	m, err := a.OpenManifest(ctx, b.Name)
 	if errors.Is(err, fs.ErrNotExist) {
 		p.note("the contents cannot be verified: the backup has no manifest with checksums, WAL-G and WAL-E made none")
-		p.Bytes = b.Sentinel.UncompressedSize
+		if p.Mask == "" {
+			p.Bytes = b.Sentinel.UncompressedSize
+		}
 		// How the bytes divide among tablespaces is not known: they are all asked of the destination's file system.
 		return p.measure(map[string]int64{p.Destination: p.Bytes}, nil)
 	}
@@ -332,13 +368,21 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup
 			return fmt.Errorf("restore %s: %s has %d bytes in the archive, the manifest says %d", b.Name, part.Name, stored, part.Size)
 		}
 		delete(sizes, part.Name)
+		if _, err := contents(part.Name, part.Members); err != nil {
+			return fmt.Errorf("restore %s: %w", b.Name, err)
+		}
 		for i := range part.Members {
 			m := &part.Members[i]
+			if !p.wants(m.Path, m.Type) {
+				continue
+			}
 			dir := p.directoryOf(m.Path)
-			bytes[dir] += m.Size
 			files[dir]++
-			p.Bytes += m.Size
 			p.Files++
+			if m.Type == tarpart.File {
+				bytes[dir] += m.Size
+				p.Bytes += m.Size
+			}
 			if m.CorruptCount > 0 {
 				if corrupt++; corrupt <= maxCorruptNotes {
 					p.note("%s had %d corrupt pages when the backup was taken", m.Path, m.CorruptCount)
@@ -348,6 +392,10 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup
 	}
 	if corrupt > maxCorruptNotes {
 		p.note("%d files in all had corrupt pages", corrupt)
+	}
+	if p.Files == 0 && p.Mask != "" {
+		return &RefusedError{fmt.Sprintf("backup %s holds no file that matches %q", b.Name, p.Mask),
+			"a mask is matched with whole paths in the data directory, such as base/16384/2619; * does not match a slash"}
 	}
 	for name := range sizes {
 		p.note("%s lies beside the backup's parts but the manifest does not list it: it is left alone", name)
@@ -412,6 +460,9 @@ func Workers() int { return runtime.GOMAXPROCS(0) }
 // checkConfig looks whether there is configuration to restore where that is asked for, and says so where it is not.
 func (p *Plan) checkConfig(ctx context.Context, a *archive.Archive) error {
 	asked := p.ConfigDir != "" || p.ConfigIntoData
+	if p.ConfigDir != "" && !filepath.IsAbs(p.ConfigDir) {
+		return fmt.Errorf("restore the configuration to %s: not an absolute path", p.ConfigDir)
+	}
 	files, err := configFiles(ctx, a, p.Backup)
 	if errors.Is(err, fs.ErrNotExist) {
 		if asked {
@@ -427,14 +478,22 @@ func (p *Plan) checkConfig(ctx context.Context, a *archive.Archive) error {
 		p.note("the configuration was outside the data directory (%s); --config-into-pgdata puts it there, --restore-config DIR below DIR", files[0])
 	}
 	if p.ConfigIntoData {
+		p.config = moved{main: files[0], files: files, data: p.Destination}
+	}
+	if p.ConfigDir != "" && !p.Resume {
 		for _, name := range files {
-			p.configNames = append(p.configNames, placeInData(files[0], name))
+			if at := filepath.Join(p.ConfigDir, name); exists(at) {
+				return &RefusedError{fmt.Sprintf("%s is there already, and configuration is not replaced", at), "give --restore-config another directory"}
+			}
 		}
 	}
-	if p.ConfigDir != "" && !filepath.IsAbs(p.ConfigDir) {
-		return fmt.Errorf("restore the configuration to %s: not an absolute path", p.ConfigDir)
-	}
 	return nil
+}
+
+// exists reports whether there is anything at path.
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
 }
 
 // isDir reports whether there is a directory at path.

@@ -21,7 +21,7 @@ type Recovery struct {
 	Action    string // once the target is reached: pause, promote or shutdown; "" leaves that to PostgreSQL
 	Exclusive bool   // stop before the target rather than behind it
 	Standby   bool   // follow the archive as a standby instead of recovering to a target
-	Archive   bool   // leave archive_mode alone: the copy archives, once promoted, like the original
+	Archive   bool   // leave archive_mode and the commands of recovery alone: the copy archives, once promoted, like the original
 }
 
 // Command returns a restore_command that runs this program: its absolute path, and that of its configuration file or "".
@@ -73,8 +73,8 @@ func (p *Plan) planRecovery(r Request) error {
 		return errors.New("a standby follows the archive for ever: it takes no recovery target")
 	case rec.Action != "" && t.Kind == catalog.Latest:
 		return errors.New("a target action needs a target: at the end of the WAL PostgreSQL promotes, and a standby waits")
-	case rec.Exclusive && (t.Kind == catalog.Latest || t.Kind == catalog.Immediate):
-		return errors.New("exclusive needs a target that is a time, a transaction or an LSN")
+	case rec.Exclusive && !slices.Contains([]catalog.Kind{catalog.AtTime, catalog.AtXID, catalog.AtLSN}, t.Kind):
+		return errors.New("exclusive needs a target that is a time, a transaction or an LSN: PostgreSQL stops at no other one early")
 	case strings.ContainsAny(rec.Command+t.Name, "\n\r\x00"):
 		return errors.New("a restore_command or a restore point cannot hold a line break")
 	}
@@ -115,6 +115,14 @@ func (p *Plan) planRecovery(r Request) error {
 	if !rec.Archive {
 		lines = append(lines, archiveOff)
 		p.note("the copy does not archive (archive_mode = off): it must not write into the archive it came from. --archive leaves that as it was")
+	}
+	if p.PgVersion >= 120000 { // before, these were in recovery.conf only, which is written anew
+		if !rec.Archive { // commands of the original would clean up or announce what is not the copy's
+			lines = append(lines, setting("archive_cleanup_command", ""), setting("recovery_end_command", ""))
+		}
+		if !rec.Standby { // that of a standby which lags on purpose would hold up the recovery
+			lines = append(lines, setting("recovery_min_apply_delay", "0"))
+		}
 	}
 	p.Settings, p.Target = lines, t.String()
 	if rec.Standby {

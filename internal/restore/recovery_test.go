@@ -33,14 +33,15 @@ func TestRecoverySettings(t *testing.T) {
 		not      string
 	}{
 		"end": {catalog.Target{Kind: catalog.Latest}, restore.Recovery{}, "recovery.signal",
-			[]string{"recovery_target_timeline = '1'", "archive_mode = 'off'"}, "recovery_target_action"},
+			[]string{"recovery_target_timeline = '1'", "archive_mode = 'off'", "archive_cleanup_command = ''", "recovery_end_command = ''", "recovery_min_apply_delay = '0'"},
+			"recovery_target_action"},
 		"time": {catalog.Target{Kind: catalog.AtTime, Time: moment}, restore.Recovery{Action: "promote", Exclusive: true}, "recovery.signal",
 			[]string{"recovery_target_time = '" + moment.Format("2006-01-02 15:04:05.999999") + "+00'", "recovery_target_action = 'promote'", "recovery_target_inclusive = 'off'"}, ""},
 		"lsn":       {catalog.Target{Kind: catalog.AtLSN, LSN: 0x2000200}, restore.Recovery{}, "recovery.signal", []string{"recovery_target_lsn = '0/2000200'"}, ""},
 		"xid":       {catalog.Target{Kind: catalog.AtXID, XID: 747}, restore.Recovery{}, "recovery.signal", []string{"recovery_target_xid = '747'"}, ""},
 		"name":      {catalog.Target{Kind: catalog.AtName, Name: `o'cl\ock`}, restore.Recovery{}, "recovery.signal", []string{`recovery_target_name = 'o''cl\\ock'`}, ""},
-		"immediate": {catalog.Target{Kind: catalog.Immediate}, restore.Recovery{Archive: true}, "recovery.signal", []string{"recovery_target = 'immediate'"}, "archive_mode"},
-		"standby":   {catalog.Target{Kind: catalog.Latest}, restore.Recovery{Standby: true}, "standby.signal", []string{"recovery_target_timeline = 'latest'"}, ""},
+		"immediate": {catalog.Target{Kind: catalog.Immediate}, restore.Recovery{Archive: true}, "recovery.signal", []string{"recovery_target = 'immediate'"}, "archive_"},
+		"standby":   {catalog.Target{Kind: catalog.Latest}, restore.Recovery{Standby: true}, "standby.signal", []string{"recovery_target_timeline = 'latest'"}, "recovery_min_apply_delay"},
 	} {
 		x.recovery.Command = `/bin/holdfast wal-fetch "%f" "%p"`
 		p, err := decide(t, a, func(r *restore.Request) { r.Choice, r.Recovery = choose(t, a, "", x.target), &x.recovery })
@@ -80,6 +81,7 @@ func TestRecoverySettings(t *testing.T) {
 		"exclusive immediate":   {catalog.Target{Kind: catalog.Immediate}, restore.Recovery{Exclusive: true}},
 		"standby with a target": {catalog.Target{Kind: catalog.Immediate}, restore.Recovery{Standby: true}},
 		"line break":            {catalog.Target{Kind: catalog.AtName, Name: "a\nb"}, restore.Recovery{}},
+		"exclusive name":        {catalog.Target{Kind: catalog.AtName, Name: "here"}, restore.Recovery{Exclusive: true}},
 		"lsn behind the end":    {catalog.Target{Kind: catalog.AtLSN, LSN: 0x3000001}, restore.Recovery{}},
 	} {
 		if _, err := decide(t, a, func(r *restore.Request) { r.Choice, r.Recovery = choose(t, a, "", x.target), &x.recovery }); err == nil {
@@ -121,18 +123,7 @@ func TestConfiguration(t *testing.T) {
 		{Path: "etc/postgresql/15/main/pg_hba.conf", Mode: 0o640, Content: []byte("local all all trust\n"), Bare: true},
 		{Path: "etc/postgresql/15/main/conf.d/more.conf", Mode: 0o644, Content: []byte("work_mem = '6MB'\n"), Bare: true},
 	}
-	// As a push would: beside the backup.
-	body := compress.Compress(tarpart.NewPacker(func() (tarpart.Entry, error) {
-		if len(entries) == 0 {
-			return tarpart.Entry{}, io.EOF
-		}
-		e := entries[0]
-		entries = entries[1:]
-		return e, nil
-	}, tarpart.Options{}), compress.Zstd, compress.Options{})
-	if err := m.Put(t.Context(), archive.Folder(ours)+archive.ConfigName+".zst", body); err != nil {
-		t.Fatal(err)
-	}
+	configured(t, m, entries...)
 	p, err := decide(t, a, nil)
 	if err != nil || !strings.Contains(strings.Join(p.Notes, "\n"), "--config-into-pgdata") {
 		t.Errorf("the plan does not tell of the configuration: %q, %v", p.Notes, err)
@@ -164,11 +155,68 @@ func TestConfiguration(t *testing.T) {
 		t.Errorf("notes %q", report.Notes)
 	}
 	// What is there already below the directory is not replaced.
-	p, err = decide(t, a, func(r *restore.Request) { r.ConfigDir = below })
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := restore.Run(t.Context(), a, p, restore.Options{}); !errors.Is(err, fs.ErrExist) {
+	if _, err = decide(t, a, func(r *restore.Request) { r.ConfigDir = below }); err == nil || !strings.Contains(err.Error(), "is there already") {
 		t.Errorf("configuration over configuration: %v", err)
 	}
+	// Unless it is of the attempt that is being continued.
+	interrupted := interrupt(t, a, nil)
+	hba := filepath.Join(below, "etc/postgresql/15/main/pg_hba.conf")
+	again := func(r *restore.Request) { r.Destination, r.Resume, r.ConfigDir = interrupted, true, below }
+	for content, whole := range map[string]bool{"": true, "local all": true, "local all all trust\n": true, "host all all all md5\n": false} {
+		if err := os.WriteFile(hba, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		p, err := decide(t, a, again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err = restore.Run(t.Context(), a, p, restore.Options{}); whole {
+			holds(t, hba, "local all all trust\n")
+			interrupted = interrupt(t, a, nil)
+		}
+		if whole != (err == nil) || !whole && !errors.Is(err, fs.ErrExist) {
+			t.Errorf("resumed over %q: %v", content, err)
+		}
+	}
+}
+
+// configured stores configuration beside the backup, as a push would: the main file first.
+func configured(t *testing.T, m *storetest.Memory, entries ...tarpart.Entry) {
+	t.Helper()
+	body := compress.Compress(tarpart.NewPacker(func() (tarpart.Entry, error) {
+		if len(entries) == 0 {
+			return tarpart.Entry{}, io.EOF
+		}
+		e := entries[0]
+		entries = entries[1:]
+		return e, nil
+	}, tarpart.Options{}), compress.Zstd, compress.Options{})
+	if err := m.Put(t.Context(), archive.Folder(ours)+archive.ConfigName+".zst", body); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Files that lay elsewhere than the main one, or under names of their own, are found by the restored cluster too.
+func TestScatteredConfiguration(t *testing.T) {
+	m := &storetest.Memory{}
+	a := backedUp(t, m, compress.Zstd, nil, small()...)
+	conf := func(path, content string) tarpart.Entry {
+		return tarpart.Entry{Path: path, Mode: 0o644, Content: []byte(content), Bare: true}
+	}
+	configured(t, m,
+		conf("etc/pg/custom.conf", "hba_file = '/etc/access/hba.conf'\nident_file = '/etc/pg/pg_ident.conf'\ninclude '/etc/shared/a.conf'\n"+
+			"include_dir = '/etc/shared/conf.d'\ninclude_if_exists '/etc/absent.conf'\n"),
+		conf("etc/access/hba.conf", "local all all trust\n"), conf("etc/pg/pg_ident.conf", "include '/etc/shared/a.conf'\n"),
+		conf("etc/shared/a.conf", "include 'b.conf'\ninclude '/etc/pg/c.conf'\n"), conf("etc/shared/b.conf", "b=1\n"), conf("etc/pg/c.conf", "c=1\n"),
+		conf("etc/shared/conf.d/a.conf", "a=1\n"))
+	p, _ := must(t, a, func(r *restore.Request) { r.ConfigIntoData = true })
+	at := func(name string) string { return filepath.Join(p.Destination, name) }
+	holds(t, at("postgresql.conf"), "# holdfast: the restored cluster has its own place: hba_file = '/etc/access/hba.conf'\n"+
+		"hba_file = '"+at("holdfast_config/etc/access/hba.conf")+"'\n"+
+		"# holdfast: the restored cluster has its own place: ident_file = '/etc/pg/pg_ident.conf'\n"+
+		"include 'holdfast_config/etc/shared/a.conf'\ninclude_dir = 'holdfast_config/etc/shared/conf.d'\ninclude_if_exists '/etc/absent.conf'\n")
+	holds(t, at("pg_ident.conf"), "include '/etc/shared/a.conf'\n")
+	holds(t, at("holdfast_config/etc/shared/a.conf"), "include 'b.conf'\ninclude '../../../c.conf'\n")
+	holds(t, at("holdfast_config/etc/shared/conf.d/a.conf"), "a=1\n")
+	holds(t, at("c.conf"), "c=1\n")
 }

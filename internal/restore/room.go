@@ -64,7 +64,7 @@ func (p *Plan) locations() (dirs []string) {
 
 // findOwner decides who gets the files, which matters where root restores: PostgreSQL refuses to run as root, and wants
 // the data directory to be its own. In this order: who is asked for; who owns the destination already; who owned the files
-// when they were packed, by name and then by number; the account postgres.
+// when they were packed, by name or, where the backup knows none, by number; the account postgres.
 func (p *Plan) findOwner(ctx context.Context, a *archive.Archive, asked string) error {
 	if os.Geteuid() != 0 {
 		if asked != "" {
@@ -90,13 +90,12 @@ func (p *Plan) findOwner(ctx context.Context, a *archive.Archive, asked string) 
 	if err != nil {
 		return err
 	}
-	switch {
-	case packed != nil && packed.UID != 0:
+	if packed.UID != 0 {
 		if o, err := account(name); name != "" && err == nil {
 			p.Owner = o
 			return nil
 		}
-		if named(packed).Name != "" {
+		if name == "" && named(packed).Name != "" { // elsewhere the number of an account with a name may be anybody's
 			p.Owner = packed
 			return nil
 		}

@@ -1,7 +1,6 @@
 package restore_test
 
 import (
-	"context"
 	"errors"
 	"io"
 	"io/fs"
@@ -9,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/backup"
@@ -67,9 +65,8 @@ func TestRoundTrip(t *testing.T) {
 		if !report.Verified {
 			t.Error("the contents were not verified")
 		}
-		verify := filepath.Join(p.Dir, "pg_verifybackup")
-		if _, err := os.Stat(verify); err == nil && p.Major >= 13 {
-			if out, err := pgtest.Command(t, verify, "-n", data).CombinedOutput(); err != nil {
+		if p.Major >= 13 {
+			if out, err := pgtest.Command(t, pgtest.Verifier(t, p.Major), "-n", data).CombinedOutput(); err != nil {
 				t.Errorf("pg_verifybackup: %v: %s", err, out)
 			}
 		}
@@ -105,20 +102,11 @@ func pushWAL(t *testing.T, a *archive.Archive, dir string) {
 // The data directory of a cluster that was killed while it was being restored does not start, and continues to a whole one.
 func TestInterruptedDoesNotStart(t *testing.T) {
 	a := backedUp(t, &storetest.Memory{}, "lz4", nil, small()...)
-	p, err := decide(t, a, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), time.Nanosecond)
-	defer cancel()
-	<-ctx.Done()
-	if _, err := restore.Run(ctx, a, p, restore.Options{}); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("Run: %v", err)
-	}
-	if _, err := os.Stat(filepath.Join(p.Destination, "global", "pg_control")); !errors.Is(err, fs.ErrNotExist) {
+	into := interrupt(t, a, nil)
+	if _, err := os.Stat(filepath.Join(into, "global", "pg_control")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("there is a pg_control: %v", err)
 	}
-	if b, err := os.ReadFile(filepath.Join(p.Destination, "holdfast_restore.json")); err != nil || !strings.Contains(string(b), ours) {
+	if b, err := os.ReadFile(filepath.Join(into, "holdfast_restore.json")); err != nil || !strings.Contains(string(b), ours) {
 		t.Errorf("marker: %s, %v", b, err)
 	}
 }

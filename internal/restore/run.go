@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/manifest"
+	"holdfast/internal/tarpart"
 )
 
 // Options tunes Run. The zero value is ready to use.
@@ -99,13 +101,23 @@ type heldFile struct {
 
 // unwanted lists what a backup may hold that the restored cluster must not have: PostgreSQL or its tools would act on it.
 var unwanted = []string{
-	manifest.Name, "backup_manifest.tmp", "recovery.signal", "standby.signal", "recovery.conf", "recovery.done", "postmaster.pid", "postmaster.opts", markerName,
+	manifest.Name, "backup_manifest.tmp", "recovery.signal", "standby.signal", "recovery.conf", "recovery.done", "postmaster.pid", "postmaster.opts",
 }
 
 // leaves reports whether a file of the backup stays out of the restored cluster: it has no business there, or saved
 // configuration takes its place.
 func (p *Plan) leaves(path string) bool {
-	return slices.Contains(unwanted, path) || slices.Contains(p.configNames, path)
+	return path == markerName || slices.Contains(unwanted, path) ||
+		slices.ContainsFunc(p.config.files, func(f string) bool { return p.config.place(f) == path })
+}
+
+// wants reports whether a member is asked for: all are, or with a mask the files that match it.
+func (p *Plan) wants(name string, kind tarpart.Type) bool {
+	if p.Mask == "" {
+		return true
+	}
+	match, _ := path.Match(p.Mask, name) // checkMask has seen that it is a pattern
+	return match && kind == tarpart.File
 }
 
 // Run carries out a plan. When it returns nil the restored cluster is durable and can start. Otherwise what is there stays
@@ -141,10 +153,7 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 		begun := time.Now()
 		opts.Progress.phase.Store(&phase.name)
 		if err := phase.do(ctx); err != nil {
-			if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-				err = &fullError{err}
-			}
-			return nil, fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, err)
+			return nil, fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, &interruptedError{err})
 		}
 		report.Seconds[phase.name] = time.Since(begun).Seconds()
 	}
@@ -154,14 +163,27 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 	return report, nil
 }
 
-// fullError is a file system without room.
-type fullError struct{ error }
+// errDamaged says that contents are not what was backed up.
+var errDamaged = errors.New("the archive is damaged")
 
-func (e *fullError) Unwrap() error { return e.error }
+// interruptedError is why a restore ended early.
+type interruptedError struct{ error }
+
+func (e *interruptedError) Unwrap() error { return e.error }
 
 // Hint says how to go on.
-func (e *fullError) Hint() string {
-	return "make room and continue with --resume; what was restored so far is kept"
+func (e *interruptedError) Hint() string {
+	const resume = "continue with --resume: what was restored so far is kept"
+	var inner interface{ Hint() string }
+	switch {
+	case errors.Is(e.error, errDamaged):
+		return "restore another backup into an empty directory (backup-list shows them): with a target, WAL brings an older one to the same moment"
+	case errors.Is(e.error, syscall.ENOSPC), errors.Is(e.error, syscall.EDQUOT):
+		return "make room, then " + resume
+	case errors.As(e.error, &inner) && inner.Hint() != "":
+		return inner.Hint() + "; then " + resume
+	}
+	return resume
 }
 
 // abandon closes what a failed run left open.
@@ -209,16 +231,26 @@ func (r *run) copy(ctx context.Context) error {
 			return err
 		}
 	}
-	if r.held[control.Name] == nil {
+	switch {
+	case r.plan.Mask != "":
+		return nil
+	case r.held[control.Name] == nil:
 		return fmt.Errorf("the backup holds no %s", control.Name)
+	case r.held[labelFile] == nil: // PostgreSQL would start, replay from the wrong place, and be corrupt
+		return fmt.Errorf("the backup holds no %s, without which it is not consistent", labelFile)
 	}
 	return nil
 }
 
-// prepare makes what must be there before the first file: the links of tablespaces, and no pg_control.
+// prepare makes what must be there before the first file: the links of tablespaces. What an attempt that was interrupted in its
+// end has left goes: pg_control, and what tells PostgreSQL to recover, perhaps to another target.
 func (r *run) prepare() error {
-	if err := r.tree.data.Remove(control.Name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	if r.plan.Resume {
+		for _, name := range append([]string{control.Name}, unwanted...) {
+			if err := r.tree.data.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
 	}
 	for _, ts := range r.plan.Tablespaces {
 		if err := r.tree.mkdir(r.tree.data, "pg_tblspc"); err != nil {
@@ -227,11 +259,10 @@ func (r *run) prepare() error {
 		link := "pg_tblspc/" + ts.OID
 		if old, err := r.tree.data.Readlink(link); err == nil && old != ts.To {
 			return fmt.Errorf("%s leads to %s already", link, old)
-		} else if err == nil {
-			continue
-		}
-		if err := r.tree.data.Symlink(ts.To, link); err != nil {
-			return err
+		} else if err != nil {
+			if err := r.tree.data.Symlink(ts.To, link); err != nil {
+				return err
+			}
 		}
 		if o := r.tree.owner; o != nil {
 			if err := r.tree.data.Lchown(link, o.UID, o.GID); err != nil {
@@ -239,7 +270,7 @@ func (r *run) prepare() error {
 			}
 		}
 	}
-	if !r.plan.Verified || r.plan.PgVersion < 130000 {
+	if !r.plan.Verified || r.plan.PgVersion < 130000 || r.plan.Mask != "" {
 		return nil
 	}
 	f, err := r.tree.data.OpenFile(manifest.Name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
@@ -280,7 +311,11 @@ var neededDirs = []string{
 
 // finish writes what goes on top of the contents: labels, directories, configuration, recovery, PostgreSQL's manifest.
 func (r *run) finish(ctx context.Context) error {
-	for _, dir := range neededDirs {
+	dirs := neededDirs
+	if r.plan.Mask != "" {
+		dirs = nil
+	}
+	for _, dir := range dirs {
 		if err := r.tree.mkdir(r.tree.data, dir); err != nil {
 			return err
 		}
@@ -309,7 +344,10 @@ func (r *run) finish(ctx context.Context) error {
 	if err := r.tree.writeRecovery(r.plan); err != nil {
 		return err
 	}
-	if _, err := r.tree.data.Lstat("postgresql.conf"); errors.Is(err, fs.ErrNotExist) {
+	if r.plan.Mask != "" && r.files.Load()+r.keptFiles.Load() == 0 && len(r.held) == 0 {
+		r.notes.add("no file of the backup matches %q", r.plan.Mask)
+	}
+	if _, err := r.tree.data.Lstat("postgresql.conf"); errors.Is(err, fs.ErrNotExist) && r.plan.Mask == "" {
 		r.notes.add("there is no postgresql.conf in %s: provide one, or start the server with -c config_file=…", r.plan.Destination)
 	}
 	return nil
@@ -321,6 +359,12 @@ func (r *run) seal(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	c := r.held[control.Name]
+	if c == nil { // the mask does not match it
+		if err := r.tree.syncAll(); err != nil {
+			return err
+		}
+		return r.tree.removeMarker()
+	}
 	data, err := control.Decode(c.content.Bytes())
 	if err != nil {
 		return fmt.Errorf("%s in the backup: %w", control.Name, err)
@@ -334,7 +378,7 @@ func (r *run) seal(ctx context.Context) error {
 	if err := r.closeList(); err != nil {
 		return err
 	}
-	if err := syncAll(r.tree.roots()); err != nil {
+	if err := r.tree.syncAll(); err != nil {
 		return err
 	}
 	if err := r.tree.writeLast(control.Name, c.content.Bytes(), c.mode); err != nil {
@@ -425,6 +469,7 @@ func (r *run) deal(ctx context.Context, units chan<- unit) (last []unit, err err
 		if !ok {
 			return nil, fmt.Errorf("%s is missing in the archive: %w", p.Name, fs.ErrNotExist)
 		}
+		p.Members = slices.DeleteFunc(p.Members, func(m tarpart.Member) bool { return !r.plan.wants(m.Path, m.Type) })
 		cut, err := r.cut(ctx, part, p.Members)
 		if err != nil {
 			return nil, err

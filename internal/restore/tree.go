@@ -19,6 +19,7 @@ import (
 type tree struct {
 	data        *os.Root
 	tablespaces map[string]*os.Root // by object identifier
+	dirs        []*os.File          // each of them, opened before anything is written: see syncAll
 	owner       *Owner              // nil: whoever runs this
 	overwrite   bool                // files may be there already, of an earlier attempt
 }
@@ -36,12 +37,22 @@ func openTree(p *Plan) (_ *tree, err error) {
 		}
 		t.tablespaces[ts.OID] = root
 	}
+	for _, root := range t.roots() {
+		dir, err := root.Open(".")
+		if err != nil {
+			return nil, errors.Join(err, t.close())
+		}
+		t.dirs = append(t.dirs, dir)
+	}
 	return t, nil
 }
 
 func (t *tree) close() error {
-	errs := []error{t.data.Close()}
-	for _, root := range t.tablespaces {
+	var errs []error
+	for _, dir := range t.dirs {
+		errs = append(errs, dir.Close())
+	}
+	for _, root := range t.roots() {
 		errs = append(errs, root.Close())
 	}
 	return errors.Join(errs...)
@@ -70,7 +81,8 @@ func (t *tree) locate(p string) (root *os.Root, oid, rel string) {
 	return t.data, "", p
 }
 
-// mkdir makes the directory p of root and what is missing above it, with mode 0700.
+// mkdir makes the directory p of root and what is missing above it, with mode 0700. One that is there, made by an attempt that
+// ended before it could give it away, gets its owner.
 func (t *tree) mkdir(root *os.Root, p string) error {
 	if p == "." {
 		return nil
@@ -82,11 +94,10 @@ func (t *tree) mkdir(root *os.Root, p string) error {
 		}
 	}
 	if errors.Is(err, fs.ErrExist) {
-		info, err := root.Lstat(p)
-		if err == nil && !info.IsDir() {
+		var info fs.FileInfo
+		if info, err = root.Lstat(p); err == nil && !info.IsDir() {
 			err = &fs.PathError{Op: "mkdir", Path: p, Err: errors.New("there is something else of that name")}
 		}
-		return err
 	}
 	if err == nil && t.owner != nil {
 		err = root.Lchown(p, t.owner.UID, t.owner.GID)
@@ -116,11 +127,10 @@ func (t *tree) symlink(p, target string) error {
 	if err := t.mkdir(root, path.Dir(rel)); err != nil {
 		return err
 	}
-	if old, err := root.Readlink(rel); err == nil && old == target {
-		return nil
-	}
-	if err := root.Symlink(target, rel); err != nil {
-		return err
+	if old, err := root.Readlink(rel); err != nil || old != target {
+		if err := root.Symlink(target, rel); err != nil {
+			return err
+		}
 	}
 	if t.owner != nil {
 		return root.Lchown(rel, t.owner.UID, t.owner.GID)
@@ -192,6 +202,21 @@ func (f *folder) create(t *tree, p string, mode fs.FileMode) (*os.File, error) {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
+}
+
+// settle gives the file p of an earlier attempt what create and touch give a new one: that attempt may have ended between them.
+func (f *folder) settle(t *tree, p string, mode fs.FileMode, at time.Time) error {
+	name, err := f.enter(t, p)
+	if err == nil && t.owner != nil {
+		err = f.root.Lchown(name, t.owner.UID, t.owner.GID)
+	}
+	if err == nil {
+		err = f.root.Chmod(name, mode&0o777|0o600)
+	}
+	if err == nil {
+		err = f.touch(t, p, at)
+	}
+	return err
 }
 
 // touch gives the file p its modification time; none where the backup knows none.

@@ -26,6 +26,10 @@ const (
 	copyBuffer = 256 << 10
 	// writeBackEvery is after how many bytes of a file the system is asked to begin writing them to disk.
 	writeBackEvery = 8 << 20
+	// maxPart bounds a part's tar stream in bytes, far beyond what a store takes as one object.
+	maxPart = 16 << 40
+	// maxGap is how many bytes between two wanted contents are read rather than passed over with another request.
+	maxGap = 1 << 20
 )
 
 // unit is what one worker does at once: a stretch of a part, or a whole one.
@@ -59,24 +63,34 @@ func (s *splitFile) close() {
 	}
 }
 
-// cut divides a part's members into units.
-func (r *run) cut(ctx context.Context, part archive.Part, members []tarpart.Member) ([]unit, error) {
-	var total, end int64
+// contents adds up what the manifest says is in a part, and refuses contents that overlap or that no part can hold.
+func contents(part string, members []tarpart.Member) (total int64, err error) {
+	var end int64
 	for i := range members {
 		m := &members[i]
-		if m.Type != tarpart.File || m.Size == 0 {
+		switch {
+		case m.Type != tarpart.File || m.Size == 0:
 			continue
-		}
-		if m.Offset < end {
-			return nil, fmt.Errorf("the manifest has %s at byte %d of %s, inside of what comes before", m.Path, m.Offset, part.Name)
+		case m.Offset < end:
+			return 0, fmt.Errorf("the manifest has %s at byte %d of %s, inside of what comes before", m.Path, m.Offset, part)
+		case m.Offset > maxPart || m.Size > maxPart-m.Offset:
+			return 0, fmt.Errorf("the manifest has %s of %d bytes at byte %d of %s, which no part reaches", m.Path, m.Size, m.Offset, part)
 		}
 		end = m.Offset + m.Size
 		total += m.Size
 	}
+	return total, nil
+}
+
+// cut divides a part's members into units.
+func (r *run) cut(ctx context.Context, part archive.Part, members []tarpart.Member) ([]unit, error) {
+	total, err := contents(part.Name, members)
+	if err != nil {
+		return nil, err
+	}
 	whole := unit{part: part, pieces: make([]piece, 0, len(members))}
 	var ranges *archive.Ranges
-	if total > unitSize {
-		var err error
+	if total > unitSize || r.plan.Mask != "" {
 		if ranges, err = r.archive.Ranges(ctx, r.plan.Backup, part); err != nil {
 			return nil, err
 		}
@@ -89,7 +103,7 @@ func (r *run) cut(ctx context.Context, part archive.Part, members []tarpart.Memb
 	}
 	var units []unit
 	u := unit{part: part, ranges: ranges}
-	var size int64
+	var size, end int64 // of the unit's content; where in the stream it ends
 	flush := func() {
 		if len(u.pieces) > 0 {
 			units = append(units, u)
@@ -98,6 +112,12 @@ func (r *run) cut(ctx context.Context, part archive.Part, members []tarpart.Memb
 	}
 	for i := range members {
 		m := &members[i]
+		if m.Type == tarpart.File && m.Size > 0 {
+			if m.Offset-end > maxGap {
+				flush()
+			}
+			end = m.Offset + m.Size
+		}
 		if m.Type == tarpart.File && m.Size > unitSize+unitSize/2 && !r.plan.Resume && !r.plan.leaves(m.Path) {
 			flush()
 			s := &splitFile{}
@@ -221,7 +241,7 @@ func (w *worker) whole(m *tarpart.Member) bool {
 			return false
 		}
 	}
-	if sum != m.CRC || w.listFile(m.Path, m.Size, m.ModTime, sum) != nil {
+	if sum != m.CRC || w.folder.settle(w.tree, m.Path, m.Perm(), m.ModTime) != nil || w.listFile(m.Path, m.Size, m.ModTime, sum) != nil {
 		return false
 	}
 	w.keptFiles.Add(1)
@@ -425,7 +445,7 @@ func (s *sink) end(p *piece) (err error) {
 		}
 	}
 	if sum != p.CRC {
-		return fmt.Errorf("its content has the checksum %08X, the manifest says %08X: the archive is damaged", sum, p.CRC)
+		return fmt.Errorf("its content has the checksum %08X, the manifest says %08X: %w", sum, p.CRC, errDamaged)
 	}
 	if held != nil || drop {
 		return nil
@@ -486,6 +506,8 @@ func (w *worker) member(h tarpart.Header, content io.Reader) error {
 	switch {
 	case w.ctx.Err() != nil:
 		return context.Cause(w.ctx)
+	case !w.plan.wants(h.Path, h.Type):
+		return nil
 	case h.Skipped != "":
 		w.notes.add("%s is left out: %s", h.Path, h.Skipped)
 		return nil
@@ -506,7 +528,7 @@ func (w *worker) member(h tarpart.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
-	_, err = io.CopyBuffer(&flushing{run: w.run, File: f}, content, w.buf)
+	_, err = io.CopyBuffer(&flushing{run: w.run, file: f}, content, w.buf)
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
@@ -517,22 +539,17 @@ func (w *worker) member(h tarpart.Header, content io.Reader) error {
 
 // flushing writes a file and has the system begin to write it to disk.
 type flushing struct {
-	*run
-	*os.File
+	run       *run
+	file      *os.File
 	at, begun int64
 }
 
 func (f *flushing) Write(b []byte) (int, error) {
-	n, err := f.File.Write(b)
+	n, err := f.file.Write(b)
 	if f.at += int64(n); f.at-f.begun >= writeBackEvery {
-		writeBack(f.File, f.begun, f.at-f.begun)
+		writeBack(f.file, f.begun, f.at-f.begun)
 		f.begun = f.at
 	}
-	f.Progress.done.Add(int64(n))
+	f.run.Progress.done.Add(int64(n))
 	return n, err
-}
-
-// ReadFrom keeps io.Copy away from that of os.File.
-func (f *flushing) ReadFrom(r io.Reader) (int64, error) {
-	return io.Copy(struct{ io.Writer }{f}, r)
 }

@@ -52,6 +52,24 @@ func Require(t testing.TB, major int) instance.Programs {
 	return p
 }
 
+// Tool returns the path of a client program of one major version, such as pg_verifybackup. The servers of 10, 11, 12, 14 and 16
+// come without.
+func Tool(t testing.TB, major int, name string) string {
+	t.Helper()
+	path := filepath.Join(Require(t, major).Dir, name)
+	if _, err := os.Stat(path); err != nil {
+		Missing(t, fmt.Sprintf("%s of PostgreSQL %d", name, major))
+	}
+	return path
+}
+
+// Verifier returns the path of a pg_verifybackup for what a server of that major has written. The one of 17 reads all older
+// manifests; newer ones are for their own major only, since they look into pg_control.
+func Verifier(t testing.TB, major int) string {
+	t.Helper()
+	return Tool(t, max(major, 17), "pg_verifybackup")
+}
+
 // Missing skips the test because what is not installed, or fails it where everything must be.
 func Missing(t testing.TB, what string) {
 	t.Helper()
