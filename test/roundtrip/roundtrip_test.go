@@ -94,16 +94,16 @@ func TestRoundTrip(t *testing.T) {
 		}
 		if p.Major >= 15 && has(p, "pg_amcheck") {
 			c.Exec(t, `create extension amcheck`)
-			run(t, c, p, "pg_amcheck", "--heapallindexed", "--all")
+			run(t, c, filepath.Join(p.Dir, "pg_amcheck"), "--heapallindexed", "--all")
 		}
 		c.Stop(t)
 		if has(p, "pg_checksums") {
-			run(t, c, p, "pg_checksums", "--check", "-D", c.Data)
+			run(t, c, filepath.Join(p.Dir, "pg_checksums"), "--check", "-D", c.Data)
 		}
 
 		plain := s.Fetch(t, "LATEST")
 		if p.Major >= 13 {
-			run(t, c, verifier(t, p), "pg_verifybackup", "-n", plain)
+			run(t, c, pgtest.Verifier(t, p.Major), "-n", plain)
 		} else if _, err := os.Stat(filepath.Join(plain, "backup_manifest")); err == nil {
 			t.Error("a backup_manifest, which PostgreSQL has only since 13")
 		}
@@ -116,23 +116,10 @@ func has(p instance.Programs, program string) bool {
 	return err == nil
 }
 
-// verifier returns programs with a pg_verifybackup: the server's own or, as it reads manifests of older ones too, the newest one's.
-func verifier(t *testing.T, p instance.Programs) instance.Programs {
-	t.Helper()
-	if has(p, "pg_verifybackup") {
-		return p
-	}
-	newest := pgtest.Require(t, pgtest.Newest)
-	if !has(newest, "pg_verifybackup") {
-		t.Skipf("PostgreSQL %d came without pg_verifybackup", newest.Major)
-	}
-	return newest
-}
-
 // run runs one of PostgreSQL's client programs, which must be content.
-func run(t *testing.T, c *pgtest.Cluster, p instance.Programs, program string, args ...string) {
+func run(t *testing.T, c *pgtest.Cluster, program string, args ...string) {
 	t.Helper()
-	cmd := pgtest.Command(t, filepath.Join(p.Dir, program), args...)
+	cmd := pgtest.Command(t, program, args...)
 	cmd.Env = append(cmd.Environ(), c.Environ()...)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)

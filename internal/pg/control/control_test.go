@@ -6,17 +6,15 @@ import (
 	"fmt"
 	"hash/crc32"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
 	"holdfast/internal/pg/control"
+	"holdfast/internal/pg/instance"
 	"holdfast/internal/pg/wal"
+	"holdfast/test/pgtest"
 )
 
 // facts are what a Data says, in the words of PostgreSQL's functions.
@@ -190,16 +188,16 @@ func TestRead(t *testing.T) {
 
 // The same as above, on what this machine's PostgreSQL 15 makes now: pg_controldata and we agree.
 func TestReadAgreesWithControldata(t *testing.T) {
-	const bin = "/usr/lib/postgresql/15/bin"
-	if _, err := os.Stat(bin + "/initdb"); err != nil {
-		if os.Getenv("REQUIRE_SERVICES") == "1" {
-			t.Fatalf("REQUIRE_SERVICES=1: %v", err)
-		}
-		t.Skipf("no PostgreSQL 15: %v", err)
-	}
+	p := pgtest.Require(t, 15)
 	for _, mib := range []int{1, 64} {
-		pgdata := initdb(t, bin, "--wal-segsize", fmt.Sprint(mib), "--data-checksums")
-		out, err := command(bin+"/pg_controldata", "-D", pgdata).Output()
+		pgdata := filepath.Join(pgtest.Dir(t), "data")
+		opts := instance.InitOptions{SegmentSize: wal.SegmentSize(mib << 20), Checksums: true, NoSync: true}
+		if err := instance.Init(t.Context(), p, pgdata, opts); err != nil {
+			t.Fatal(err)
+		}
+		cmd := pgtest.Command(t, pgtest.Tool(t, 15, "pg_controldata"), "-D", pgdata)
+		cmd.Env = append(cmd.Environ(), "LC_ALL=C")
+		out, err := cmd.Output()
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -239,42 +237,6 @@ func TestReadAgreesWithControldata(t *testing.T) {
 			t.Errorf("segments of %d bytes, want %d", d.SegmentSize, want)
 		}
 	}
-}
-
-// initdb makes a cluster and returns its directory.
-func initdb(t *testing.T, bin string, args ...string) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "control") // below t.TempDir the user postgres may not enter
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	pgdata := filepath.Join(dir, "data")
-	cmd := command(bin+"/initdb", append([]string{"-D", pgdata, "-A", "trust", "--no-sync"}, args...)...)
-	if cmd.SysProcAttr != nil {
-		if err := os.Chown(dir, int(cmd.SysProcAttr.Credential.Uid), -1); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("initdb: %v\n%s", err, out)
-	}
-	return pgdata
-}
-
-// command runs name as the user postgres where we are root, since PostgreSQL refuses root.
-func command(name string, args ...string) *exec.Cmd {
-	cmd := exec.Command(name, args...)
-	cmd.Env = append(os.Environ(), "LC_ALL=C")
-	if os.Geteuid() == 0 {
-		if u, err := user.Lookup("postgres"); err == nil {
-			uid, _ := strconv.ParseUint(u.Uid, 10, 32)
-			gid, _ := strconv.ParseUint(u.Gid, 10, 32)
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}}
-			cmd.Dir = "/"
-		}
-	}
-	return cmd
 }
 
 // Nothing read makes Decode panic, and what it accepts are sizes a server can have.

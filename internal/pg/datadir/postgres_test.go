@@ -1,61 +1,24 @@
 package datadir_test
 
 import (
-	"fmt"
 	"io"
 	"os"
-	"os/exec"
-	"os/user"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/jackc/pgx/v5"
 
 	"holdfast/internal/pg/datadir"
 	"holdfast/internal/pg/manifest"
+	"holdfast/test/pgtest"
 )
 
 // Of a running server with tablespaces, unlogged and temporary tables, the files a walk yields are those pg_basebackup takes.
 func TestWalkAgreesWithBasebackup(t *testing.T) {
-	const bin = "/usr/lib/postgresql/15/bin"
-	if _, err := os.Stat(bin + "/pg_basebackup"); err != nil {
-		if os.Getenv("REQUIRE_SERVICES") == "1" {
-			t.Fatalf("REQUIRE_SERVICES=1: %v", err)
-		}
-		t.Skipf("no PostgreSQL 15: %v", err)
-	}
-	dir, err := os.MkdirTemp("", "datadir") // below t.TempDir the user postgres may not enter
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	account := &syscall.SysProcAttr{}
-	owner := "postgres"
-	if os.Geteuid() == 0 { // PostgreSQL refuses root
-		u, err := user.Lookup(owner)
-		if err != nil {
-			t.Fatal(err)
-		}
-		uid, _ := strconv.Atoi(u.Uid)
-		gid, _ := strconv.Atoi(u.Gid)
-		account.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
-		if err := os.Chown(dir, uid, gid); err != nil {
-			t.Fatal(err)
-		}
-	}
-	run := func(name string, args ...string) error {
-		cmd := exec.Command(filepath.Join(bin, name), args...)
-		cmd.SysProcAttr, cmd.Dir = account, "/"
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w\n%s", name, err, out)
-		}
-		return nil
-	}
+	// Nothing may change the files by itself.
+	c := pgtest.New(t, pgtest.Require(t, 15), pgtest.Options{Settings: map[string]string{"autovacuum": "off", "allow_in_place_tablespaces": "on"}})
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -63,24 +26,10 @@ func TestWalkAgreesWithBasebackup(t *testing.T) {
 		}
 	}
 
-	pgdata, backup, space := filepath.Join(dir, "data"), filepath.Join(dir, "backup"), filepath.Join(dir, "space")
-	must(run("initdb", "-D", pgdata, "-U", owner, "-A", "trust", "--no-sync"))
-	// Only a Unix socket in a directory of our own: no port that others could have. Nothing may change the files by itself.
-	must(run("pg_ctl", "start", "-w", "-D", pgdata, "-l", filepath.Join(dir, "log"),
-		"-o", "-c listen_addresses= -c autovacuum=off -c allow_in_place_tablespaces=on -c unix_socket_directories="+dir))
-	t.Cleanup(func() {
-		if err := run("pg_ctl", "stop", "-m", "immediate", "-w", "-D", pgdata); err != nil {
-			t.Error(err)
-		}
-	})
+	backup, space := filepath.Join(c.Dir, "backup"), filepath.Join(c.Dir, "space")
 	must(os.Mkdir(space, 0o700))
-	if account.Credential != nil {
-		must(os.Chown(space, int(account.Credential.Uid), int(account.Credential.Gid)))
-	}
-	ctx := t.Context()
-	db, err := pgx.Connect(ctx, fmt.Sprintf("host=%s user=%s dbname=postgres", dir, owner))
-	must(err)
-	defer db.Close(ctx)
+	pgtest.Give(t, space)
+	db := c.Conn(t) // temporary tables last as long as it
 	for _, sql := range []string{
 		"create tablespace outside location '" + space + "'",
 		"create tablespace inside location ''",
@@ -94,11 +43,15 @@ func TestWalkAgreesWithBasebackup(t *testing.T) {
 		"vacuum a, u, uo",
 		"checkpoint",
 	} {
-		if _, err := db.Exec(ctx, sql); err != nil {
+		if _, err := db.Exec(t.Context(), sql); err != nil {
 			t.Fatalf("%s: %v", sql, err)
 		}
 	}
-	must(run("pg_basebackup", "-h", dir, "-U", owner, "-D", backup, "-c", "fast", "-T", space+"="+filepath.Join(dir, "mapped")))
+	cmd := pgtest.Command(t, pgtest.Tool(t, 15, "pg_basebackup"), "-D", backup, "-c", "fast", "-T", space+"="+filepath.Join(c.Dir, "mapped"))
+	cmd.Env = append(cmd.Environ(), c.Environ()...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("pg_basebackup: %v\n%s", err, out)
+	}
 
 	f, err := os.Open(filepath.Join(backup, manifest.Name))
 	must(err)
@@ -118,7 +71,7 @@ func TestWalkAgreesWithBasebackup(t *testing.T) {
 	}
 	slices.Sort(theirs)
 
-	d, err := datadir.Open(pgdata)
+	d, err := datadir.Open(c.Data)
 	must(err)
 	var ours []string
 	left := map[datadir.Reason]int{}

@@ -36,8 +36,9 @@ func (m *Writer) Add(f File) error {
 	if m.err != nil {
 		return m.err
 	}
-	if m.err = f.check(); m.err != nil {
-		return fmt.Errorf("backup_manifest: %w", m.err)
+	if err := f.check(); err != nil {
+		m.err = fmt.Errorf("backup_manifest: %w", err)
+		return m.err
 	}
 	m.line = append(m.line, separator(m.files)...)
 	m.line = f.append(m.line)
