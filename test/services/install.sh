@@ -1,6 +1,6 @@
 #!/bin/bash
-# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, an S3 server (versitygw), an Azure Blob Storage
-# (azurite), an SFTP server (Debian's openssh-server, which is not started).
+# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, an S3 server (versitygw), a Google Cloud
+# Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's openssh-server, which is not started).
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
@@ -139,6 +139,11 @@ versitygw() {
   CGO_ENABLED=0 GOFLAGS='' nice go build -trimpath -o "$cache/bin/versitygw" github.com/versity/versitygw/cmd/versitygw
 }
 
+fake_gcs_server() {
+  cd "$here/tools"
+  CGO_ENABLED=0 GOFLAGS='' nice go build -trimpath -o "$cache/bin/fake-gcs-server" github.com/fsouza/fake-gcs-server
+}
+
 # azurite VERSION DATE: an Azure Blob Storage for tests. Of what it depends on npm takes the versions that were the newest on that day.
 azurite() {
   local dir=$cache/azurite
@@ -200,8 +205,13 @@ else
   rm -f "$cache/stamps/packages" # what is missing is looked at anew each time
 fi
 
-# Two lanes of downloads, and a compilation that yields to them.
-tool versitygw "$(sed -n 's,.*versity/versitygw \(v[^ ]*\).*,\1,p' "$here/tools/go.mod")" versitygw & lanes=$!
+# Lanes of downloads, and one of compilations that yields to them.
+(
+  status=0
+  tool versitygw "$(sed -n 's,.*versity/versitygw \(v[^ ]*\).*,\1,p' "$here/tools/go.mod")" versitygw || status=1
+  tool fake-gcs-server "$(sed -n 's,.*fsouza/fake-gcs-server \(v[^ ]*\).*,\1,p' "$here/tools/go.mod")" fake_gcs_server || status=1
+  exit $status
+) & lanes=$!
 tool azurite 3.37.0 azurite 3.37.0 2026-11-15 & lanes="$lanes $!"
 (
   status=0
