@@ -11,8 +11,8 @@ import (
 	"time"
 )
 
-// transport returns the settings of a transport that breaks a connection off after stall without a byte.
-func transport(stall time.Duration) func(*http.Transport) {
+// transport returns the settings of a transport that breaks a connection off after stall without a byte, and uses it through wrap.
+func transport(stall time.Duration, wrap func(net.Conn) net.Conn) func(*http.Transport) {
 	return func(t *http.Transport) {
 		dialer := &net.Dialer{Timeout: min(stall, 30*time.Second), KeepAlive: 15 * time.Second}
 		t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -20,7 +20,7 @@ func transport(stall time.Duration) func(*http.Transport) {
 			if err != nil {
 				return nil, err
 			}
-			return &conn{Conn: c, stall: stall}, nil
+			return wrap(&conn{Conn: c, stall: stall}), nil
 		}
 		t.TLSHandshakeTimeout = min(stall, 30*time.Second)
 		t.IdleConnTimeout = stall * 2 / 3 // before an idle connection counts as stalled

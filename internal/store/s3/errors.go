@@ -2,9 +2,11 @@ package s3
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -54,24 +56,47 @@ func (s *Store) fail(op, name string, err error) error {
 		return e
 	}
 	code, status, response := codes(err)
-	if code == "" && status == 0 {
+	switch {
+	case strings.Contains(err.Error(), "get credentials"):
+		e.text = err.Error() + ": set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give this machine a role"
+		if s.o.RoleARN != "" {
+			e.text = fmt.Sprintf("%v: see AWS_ROLE_ARN, which is %s, and whether the credentials found may assume it", err, s.o.RoleARN)
+		}
+		if code != "" {
+			e.kind = fs.ErrPermission
+		}
+		return e
+	case code == "" && status == 0:
 		if network := (*url.Error)(nil); errors.As(err, &network) {
 			e.text = network.Error()
 		}
-		if strings.Contains(err.Error(), "get credentials") {
-			e.text += ": set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give this machine a role"
+		stays, hint := s.unreached(err)
+		if stays {
+			e.kind = fs.ErrInvalid
+		}
+		if hint != "" {
+			e.text += ": " + hint
 		}
 		return e
 	}
 	hint := ""
 	e.kind, hint = s.judge(code, status, response)
+	if e.kind == fs.ErrNotExist && op == "list" { // must not read as a missing object
+		e.kind = fs.ErrInvalid
+	}
 	if e.kind == fs.ErrNotExist {
 		e.text = fs.ErrNotExist.Error()
 		return e
 	}
-	e.text = code
-	if api := smithy.APIError(nil); errors.As(err, &api) && api.ErrorMessage() != "" {
-		e.text += ": " + api.ErrorMessage()
+	api, garbled := smithy.APIError(nil), (*smithy.DeserializationError)(nil)
+	switch {
+	case code == "" && errors.As(err, &garbled):
+		e.text = garbled.Error()
+	case errors.As(err, &api):
+		e.text = code
+		if api.ErrorMessage() != "" {
+			e.text += ": " + api.ErrorMessage()
+		}
 	}
 	if status != 0 {
 		e.text += fmt.Sprintf(" (status %d", status)
@@ -100,16 +125,46 @@ func codes(err error) (code string, status int, header http.Header) {
 	return code, status, header
 }
 
+// unreached says of an error that came without an answer whether it will stay, and what the operator should look at.
+func (s *Store) unreached(err error) (stays bool, hint string) {
+	var authority x509.UnknownAuthorityError
+	var host x509.HostnameError
+	var invalid x509.CertificateInvalidError
+	var dns *net.DNSError
+	switch {
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return true, "begin AWS_ENDPOINT with http://, as the service does not speak https there"
+	case strings.HasPrefix(s.o.Endpoint, "http://") && strings.Contains(err.Error(), "malformed HTTP response"):
+		return true, "begin AWS_ENDPOINT with https://, as the service does not speak http there"
+	case errors.As(err, &authority):
+		return true, "set S3_CA_CERT_FILE to the certificate of the authority that signed the service's"
+	case errors.As(err, &host):
+		return true, "see AWS_ENDPOINT, and set AWS_S3_FORCE_PATH_STYLE=true where buckets are no host names"
+	case errors.As(err, &invalid):
+		return true, "see the certificate of the service, and the clock of this machine"
+	case errors.As(err, &dns) && dns.IsNotFound:
+		return true, "see AWS_ENDPOINT and AWS_REGION, and set AWS_S3_FORCE_PATH_STYLE=true where buckets are no host names"
+	case s.custom:
+		return false, "see AWS_ENDPOINT, or whether the service is up"
+	}
+	return false, ""
+}
+
+// wantsTLS reports whether an answer looks like that of a server that was spoken to in plain text and wants https.
+func (s *Store) wantsTLS(status int, header http.Header) bool {
+	return status == http.StatusBadRequest && strings.HasPrefix(s.o.Endpoint, "http://") && !strings.Contains(header.Get("Content-Type"), "xml")
+}
+
 // judge returns what callers may decide on, and what the operator should look at.
 func (s *Store) judge(code string, status int, header http.Header) (kind error, hint string) {
 	switch code {
-	case "NoSuchKey", "NotFound":
+	case "NoSuchKey":
 		return fs.ErrNotExist, ""
 	case "NoSuchBucket":
 		return fs.ErrInvalid, fmt.Sprintf("there is no bucket %s: see WALG_S3_PREFIX, AWS_ENDPOINT and AWS_REGION, or create it", s.o.Bucket)
 	case "InvalidBucketName":
 		return fs.ErrInvalid, fmt.Sprintf("%q cannot be the name of a bucket: see WALG_S3_PREFIX", s.o.Bucket)
-	case "InvalidAccessKeyId":
+	case "InvalidAccessKeyId", "XAdminUserNotFound":
 		return fs.ErrPermission, "the service does not know this AWS_ACCESS_KEY_ID"
 	case "SignatureDoesNotMatch":
 		return fs.ErrPermission, "AWS_SECRET_ACCESS_KEY is not the one of this AWS_ACCESS_KEY_ID, or AWS_REGION is not what the service expects"
@@ -119,10 +174,12 @@ func (s *Store) judge(code string, status int, header http.Header) (kind error, 
 		return fs.ErrPermission, "the clocks of this machine and of the service differ by more than 15 minutes: synchronize the clock"
 	case "InvalidObjectState":
 		return fs.ErrInvalid, "the object lies in a storage class for archiving: restore it with the tools of the service first"
+	case "KMS.NotFoundException", "KMS.DisabledException", "KMS.InvalidStateException":
+		return fs.ErrInvalid, "see S3_SSE_KMS_ID, and whether that key is enabled in the region of the bucket"
 	case "InvalidStorageClass":
 		return fs.ErrInvalid, fmt.Sprintf("see WALG_S3_STORAGE_CLASS, which is %q", s.o.StorageClass)
 	case "RequestTimeout", "SlowDown", "Throttling", "ThrottlingException", "RequestLimitExceeded", "OperationAborted",
-		"ConditionalRequestConflict", "BadDigest", "XAmzContentChecksumMismatch":
+		conflict, "BadDigest", "XAmzContentChecksumMismatch":
 		return nil, ""
 	}
 	if there := header.Get(regionHeader); there != "" && s.client.Load() != nil && there != s.client.Load().Options().Region {
@@ -137,6 +194,12 @@ func (s *Store) judge(code string, status int, header http.Header) (kind error, 
 		return nil, ""
 	case status == http.StatusNotImplemented || status == http.StatusMethodNotAllowed:
 		return errors.ErrUnsupported, "the service cannot do that"
+	case status == http.StatusNotFound && s.bucketSeen.Load() && code == "NotFound": // to a HEAD
+		return fs.ErrNotExist, ""
+	case status == http.StatusNotFound:
+		return fs.ErrInvalid, "there is no such bucket, or no S3: see AWS_ENDPOINT and WALG_S3_PREFIX"
+	case s.wantsTLS(status, header):
+		return fs.ErrInvalid, "the answer is not one of S3: see AWS_ENDPOINT, which perhaps has to begin with https://"
 	case status >= 400 && status < 500:
 		return fs.ErrInvalid, ""
 	}

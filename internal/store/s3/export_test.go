@@ -52,3 +52,6 @@ func (s *Store) PartSize(n int32) int64 { return s.partSize(n) }
 func (s *Store) Region(ctx context.Context) (string, error) {
 	return s.region(ctx, s.connect("us-east-1"))
 }
+
+// Unreached judges an error that came without an answer.
+func (s *Store) Unreached(err error) (stays bool, hint string) { return s.unreached(err) }

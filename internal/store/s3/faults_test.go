@@ -3,6 +3,7 @@ package s3_test
 import (
 	"bytes"
 	"context"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -213,7 +215,7 @@ func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
 }
 
 func TestABusyServiceIsAskedAgain(t *testing.T) {
-	for _, failure := range []string{"SlowDown", "InternalError", "cut"} {
+	for failure, status := range map[string]int{"SlowDown": 503, "InternalError": 500, "TooManyRequests": 429, "OperationAborted": 409, "BadDigest": 400, "cut": 0} {
 		t.Run(failure, func(t *testing.T) {
 			var mu sync.Mutex
 			seen := map[string]int{}
@@ -221,16 +223,13 @@ func TestABusyServiceIsAskedAgain(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				key := r.Method + r.URL.Path + r.URL.RawQuery
-				if seen[key]++; seen[key] > 2 {
+				if seen[key]++; seen[key] > 2 || failure == "BadDigest" && r.Method == http.MethodHead {
 					return false
 				}
-				switch failure {
-				case "cut":
+				if failure == "cut" {
 					return cut(t, w)
-				case "SlowDown":
-					return refuse(w, http.StatusServiceUnavailable, failure)
 				}
-				return refuse(w, http.StatusInternalServerError, failure)
+				return refuse(w, status, failure)
 			})
 			s := open(t, url, nil)
 			if _, err := s.Stat(t.Context(), "o"); !errors.Is(err, fs.ErrNotExist) {
@@ -756,13 +755,26 @@ func TestErrorsNameTheSettingAndNoSecret(t *testing.T) {
 
 func TestAMissingBucketIsNoMissingObject(t *testing.T) {
 	_, url := fake(t, nil)
-	s := open(t, url, func(o *s3.Options) { o.Bucket = "nobodys" })
-	_, stat := s.Stat(t.Context(), "o")
-	_, read := s.Open(t.Context(), "o")
-	for op, err := range map[string]error{"stat": stat, "open": read} {
+	for op, err := range eachCall(t, open(t, url, func(o *s3.Options) { o.Bucket = "nobodys" })) {
 		if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "there is no bucket nobodys") {
 			t.Errorf("%s in a missing bucket: %v", op, err)
 		}
+	}
+}
+
+// A server that knows nothing of S3 and answers that there is no such page must not read as the end of an archive.
+func TestAMissingServiceIsNoMissingObject(t *testing.T) {
+	for _, body := range []string{"", "<html><p>Not here"} {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusNotFound)
+			fmt.Fprint(w, body)
+		}))
+		for op, err := range eachCall(t, open(t, server.URL, nil)) {
+			if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "AWS_ENDPOINT") {
+				t.Errorf("%s where nobody speaks S3 (%q): %v", op, body, err)
+			}
+		}
+		server.Close()
 	}
 }
 
@@ -859,6 +871,15 @@ func TestSweepRemovesOldParts(t *testing.T) {
 	}
 }
 
+func TestSweepIsContentWhereUploadsCannotBeListed(t *testing.T) {
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		return r.URL.Query().Has("uploads") && refuse(w, http.StatusNotImplemented, "NotImplemented")
+	})
+	if removed, err := open(t, url, nil).Sweep(t.Context()); err != nil || len(removed) != 0 {
+		t.Errorf("swept %q, %v", removed, err)
+	}
+}
+
 func TestARealServerCopiesInParts(t *testing.T) {
 	s := gateway(t)(t, func(o *s3.Options) { o.MaxCopy = 5 << 20 })
 	data := content(12<<20 + 3)
@@ -875,15 +896,279 @@ func TestARealServersRefusalsAreExplained(t *testing.T) {
 	var endpoint string
 	newStore(t, func(o *s3.Options) { endpoint = o.Endpoint })
 	for want, change := range map[string]func(*s3.Options){
-		"there is no bucket nobodys":  func(o *s3.Options) { o.Bucket = "nobodys" },
-		"access key":                  func(o *s3.Options) { o.AccessKey = "stranger" },
-		"AWS_SECRET_ACCESS_KEY is no": func(o *s3.Options) { o.SecretKey = "not-the-secret" },
+		"there is no bucket nobodys: see WALG_S3_PREFIX":   func(o *s3.Options) { o.Bucket = "nobodys" },
+		"the service does not know this AWS_ACCESS_KEY_ID": func(o *s3.Options) { o.AccessKey = "stranger" },
+		"AWS_SECRET_ACCESS_KEY is not the one":             func(o *s3.Options) { o.SecretKey = "not-the-secret" },
+		"AWS_REGION":                                       func(o *s3.Options) { o.Region = "mars-north-1" },
+		"begin AWS_ENDPOINT with http://":                  func(o *s3.Options) { o.Endpoint = strings.Replace(endpoint, "http", "https", 1) },
 	} {
-		s := open(t, endpoint, func(o *s3.Options) { o.Bucket = "archive-1"; change(o) })
-		err := s.Put(t.Context(), "o", strings.NewReader("x"))
-		if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("put: %v; want …%s…", err, want)
+		var log bytes.Buffer
+		s := open(t, endpoint, func(o *s3.Options) {
+			o.Bucket, o.Logger = "archive-1", slog.New(slog.NewTextHandler(&log, nil))
+			change(o)
+		})
+		for op, err := range eachCall(t, s) {
+			if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "secret") {
+				t.Errorf("%s: %v; want …%s…", op, err, want)
+			}
+			if !errors.Is(err, fs.ErrPermission) && !errors.Is(err, fs.ErrInvalid) {
+				t.Errorf("%s: %v is no reason to give up", op, err)
+			}
 		}
+		if log.Len() > 0 {
+			t.Errorf("%s: it was tried again:\n%s", want, log.String())
+		}
+	}
+}
+
+// eachCall makes a call of each kind, which all begin with a request of their own kind, and returns their errors.
+func eachCall(t *testing.T, s *s3.Store) map[string]error {
+	t.Helper()
+	_, stat := s.Stat(t.Context(), "o")
+	_, read := s.Open(t.Context(), "o")
+	var list error
+	for _, list = range s.List(t.Context(), "", "") {
+	}
+	return map[string]error{"stat": stat, "open": read, "list": list, "put": s.Put(t.Context(), "o", strings.NewReader("x")),
+		"large put": s.Put(t.Context(), "o", bytes.NewReader(make([]byte, 6<<20))), "delete": s.Delete(t.Context(), "o"),
+		"delete many": s.DeleteMany(t.Context(), []string{"o"})}
+}
+
+// What a wrong setting does to connections will not pass, and is said at once.
+func TestAnEndpointThatSpeaksSomethingElseIsExplained(t *testing.T) {
+	secure := tlsFake(t, filepath.Join(t.TempDir(), "ca.pem"), func(*http.Request) {})
+	// What servers that want TLS answer to plain text; they do not wait for its end as these do, so that a reset may come first.
+	said := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		http.Error(w, "Client sent an HTTP request to an HTTPS server.", http.StatusBadRequest)
+	}))
+	defer said.Close()
+	alert := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.Copy(io.Discard, r.Body)
+		c, _, err := w.(http.Hijacker).Hijack()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		c.Write([]byte{0x15, 3, 1, 0, 2, 2, 22, '\n'})
+		c.Close()
+	}))
+	defer alert.Close()
+	for endpoint, want := range map[string]string{
+		secure:    "S3_CA_CERT_FILE",
+		said.URL:  "begin with https://",
+		alert.URL: "begin AWS_ENDPOINT with https://",
+	} {
+		var log bytes.Buffer
+		s := open(t, endpoint, func(o *s3.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		_, stat := s.Stat(t.Context(), "o")
+		for op, err := range map[string]error{"stat": stat, "put": s.Put(t.Context(), "o", strings.NewReader("x"))} {
+			if !errors.Is(err, fs.ErrInvalid) || !strings.Contains(err.Error(), want) {
+				t.Errorf("%s at %s: %v; want …%s…", op, endpoint, err, want)
+			}
+		}
+		if log.Len() > 0 {
+			t.Errorf("at %s it was tried again:\n%s", endpoint, log.String())
+		}
+	}
+	s := open(t, "http://127.0.0.1:1", nil)
+	for want, err := range map[string]error{
+		"AWS_S3_FORCE_PATH_STYLE": &net.DNSError{Err: "no such host", Name: "archive.example", IsNotFound: true},
+		"AWS_ENDPOINT":            x509.HostnameError{Certificate: &x509.Certificate{}, Host: "archive.example"},
+		"the clock":               x509.CertificateInvalidError{Reason: x509.Expired},
+	} {
+		if stays, hint := s.Unreached(fmt.Errorf("put: %w", err)); !stays || !strings.Contains(hint, want) {
+			t.Errorf("%v: stays is %v, hint %q; want …%s…", err, stays, hint, want)
+		}
+	}
+}
+
+func TestAnAnswerThatIsNotOfS3IsToldAsSuch(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "<html><p>Welcome") }))
+	defer server.Close()
+	for _, err := range open(t, server.URL, nil).List(t.Context(), "", "") {
+		if err == nil || !strings.HasPrefix(err.Error(), "list /: deserialization failed") || !strings.Contains(err.Error(), "status 200") {
+			t.Errorf("list: %v", err)
+		}
+	}
+}
+
+// A clock that is off is no failure where the service says what time it is, whatever the first request.
+func TestAWrongClockIsAllowedFor(t *testing.T) {
+	for _, first := range []string{"stat", "put", "list"} {
+		_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+			now := time.Now().Add(-time.Hour)
+			w.Header().Set("Date", now.UTC().Format(http.TimeFormat))
+			signed, err := time.Parse("20060102T150405Z", r.Header.Get("X-Amz-Date"))
+			if err != nil || signed.Sub(now).Abs() > 15*time.Minute {
+				io.Copy(io.Discard, r.Body)
+				return refuse(w, http.StatusForbidden, "RequestTimeTooSkewed")
+			}
+			r.Header.Set("X-Amz-Date", time.Now().UTC().Format("20060102T150405Z")) // the one behind knows the time
+			return false
+		})
+		s := open(t, url, nil)
+		var err error
+		switch first {
+		case "stat":
+			if _, err = s.Stat(t.Context(), "o"); errors.Is(err, fs.ErrNotExist) {
+				err = nil
+			}
+		case "put":
+			err = s.Put(t.Context(), "o", strings.NewReader("x"))
+		case "list":
+			for _, err = range s.List(t.Context(), "", "") {
+			}
+		}
+		if err != nil {
+			t.Errorf("%s an hour ahead of the service: %v", first, err)
+		}
+	}
+}
+
+// Every failure that is followed by another attempt is told once, whoever makes that.
+func TestEachRetryIsToldOnce(t *testing.T) {
+	var mu sync.Mutex
+	var failures int
+	seen := map[string]bool{}
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		mu.Lock()
+		defer mu.Unlock()
+		key := r.Method + r.URL.Path + r.URL.RawQuery
+		if seen[key] {
+			return false
+		}
+		seen[key] = true
+		failures++
+		io.Copy(io.Discard, r.Body)
+		switch {
+		case r.URL.Query().Has("list-type"), r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/large"): // breaks off in the middle
+			w.Header().Set("Content-Length", "1000")
+			fmt.Fprint(w, "<ListBucketResult>")
+			w.(http.Flusher).Flush()
+			return cut(t, w)
+		case r.Header.Get("If-None-Match") != "" && !r.URL.Query().Has("uploadId"):
+			return refuse(w, http.StatusConflict, "ConditionalRequestConflict")
+		}
+		return refuse(w, http.StatusServiceUnavailable, "SlowDown")
+	})
+	var log bytes.Buffer
+	s := open(t, url, func(o *s3.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	put(t, s, "small", []byte("x"))
+	put(t, s, "large", content(6<<20))
+	if err := s.PutIfAbsent(t.Context(), "absent", strings.NewReader("x")); err != nil {
+		t.Error(err)
+	}
+	if err := s.Copy(t.Context(), "small", "copy"); err != nil {
+		t.Error(err)
+	}
+	if r, err := s.Open(t.Context(), "large"); err != nil {
+		t.Error(err)
+	} else if n, err := io.Copy(io.Discard, r); n != 1000 || err != nil {
+		t.Errorf("read %d bytes, %v; want as many as the answer promised that broke off", n, err)
+	}
+	for _, err := range s.List(t.Context(), "", "") {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := s.DeleteMany(t.Context(), []string{"small", "large"}); err != nil {
+		t.Error(err)
+	}
+	if told := strings.Count(log.String(), "\n"); told != failures || failures < 11 {
+		t.Errorf("%d failures, %d lines:\n%s", failures, told, log.String())
+	}
+}
+
+func TestTheEnvironmentDoesNotSetTheRetries(t *testing.T) {
+	t.Setenv("AWS_MAX_ATTEMPTS", "1")
+	var calls atomic.Int32
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		return calls.Add(1) <= 3 && refuse(w, http.StatusServiceUnavailable, "SlowDown")
+	})
+	if err := open(t, url, nil).Delete(t.Context(), "o"); err != nil || calls.Load() != 4 {
+		t.Errorf("delete: %v after %d attempts, want success with the fourth", err, calls.Load())
+	}
+}
+
+func TestRetriesEndWithPatience(t *testing.T) {
+	var calls atomic.Int32
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		calls.Add(1)
+		io.Copy(io.Discard, r.Body)
+		return refuse(w, http.StatusServiceUnavailable, "SlowDown")
+	})
+	s := open(t, url, func(o *s3.Options) { o.MaxRetries, o.Patience = 1000, time.Nanosecond })
+	for op, err := range eachCall(t, s) {
+		if err == nil || !strings.Contains(err.Error(), "SlowDown") && op != "stat" {
+			t.Errorf("%s: %v", op, err)
+		}
+	}
+	// The first failure of a call begins the time, the second one is past it. There are seven calls.
+	if got := calls.Load(); got != 14 {
+		t.Errorf("%d requests, want 14", got)
+	}
+}
+
+func TestARangeThatWasNotAskedForIsAnError(t *testing.T) {
+	for what, answer := range map[string]func(w http.ResponseWriter){
+		"another range": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Range", "bytes 0-9/100")
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(content(10))
+		},
+		"a longer range": func(w http.ResponseWriter) {
+			w.Header().Set("Content-Range", "bytes 10-99/100")
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(content(90))
+		},
+		"the whole": func(w http.ResponseWriter) { w.Write(content(100)) },
+	} {
+		_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+			answer(w)
+			return true
+		})
+		r, err := open(t, url, nil).OpenRange(t.Context(), "o", 10, 10)
+		if err == nil {
+			r.Close()
+			t.Errorf("%s in answer to bytes 10 to 19 is taken", what)
+		} else if !strings.Contains(err.Error(), "bytes=10-19") {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}
+
+// tap counts what goes over a connection.
+type tap struct {
+	net.Conn
+	read, written *atomic.Int64
+}
+
+func (c *tap) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	c.read.Add(int64(n))
+	return n, err
+}
+
+func (c *tap) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	c.written.Add(int64(n))
+	return n, err
+}
+
+func TestEveryByteGoesThroughWrap(t *testing.T) {
+	var read, written atomic.Int64
+	_, url := fake(t, nil)
+	s := open(t, url, func(o *s3.Options) { o.Wrap = func(c net.Conn) net.Conn { return &tap{c, &read, &written} } })
+	const size = 12 << 20
+	put(t, s, "o", content(size))
+	if got := written.Load(); got < size || got > size+64<<10 || read.Load() > 64<<10 {
+		t.Errorf("a put of %d bytes wrote %d and read %d", size, got, read.Load())
+	}
+	before := written.Load()
+	wantContent(t, s, "o", content(size))
+	if got := read.Load(); got < size || got > size+128<<10 || written.Load()-before > 64<<10 {
+		t.Errorf("reading %d bytes read %d and wrote %d", size, got, written.Load()-before)
 	}
 }
 

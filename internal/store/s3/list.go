@@ -3,6 +3,7 @@ package s3
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"slices"
@@ -133,8 +134,8 @@ func (s *Store) entries(p page) []store.Object {
 // staleAfter is the age from which an unfinished upload is taken for one whose writer is gone.
 const staleAfter = 7 * 24 * time.Hour
 
-// Sweep removes the parts of puts that were begun a week ago and neither finished nor failed, and returns the names of
-// their objects. Services charge for such parts and no listing shows them.
+// Sweep implements store.Sweeper: it removes the parts of puts that were begun a week ago and neither finished nor failed.
+// Services charge for such parts. Without a prefix those of the whole bucket are meant.
 func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 	return s.sweep(ctx, time.Now().Add(-staleAfter))
 }
@@ -149,7 +150,10 @@ func (s *Store) sweep(ctx context.Context, stale time.Time) (removed []string, e
 	for pages.HasMorePages() {
 		p, err := pages.NextPage(ctx)
 		if err != nil {
-			return removed, s.fail("list", "unfinished uploads", err)
+			if err = s.fail("list", "unfinished uploads", err); errors.Is(err, errors.ErrUnsupported) {
+				return removed, nil
+			}
+			return removed, err
 		}
 		for _, found := range p.Uploads {
 			name, ours := strings.CutPrefix(aws.ToString(found.Key), *prefix)

@@ -119,6 +119,9 @@ func (s *Store) putOne(ctx context.Context, c *s3.Client, name string, p *part, 
 	return s.conditionally(ctx, name, put)
 }
 
+// conflict is the service's code for two conditional puts at once: it has not decided yet.
+const conflict = "ConditionalRequestConflict"
+
 // conditionally calls put with the condition that there is no object yet, or without it where the service has none.
 func (s *Store) conditionally(ctx context.Context, name string, put func(condition *string) error) error {
 	for try := 0; ; try++ {
@@ -137,16 +140,16 @@ func (s *Store) conditionally(ctx context.Context, name string, put func(conditi
 		case status == http.StatusNotImplemented && condition != nil:
 			s.noConditions.Store(true)
 			continue
-		case status == http.StatusConflict && code == "ConditionalRequestConflict" && try < 5: // another writer is at it
+		case code == conflict && try < 5: // another writer is at it
 			if err := s.absent(ctx, name); err != nil {
 				return err
 			}
-			select {
-			case <-time.After(min(100*time.Millisecond<<try, s.o.MaxBackoff)):
-				continue
-			case <-ctx.Done():
-				return ctx.Err()
+			wait := min(100*time.Millisecond<<try, s.o.MaxBackoff)
+			s.o.Logger.Warn(fmt.Sprintf("S3: another writer is putting %s, the next attempt in %s", name, wait))
+			if err := pause(ctx, wait); err != nil {
+				return err
 			}
+			continue
 		}
 		return err
 	}

@@ -7,11 +7,11 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
-	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"holdfast/internal/store"
 )
@@ -32,6 +32,16 @@ func (s *Store) Stat(ctx context.Context, name string) (store.Object, error) {
 	return store.Object{Name: name, Size: aws.ToInt64(out.ContentLength), Modified: aws.ToTime(out.LastModified)}, nil
 }
 
+// getByte asks for the first byte of an object and leaves it.
+func (s *Store) getByte(ctx context.Context, c *s3.Client, name string) error {
+	out, err := c.GetObject(ctx, &s3.GetObjectInput{Bucket: &s.o.Bucket, Key: s.key(name), Range: aws.String("bytes=0-0"),
+		SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD})
+	if err == nil {
+		out.Body.Close()
+	}
+	return err
+}
+
 func (s *Store) head(ctx context.Context, op, name string) (*s3.HeadObjectOutput, error) {
 	if err := check(op, name); err != nil {
 		return nil, err
@@ -40,22 +50,26 @@ func (s *Store) head(ctx context.Context, op, name string) (*s3.HeadObjectOutput
 	if err != nil {
 		return nil, err
 	}
-	out, err := c.HeadObject(ctx, &s3.HeadObjectInput{Bucket: &s.o.Bucket, Key: s.key(name),
-		SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD})
-	if err != nil {
-		err = s.fail(op, name, err)
-		if errors.Is(err, fs.ErrNotExist) && !s.bucketSeen.Load() {
-			// The answer to HEAD has no body, and so reads the same when it is the bucket that is missing.
-			if _, err := c.HeadBucket(ctx, &s3.HeadBucketInput{Bucket: &s.o.Bucket}); err != nil {
-				if _, status, _ := codes(err); status == http.StatusNotFound {
-					return nil, s.fail(op, name, &types.NoSuchBucket{})
-				} else if status != http.StatusForbidden {
-					return nil, s.fail(op, name, err)
-				}
-			}
+	in := &s3.HeadObjectInput{Bucket: &s.o.Bucket, Key: s.key(name),
+		SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD}
+	out, err := c.HeadObject(ctx, in)
+	switch _, status, _ := codes(err); {
+	case status == http.StatusNotFound && s.bucketSeen.Load():
+	case status >= 400 && status <= 404:
+		// The answer to HEAD has no body that would say what is missing, the object or the bucket, or why we are refused. That to
+		// GET has, and from it the SDK learns how wrong our clock is.
+		why := s.getByte(ctx, c, name)
+		code, _, _ := codes(why)
+		there := why == nil || code == "InvalidRange" // an empty object
+		if there || code == "NoSuchKey" {
 			s.bucketSeen.Store(true)
 		}
-		return nil, err
+		if err = why; there {
+			out, err = c.HeadObject(ctx, in)
+		}
+	}
+	if err != nil {
+		return nil, s.fail(op, name, err)
 	}
 	s.bucketSeen.Store(true)
 	return out, nil
@@ -93,9 +107,6 @@ func (s *Store) OpenRange(ctx context.Context, name string, offset, length int64
 	return b, nil
 }
 
-// maxResumes is how often a body is continued without a byte in between.
-const maxResumes = 5
-
 // body reads an object, by several requests if the first one's connection breaks.
 type body struct {
 	store *Store
@@ -105,7 +116,8 @@ type body struct {
 	at    int64   // offset in the object
 	end   int64   // where to end; -1 where not known yet
 	now   io.ReadCloser
-	fails int // since the last byte
+	fails int       // since the last byte
+	since time.Time // of the first of them
 }
 
 // open requests what is still to be read.
@@ -128,9 +140,11 @@ func (b *body) open() error {
 		return err
 	}
 	b.store.bucketSeen.Store(true)
-	if in.Range != nil && out.ContentRange == nil {
+	if in.Range != nil && !strings.HasPrefix(aws.ToString(out.ContentRange), fmt.Sprintf("bytes %d-", b.at)) ||
+		b.end >= 0 && aws.ToInt64(out.ContentLength) > b.end-b.at {
 		out.Body.Close()
-		return errors.New("the service answered a request for a range with the whole object")
+		return fmt.Errorf("the service answered a request for %s with %d bytes, range %q: %w",
+			aws.ToString(in.Range), aws.ToInt64(out.ContentLength), aws.ToString(out.ContentRange), errors.ErrUnsupported)
 	}
 	b.now, b.etag = out.Body, out.ETag
 	if out.ContentLength != nil {
@@ -141,13 +155,12 @@ func (b *body) open() error {
 
 func (b *body) Read(p []byte) (int, error) {
 	for {
-		var n int
-		var err error
 		if b.now == nil {
-			err = b.open()
-		} else {
-			n, err = b.now.Read(p)
+			if err := b.open(); err != nil {
+				return 0, b.store.fail("read", b.name, err) // it was tried as often as may be
+			}
 		}
+		n, err := b.now.Read(p)
 		b.at += int64(n)
 		if n > 0 {
 			b.fails = 0
@@ -155,35 +168,27 @@ func (b *body) Read(p []byte) (int, error) {
 		if err == io.EOF && b.at < b.end {
 			err = io.ErrUnexpectedEOF
 		}
-		if err == nil && n == 0 && len(p) > 0 {
-			continue // opened anew
-		}
 		if err == nil || err == io.EOF {
 			return n, err
 		}
-		if b.now != nil {
-			b.now.Close() // broken already
-			b.now = nil
-		}
+		b.now.Close() // broken already
+		b.now = nil
 		if n > 0 {
 			return n, nil // the next call goes on
 		}
-		err = b.store.fail("read", b.name, err)
-		b.fails++
-		if b.fails > maxResumes || b.ctx.Err() != nil || permanent(err) {
-			return 0, err
+		if b.fails++; b.fails == 1 {
+			b.since = time.Now()
 		}
-		select {
-		case <-time.After(min(50*time.Millisecond<<b.fails, b.store.o.MaxBackoff)):
-		case <-b.ctx.Done():
-			return 0, b.store.fail("read", b.name, b.ctx.Err())
+		o := b.store.o
+		if b.fails > o.MaxRetries || time.Since(b.since) >= o.Patience || b.ctx.Err() != nil {
+			return 0, b.store.fail("read", b.name, err)
+		}
+		wait := min(50*time.Millisecond<<min(b.fails, 20), o.MaxBackoff)
+		o.Logger.Warn(fmt.Sprintf("S3: %s broke off at byte %d, it is continued in %s", b.name, b.at, wait), "err", reason(err))
+		if err := pause(b.ctx, wait); err != nil {
+			return 0, b.store.fail("read", b.name, err)
 		}
 	}
-}
-
-// permanent reports whether err will stay; that the object changed between two requests for it is such.
-func permanent(err error) bool {
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) || errors.Is(err, fs.ErrInvalid)
 }
 
 // Close ends the reading.

@@ -2,7 +2,7 @@
 //
 // Memory does not depend on the size of objects: all puts of a Store share one budget for the parts that are on their
 // way. Nothing waits for ever: a connection over which no byte came or went for a while is broken off and the request
-// made again, a body that breaks off is continued where it broke. Parts carry a CRC-32C instead of a signed SHA-256,
+// made again, a body that breaks off is continued where it broke, and both only for a time without progress. Parts carry a CRC-32C instead of a signed SHA-256,
 // which costs a ninth of the processor time.
 package s3
 
@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -24,8 +25,6 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
-	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/credentials"
@@ -33,6 +32,8 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/aws-sdk-go-v2/service/sts"
+	"github.com/aws/smithy-go/logging"
+	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 )
 
@@ -69,12 +70,17 @@ type Options struct {
 	DeleteBatch        int   // keys per call, 1 to 1000; 0 means 1000
 	Disable100Continue bool  // for services that do not know "Expect: 100-continue"
 
-	MaxRetries int           // of one request; 0 means 15, below 0 none
+	MaxRetries int           // of one request, and of a body without progress; 0 means 15, below 0 none
 	MaxBackoff time.Duration // between two tries; 0 means 20 s
+	Patience   time.Duration // from the first failure without progress, after which nothing is tried again; 0 means MaxRetries times MaxBackoff, or 5 min if that is more
 
 	Headers map[string]string // sent with every request
 
 	Logger *slog.Logger // hears of every request that will be made again; nil discards
+
+	// Wrap returns each new connection as it is to be used, such as under a limit; nil leaves them. Time that a call on the
+	// result waits before it calls the connection does not count towards StallTimeout.
+	Wrap func(net.Conn) net.Conn
 
 	// StallTimeout is how long a connection may go without a byte in either direction; 0 means 30 s. Completing and
 	// copying, during which services are silent while they work, may take ten times as long.
@@ -86,7 +92,7 @@ const (
 	maxPart = 5 << 30
 )
 
-// Store keeps objects in a bucket. It is a store.PutIfAbsenter, Copier, ManyDeleter and Walker.
+// Store keeps objects in a bucket. It is a store.PutIfAbsenter, Copier, ManyDeleter, Walker and Sweeper.
 type Store struct {
 	o       Options
 	sse     sse
@@ -127,12 +133,13 @@ func newStore(ctx context.Context, o Options) (*Store, error) {
 	if err := s.setSSE(); err != nil {
 		return nil, err
 	}
-	cfg, err := loadConfig(ctx, o)
+	cfg, err := s.loadConfig(ctx)
 	if err != nil {
 		return nil, err
 	}
 	s.connect = func(region string) *s3.Client {
 		return s3.NewFromConfig(cfg, func(c *s3.Options) {
+			c.RetryMaxAttempts = 0 // AWS_MAX_ATTEMPTS; Options.MaxRetries says it
 			c.UsePathStyle = o.PathStyle
 			c.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 			c.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
@@ -155,7 +162,7 @@ func newStore(ctx context.Context, o Options) (*Store, error) {
 	if !ok {
 		return nil, fmt.Errorf("the AWS SDK brought an HTTP client of its own, a %T", cfg.HTTPClient)
 	}
-	slow := quick.WithTransportOptions(transport(10 * o.StallTimeout))
+	slow := quick.WithTransportOptions(transport(10*o.StallTimeout, o.Wrap))
 	s.patient = func(c *s3.Options) { c.HTTPClient = slow }
 	client := s.connect("")
 	s.custom = client.Options().BaseEndpoint != nil
@@ -202,7 +209,12 @@ func (o *Options) complete() error {
 	o.Concurrency = max(cmp.Or(o.Concurrency, 4), 1)
 	o.MaxRetries = max(cmp.Or(o.MaxRetries, 15), 0)
 	o.MaxBackoff = cmp.Or(o.MaxBackoff, 20*time.Second)
+	o.Patience = cmp.Or(o.Patience, max(time.Duration(o.MaxRetries)*o.MaxBackoff, 5*time.Minute))
 	o.StallTimeout = cmp.Or(o.StallTimeout, 30*time.Second)
+	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
+	if o.Wrap == nil {
+		o.Wrap = func(c net.Conn) net.Conn { return c }
+	}
 	return nil
 }
 
@@ -229,42 +241,15 @@ func (s *Store) setSSE() error {
 	return nil
 }
 
-// telling is the SDK's way of trying again, and tells that it does: an operator must not wonder what is being waited for.
-type telling struct {
-	*retry.Standard
-	log *slog.Logger
-}
-
-// RetryDelay implements aws.Retryer. It is asked before each wait.
-func (t *telling) RetryDelay(attempt int, err error) (time.Duration, error) {
-	d, delayErr := t.Standard.RetryDelay(attempt, err)
-	if delayErr == nil && t.log != nil {
-		t.log.Warn(fmt.Sprintf("S3: attempt %d of %d failed, the next one in %s", attempt, t.MaxAttempts(), d.Round(time.Millisecond)), "err", reason(err))
-	}
-	return d, delayErr
-}
-
-// reason is an error of the SDK in a few words.
-func reason(err error) string {
-	if code, status, _ := codes(err); code != "" {
-		return fmt.Sprintf("%s (status %d)", code, status)
-	}
-	if network := (*url.Error)(nil); errors.As(err, &network) {
-		return network.Error()
-	}
-	return err.Error()
-}
-
-func loadConfig(ctx context.Context, o Options) (aws.Config, error) {
+func (s *Store) loadConfig(ctx context.Context) (aws.Config, error) {
+	o := s.o
 	load := []func(*config.LoadOptions) error{
-		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(transport(o.StallTimeout))),
-		config.WithRetryer(func() aws.Retryer {
-			return &telling{log: o.Logger, Standard: retry.NewStandard(func(r *retry.StandardOptions) {
-				r.MaxAttempts = o.MaxRetries + 1
-				r.MaxBackoff = o.MaxBackoff
-				r.RateLimiter = ratelimit.None // else many parts that fail at once use up each other's retries
-			})}
-		}),
+		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(transport(o.StallTimeout, o.Wrap))),
+		config.WithRetryer(s.retryer),
+		config.WithLogger(logging.LoggerFunc(func(_ logging.Classification, format string, v ...any) { // else it writes to stderr
+			o.Logger.Debug("AWS SDK: " + fmt.Sprintf(format, v...))
+		})),
+		config.WithAPIOptions([]func(*middleware.Stack) error{rememberFailures}),
 	}
 	if o.Region != "" {
 		load = append(load, config.WithRegion(o.Region))
