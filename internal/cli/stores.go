@@ -17,8 +17,8 @@ import (
 	"holdfast/internal/store/throttle"
 )
 
-// bareStore opens the store that the settings name.
-func (a *app) bareStore(ctx context.Context, s *config.Settings) (store.Store, error) {
+// bareStore opens the store that the settings name. Its connections, where it has such, are under limit; nil is none.
+func (a *app) bareStore(ctx context.Context, s *config.Settings, limit *throttle.Limit) (store.Store, error) {
 	if err := s.RequireStorage(); err != nil {
 		return nil, err
 	}
@@ -27,19 +27,20 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings) (store.Store, e
 	}
 	o := s3Options(s)
 	o.Logger = a.log
+	if limit != nil {
+		o.Wrap = limit.Conn
+	}
 	return s3.New(ctx, o)
 }
 
 // sweep removes what writers that died long ago left unfinished in the store. Nobody reads that, so failing here fails nothing.
 func (a *app) sweep(ctx context.Context, s *config.Settings) {
-	st, err := a.bareStore(ctx, s)
+	st, err := a.bareStore(ctx, s, nil)
 	if err != nil {
 		a.log.Warn(fmt.Sprintf("what broken-off pushes left was not looked for: %v", err))
 		return
 	}
-	sweeper, ok := st.(interface {
-		Sweep(context.Context) ([]string, error)
-	})
+	sweeper, ok := st.(store.Sweeper)
 	if !ok {
 		return
 	}
@@ -55,16 +56,20 @@ func (a *app) sweep(ctx context.Context, s *config.Settings) {
 // openStore opens the store that the settings name: its calls counted, slowed to the limit of the network, and tried again when
 // what failed may pass.
 func (a *app) openStore(ctx context.Context, s *config.Settings) (store.Store, error) {
-	st, err := a.bareStore(ctx, s)
+	var limit *throttle.Limit
+	if s.Storage.NetworkRate > 0 {
+		limit = throttle.New(s.Storage.NetworkRate)
+	}
+	st, err := a.bareStore(ctx, s, limit)
 	if err != nil {
 		return nil, err
 	}
 	st = meter.New(st, &a.traffic)
-	if s.Storage.NetworkRate > 0 {
-		st = throttle.New(st, s.Storage.NetworkRate)
-	}
 	if s.Storage.Dir == "" {
-		return st, nil // S3 tries again by itself, request by request and as often as it was told to
+		return st, nil // S3 tries again by itself, request by request and as often as it was told to; its connections have the limit
+	}
+	if limit != nil {
+		st = limit.Store(st)
 	}
 	return retry.New(st, retry.Options{Logger: a.log}), nil
 }

@@ -30,7 +30,10 @@ func (o Object) IsDir() bool { return strings.HasSuffix(o.Name, "/") }
 
 // A Store keeps named objects. Its methods may be called from several goroutines at once.
 //
-// A missing object is an error for which errors.Is(err, fs.ErrNotExist) holds; errors name operation and object.
+// Errors name operation and object, and callers may ask them what to do next: fs.ErrNotExist, there is no such object; fs.ErrExist,
+// there is one already; fs.ErrPermission, the service refuses us; fs.ErrInvalid, it refuses what was asked, as it will the next
+// time; errors.ErrUnsupported, it cannot do that; context.Canceled and context.DeadlineExceeded, the caller's own. Any other may
+// pass. That the bucket, container or directory of the whole store is missing is none of fs.ErrNotExist.
 type Store interface {
 	// Open reads an object from its beginning. The caller closes it.
 	Open(ctx context.Context, name string) (io.ReadCloser, error)
@@ -56,8 +59,11 @@ type Store interface {
 	Delete(ctx context.Context, name string) error
 }
 
+// The interfaces below are optional, and found by assertion on the store itself or on what is wrapped around it.
+
 // A PutIfAbsenter can create an object only where none is, deciding atomically with all other writers. Otherwise
-// the error satisfies errors.Is(err, fs.ErrExist) and the object there is untouched.
+// the error satisfies errors.Is(err, fs.ErrExist) and the object there is untouched. A store that finds only in use that its service
+// cannot decide does what PutIfAbsent does for one that is none, and says so in its documentation.
 type PutIfAbsenter interface {
 	PutIfAbsent(ctx context.Context, name string, r io.Reader) error
 }
@@ -67,8 +73,8 @@ type Copier interface {
 	Copy(ctx context.Context, from, to string) error
 }
 
-// A ManyDeleter removes many objects in few calls. When it returns an error some may be gone; the error names
-// those that are not.
+// A ManyDeleter removes many objects in few calls. When it returns an error some may be gone, and the error says what of the rest
+// was refused; calling it again with all names is fine.
 type ManyDeleter interface {
 	DeleteMany(ctx context.Context, names []string) error
 }
@@ -77,6 +83,48 @@ type ManyDeleter interface {
 // byte order of their names.
 type Walker interface {
 	Walk(ctx context.Context, dir string) iter.Seq2[Object, error]
+}
+
+// A Sweeper removes what writers that died left unfinished, which no listing shows, and returns the names of what it removed. It
+// leaves what may belong to a writer that lives. Only the store of a service has it, not what is wrapped around one.
+type Sweeper interface {
+	Sweep(ctx context.Context) (removed []string, err error)
+}
+
+// Full is a Store with the optional interfaces that one around another store has.
+type Full interface {
+	Store
+	PutIfAbsenter
+	Copier
+	ManyDeleter
+	Walker
+}
+
+// Around returns outer, a store around inner, without PutIfAbsent and Copy where inner has none. The functions of this package
+// stand in for DeleteMany and Walk that inner lacks; an atomic decision and a copy inside the service have no substitute.
+func Around(inner Store, outer Full) Store {
+	type plain interface {
+		Store
+		ManyDeleter
+		Walker
+	}
+	_, mayAbsent := inner.(PutIfAbsenter)
+	_, mayCopy := inner.(Copier)
+	switch {
+	case mayAbsent && mayCopy:
+		return outer
+	case mayAbsent:
+		return struct {
+			plain
+			PutIfAbsenter
+		}{outer, outer}
+	case mayCopy:
+		return struct {
+			plain
+			Copier
+		}{outer, outer}
+	}
+	return struct{ plain }{outer}
 }
 
 // PutIfAbsent creates name in s, atomically where s is a PutIfAbsenter. Where it is not, it looks first and puts
@@ -92,6 +140,14 @@ func PutIfAbsent(ctx context.Context, s Store, name string, r io.Reader) error {
 		return err
 	}
 	return s.Put(ctx, name, r)
+}
+
+// Copy copies an object of s where s is a Copier. Where it is not the error is an errors.ErrUnsupported.
+func Copy(ctx context.Context, s Store, from, to string) error {
+	if c, ok := s.(Copier); ok {
+		return c.Copy(ctx, from, to)
+	}
+	return &fs.PathError{Op: "copy", Path: from, Err: errors.ErrUnsupported}
 }
 
 // DeleteMany removes names from s, in batches where s is a ManyDeleter. It tries all of them and joins the errors.

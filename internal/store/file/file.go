@@ -28,7 +28,7 @@ import (
 	"holdfast/internal/store"
 )
 
-// Store keeps objects below one directory. It is a store.PutIfAbsenter, a store.Copier and a store.ManyDeleter.
+// Store keeps objects below one directory. It is a store.PutIfAbsenter, Copier, ManyDeleter and Sweeper.
 // Directories appear with the first object in them and go with the last.
 type Store struct{ root *os.Root }
 
@@ -325,7 +325,7 @@ func (s *Store) prune(dir string) {
 // staleAfter is the age from which a temporary file may be one that a crash left behind.
 const staleAfter = 24 * time.Hour
 
-// Sweep removes temporary files that writers which died have left anywhere in the store, and returns their names. It
+// Sweep implements store.Sweeper: it removes temporary files that writers which died have left anywhere in the store. It
 // leaves those that are younger than a day, by their name or by their time, and those whose writer lives, which
 // holds a lock on them.
 func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
@@ -347,7 +347,8 @@ func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 			return nil
 		}
 		switch done, err := s.sweep(name, stale); {
-		case err != nil && !gone(err):
+		case gone(err): // published or removed since
+		case err != nil:
 			errs = append(errs, err)
 		case done:
 			removed = append(removed, name)

@@ -71,31 +71,18 @@ func (c *counter) begin(objects int) (end func(error)) {
 	}
 }
 
+// count makes a call about so many objects.
+func (c *counter) count(objects int, call func() error) error {
+	end := c.begin(objects)
+	err := call()
+	end(err)
+	return err
+}
+
 // New returns a Store around inner that counts into c. It has PutIfAbsent and Copy if inner has them. It always has
 // DeleteMany and Walk, by way of package store where inner lacks them.
 func New(inner store.Store, c *Counters) store.Store {
-	m := &metered{inner: inner, c: c}
-	absenter, mayAbsent := inner.(store.PutIfAbsenter)
-	copier, mayCopy := inner.(store.Copier)
-	switch {
-	case mayAbsent && mayCopy:
-		return struct {
-			*metered
-			putIfAbsent
-			copies
-		}{m, putIfAbsent{c, absenter}, copies{c, copier}}
-	case mayAbsent:
-		return struct {
-			*metered
-			putIfAbsent
-		}{m, putIfAbsent{c, absenter}}
-	case mayCopy:
-		return struct {
-			*metered
-			copies
-		}{m, copies{c, copier}}
-	}
-	return m
+	return store.Around(inner, &metered{inner: inner, c: c})
 }
 
 type metered struct {
@@ -190,43 +177,22 @@ func (w *writer) Write(p []byte) (int, error) {
 
 // Put implements store.Store.
 func (m *metered) Put(ctx context.Context, name string, r io.Reader) error {
-	end := m.c.put.begin(1)
-	err := m.inner.Put(ctx, name, m.c.source(r))
-	end(err)
-	return err
-}
-
-type putIfAbsent struct {
-	c     *Counters
-	inner store.PutIfAbsenter
+	return m.c.put.count(1, func() error { return m.inner.Put(ctx, name, m.c.source(r)) })
 }
 
 // PutIfAbsent implements store.PutIfAbsenter.
-func (p putIfAbsent) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
-	end := p.c.put.begin(1)
-	err := p.inner.PutIfAbsent(ctx, name, p.c.source(r))
-	end(err)
-	return err
-}
-
-type copies struct {
-	c     *Counters
-	inner store.Copier
+func (m *metered) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	return m.c.put.count(1, func() error { return store.PutIfAbsent(ctx, m.inner, name, m.c.source(r)) })
 }
 
 // Copy implements store.Copier.
-func (c copies) Copy(ctx context.Context, from, to string) error {
-	end := c.c.copies.begin(1)
-	err := c.inner.Copy(ctx, from, to)
-	end(err)
-	return err
+func (m *metered) Copy(ctx context.Context, from, to string) error {
+	return m.c.copies.count(1, func() error { return store.Copy(ctx, m.inner, from, to) })
 }
 
 // Stat implements store.Store.
-func (m *metered) Stat(ctx context.Context, name string) (store.Object, error) {
-	end := m.c.stat.begin(1)
-	o, err := m.inner.Stat(ctx, name)
-	end(err)
+func (m *metered) Stat(ctx context.Context, name string) (o store.Object, err error) {
+	err = m.c.stat.count(1, func() error { o, err = m.inner.Stat(ctx, name); return err })
 	return o, err
 }
 
@@ -261,16 +227,10 @@ func (m *metered) entries(seq iter.Seq2[store.Object, error]) iter.Seq2[store.Ob
 
 // Delete implements store.Store.
 func (m *metered) Delete(ctx context.Context, name string) error {
-	end := m.c.deletes.begin(1)
-	err := m.inner.Delete(ctx, name)
-	end(err)
-	return err
+	return m.c.deletes.count(1, func() error { return m.inner.Delete(ctx, name) })
 }
 
 // DeleteMany implements store.ManyDeleter.
 func (m *metered) DeleteMany(ctx context.Context, names []string) error {
-	end := m.c.deletes.begin(len(names))
-	err := store.DeleteMany(ctx, m.inner, names)
-	end(err)
-	return err
+	return m.c.deletes.count(len(names), func() error { return store.DeleteMany(ctx, m.inner, names) })
 }

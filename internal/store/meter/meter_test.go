@@ -14,57 +14,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"holdfast/internal/store"
-	"holdfast/internal/store/file"
 	"holdfast/internal/store/meter"
 	"holdfast/internal/store/storetest"
 )
 
-// plain shows only what every Store has.
-type plain struct{ store.Store }
-
 func TestMeterIsAStore(t *testing.T) {
-	t.Run("Full", func(t *testing.T) {
-		storetest.Test(t, func(*testing.T) store.Store { return meter.New(&storetest.Memory{}, &meter.Counters{}) })
-	})
-	t.Run("Plain", func(t *testing.T) {
-		storetest.Test(t, func(*testing.T) store.Store { return meter.New(plain{&storetest.Memory{}}, &meter.Counters{}) })
-	})
-	t.Run("File", func(t *testing.T) {
-		storetest.Test(t, func(t *testing.T) store.Store {
-			s, err := file.Open(t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { s.Close() })
-			return meter.New(s, &meter.Counters{})
-		})
-	})
-}
-
-func TestWhatTheInnerStoreCannotDoIsNotPromised(t *testing.T) {
-	m := &storetest.Memory{}
-	for _, c := range []struct {
-		inner        store.Store
-		absent, copy bool
-	}{
-		{m, true, true},
-		{plain{m}, false, false},
-		{struct {
-			store.Store
-			store.PutIfAbsenter
-		}{m, m}, true, false},
-		{struct {
-			store.Store
-			store.Copier
-		}{m, m}, false, true},
-	} {
-		s := meter.New(c.inner, &meter.Counters{})
-		_, absent := s.(store.PutIfAbsenter)
-		_, copies := s.(store.Copier)
-		if absent != c.absent || copies != c.copy {
-			t.Errorf("around a %T: PutIfAbsent %v, Copy %v; want %v, %v", c.inner, absent, copies, c.absent, c.copy)
-		}
-	}
+	storetest.TestAround(t, func(inner store.Store) store.Store { return meter.New(inner, &meter.Counters{}) })
 }
 
 // slow takes a second for each call that has no body.

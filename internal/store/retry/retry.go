@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"iter"
@@ -46,7 +47,8 @@ func Temporary(err error) bool {
 //
 // A body that breaks off is continued at its offset and a listing after its last entry. A put is tried again only when
 // its reader is an io.Seeker that can go back to where it was; what cannot be rewound fails at once. A PutIfAbsent whose
-// first try was carried out though its answer got lost ends in fs.ErrExist: who must know, compares contents.
+// first try was carried out though its answer got lost ends in fs.ErrExist: who must know, compares contents. A body
+// is continued by name: where objects are replaced while they are read, s itself must continue them, as it alone knows versions.
 //
 // The Store has PutIfAbsent and Copy if s has them. It always has DeleteMany and Walk, by way of package store where s
 // lacks them.
@@ -56,28 +58,7 @@ func New(s store.Store, opts Options) store.Store {
 	opts.MinDelay = cmp.Or(opts.MinDelay, 200*time.Millisecond)
 	opts.MaxDelay = cmp.Or(opts.MaxDelay, 20*time.Second)
 	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
-	r := &retrier{inner: s, Options: opts}
-	absenter, mayAbsent := s.(store.PutIfAbsenter)
-	copier, mayCopy := s.(store.Copier)
-	switch {
-	case mayAbsent && mayCopy:
-		return struct {
-			*retrier
-			putIfAbsent
-			copies
-		}{r, putIfAbsent{r, absenter}, copies{r, copier}}
-	case mayAbsent:
-		return struct {
-			*retrier
-			putIfAbsent
-		}{r, putIfAbsent{r, absenter}}
-	case mayCopy:
-		return struct {
-			*retrier
-			copies
-		}{r, copies{r, copier}}
-	}
-	return r
+	return store.Around(s, &retrier{inner: s, Options: opts})
 }
 
 type retrier struct {
@@ -115,7 +96,7 @@ func (r *retrier) again(ctx context.Context, t *tries, err error) error {
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return errors.Join(ctx.Err(), err)
+		return fmt.Errorf("%w: %w", err, ctx.Err())
 	}
 }
 
@@ -231,24 +212,14 @@ func (r *retrier) put(ctx context.Context, src io.Reader, call func() error) err
 	})
 }
 
-type putIfAbsent struct {
-	retrier  *retrier
-	absenter store.PutIfAbsenter
-}
-
 // PutIfAbsent implements store.PutIfAbsenter.
-func (p putIfAbsent) PutIfAbsent(ctx context.Context, name string, src io.Reader) error {
-	return p.retrier.put(ctx, src, func() error { return p.absenter.PutIfAbsent(ctx, name, src) })
-}
-
-type copies struct {
-	retrier *retrier
-	copier  store.Copier
+func (r *retrier) PutIfAbsent(ctx context.Context, name string, src io.Reader) error {
+	return r.put(ctx, src, func() error { return store.PutIfAbsent(ctx, r.inner, name, src) })
 }
 
 // Copy implements store.Copier.
-func (c copies) Copy(ctx context.Context, from, to string) error {
-	return c.retrier.do(ctx, func() error { return c.copier.Copy(ctx, from, to) })
+func (r *retrier) Copy(ctx context.Context, from, to string) error {
+	return r.do(ctx, func() error { return store.Copy(ctx, r.inner, from, to) })
 }
 
 // Stat implements store.Store.

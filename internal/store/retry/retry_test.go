@@ -21,39 +21,8 @@ import (
 	"holdfast/internal/store/storetest"
 )
 
-// plain shows only what every Store has.
-type plain struct{ store.Store }
-
 func TestRetryIsAStore(t *testing.T) {
-	t.Run("Full", func(t *testing.T) {
-		storetest.Test(t, func(*testing.T) store.Store { return retry.New(&storetest.Memory{}, retry.Options{}) })
-	})
-	t.Run("Plain", func(t *testing.T) {
-		storetest.Test(t, func(*testing.T) store.Store { return retry.New(plain{&storetest.Memory{}}, retry.Options{}) })
-	})
-}
-
-func TestWhatTheInnerStoreCannotDoIsNotPromised(t *testing.T) {
-	m := &storetest.Memory{}
-	type absenter struct {
-		store.Store
-		store.PutIfAbsenter
-	}
-	type copier struct {
-		store.Store
-		store.Copier
-	}
-	for _, c := range []struct {
-		inner        store.Store
-		absent, copy bool
-	}{{m, true, true}, {plain{m}, false, false}, {absenter{m, m}, true, false}, {copier{m, m}, false, true}} {
-		s := retry.New(c.inner, retry.Options{})
-		_, absent := s.(store.PutIfAbsenter)
-		_, copies := s.(store.Copier)
-		if absent != c.absent || copies != c.copy {
-			t.Errorf("around a %T: PutIfAbsent %v, Copy %v; want %v, %v", c.inner, absent, copies, c.absent, c.copy)
-		}
-	}
+	storetest.TestAround(t, func(inner store.Store) store.Store { return retry.New(inner, retry.Options{}) })
 }
 
 // fill puts objects for calls to work on.
@@ -127,7 +96,7 @@ func TestWhateverFailsOnceSucceeds(t *testing.T) {
 						flaky := fail(m, n)
 						var s store.Store = flaky
 						if inner == "plain" {
-							s = plain{s}
+							s = storetest.Plain(s)
 						}
 						err := calls(t.Context(), retry.New(s, retry.Options{}))
 						if !flaky.Reached() {

@@ -211,11 +211,5 @@ func (f *Flaky) DeleteMany(ctx context.Context, names []string) error {
 
 // Copy implements store.Copier. Where the Store beneath is none it fails with errors.ErrUnsupported.
 func (f *Flaky) Copy(ctx context.Context, from, to string) error {
-	return f.do("copy", to, func() error {
-		c, ok := f.inner.(store.Copier)
-		if !ok {
-			return failure("copy", to, errors.ErrUnsupported)
-		}
-		return c.Copy(ctx, from, to)
-	}, nil)
+	return f.do("copy", to, func() error { return store.Copy(ctx, f.inner, from, to) }, nil)
 }

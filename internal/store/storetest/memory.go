@@ -88,8 +88,11 @@ func (m *Memory) put(ctx context.Context, name string, r io.Reader, replace bool
 	if err := store.CheckName(name); err != nil {
 		return err
 	}
-	data, err := io.ReadAll(&untilDone{ctx, r})
-	if err != nil {
+	if err := ctx.Err(); err != nil {
+		return failure("put", name, err)
+	}
+	var data bytes.Buffer
+	if _, err := io.Copy(&untilDone{ctx, &data}, r); err != nil { // by WriteTo where r has that
 		return failure("put", name, err)
 	}
 	m.mu.Lock()
@@ -100,21 +103,21 @@ func (m *Memory) put(ctx context.Context, name string, r io.Reader, replace bool
 	if m.objects == nil {
 		m.objects = make(map[string]object)
 	}
-	m.objects[name] = object{data, time.Now()}
+	m.objects[name] = object{data.Bytes(), time.Now()}
 	return nil
 }
 
-// untilDone reads r for as long as ctx is not done.
+// untilDone writes to w for as long as ctx is not done.
 type untilDone struct {
 	ctx context.Context
-	r   io.Reader
+	w   io.Writer
 }
 
-func (u *untilDone) Read(p []byte) (int, error) {
+func (u *untilDone) Write(p []byte) (int, error) {
 	if err := u.ctx.Err(); err != nil {
 		return 0, err
 	}
-	return u.r.Read(p)
+	return u.w.Write(p)
 }
 
 // Copy implements store.Copier.

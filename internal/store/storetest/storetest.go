@@ -48,6 +48,42 @@ func Test(t *testing.T, open func(t *testing.T) store.Store) {
 	}
 }
 
+// Plain returns s without its optional interfaces.
+func Plain(s store.Store) store.Store { return struct{ store.Store }{s} }
+
+// TestAround checks a kind of store that goes around another: wrap returns one. It has to be a store around one with every optional
+// interface and around one with none, and may show PutIfAbsent and Copy only where the inner one has them.
+func TestAround(t *testing.T, wrap func(inner store.Store) store.Store) {
+	t.Run("Full", func(t *testing.T) {
+		Test(t, func(*testing.T) store.Store { return wrap(&Memory{}) })
+	})
+	t.Run("Plain", func(t *testing.T) {
+		Test(t, func(*testing.T) store.Store { return wrap(Plain(&Memory{})) })
+	})
+	t.Run("PromisesWhatTheInnerOneCanDo", func(t *testing.T) {
+		m := &Memory{}
+		for _, inner := range []store.Store{m, Plain(m), struct {
+			store.Store
+			store.PutIfAbsenter
+		}{m, m}, struct {
+			store.Store
+			store.Copier
+		}{m, m}} {
+			outer := wrap(inner)
+			_, absent := outer.(store.PutIfAbsenter)
+			_, copies := outer.(store.Copier)
+			_, wantAbsent := inner.(store.PutIfAbsenter)
+			_, wantCopies := inner.(store.Copier)
+			if absent != wantAbsent || copies != wantCopies {
+				t.Errorf("around a %T: PutIfAbsent %v, Copy %v; want %v, %v", inner, absent, copies, wantAbsent, wantCopies)
+			}
+			if err := store.Copy(t.Context(), outer, "none", "to"); errors.Is(err, errors.ErrUnsupported) == wantCopies {
+				t.Errorf("copy around a %T: %v", inner, err)
+			}
+		}
+	})
+}
+
 // pseudo returns n bytes that do not compress, the same for the same seed.
 func pseudo(seed uint64, n int) []byte {
 	b := make([]byte, n)

@@ -21,11 +21,8 @@ func TestAFlakyThatNeverFailsIsAStore(t *testing.T) {
 	storetest.Test(t, func(*testing.T) store.Store { return storetest.FailAt(&storetest.Memory{}, -1) })
 }
 
-// plain shows only what every Store has.
-type plain struct{ store.Store }
-
 func TestAPlainStoreIsAStore(t *testing.T) {
-	storetest.Test(t, func(*testing.T) store.Store { return plain{&storetest.Memory{}} })
+	storetest.Test(t, func(*testing.T) store.Store { return storetest.Plain(&storetest.Memory{}) })
 }
 
 // calls makes one call of each kind on a store that holds a/1 and a/2 and joins the errors.

@@ -1,14 +1,17 @@
-// Package throttle bounds how many bytes a second go to and come from a store.
+// Package throttle bounds how many bytes a second go to and come from stores.
 //
-// All puts and reads of a Store here share one allowance, so that a command with eight streams is as slow as one with a
-// single stream. Bytes are let through in small pieces, which makes the flow even instead of a burst a second. Listings,
-// deletes and copies inside the store are not bounded.
+// Everything under one Limit shares its allowance, so that a command with eight streams is as slow as one with a single stream.
+// Bytes are let through in small pieces, which makes the flow even instead of a burst a second.
+//
+// The limit belongs where bytes leave this process: on the connections of a store that has such, for it collects large pieces
+// of objects in memory and would send each as fast as the line allows; around any other store.
 package throttle
 
 import (
 	"context"
 	"io"
 	"iter"
+	"net"
 	"time"
 
 	"golang.org/x/time/rate"
@@ -20,46 +23,23 @@ import (
 // that these would take longer than a twentieth of a second.
 const maxPiece = 64 << 10
 
-// New returns inner with at most bytesPerSecond, which must be positive, in both directions together. The Store has
-// PutIfAbsent and Copy if inner has them. It always has DeleteMany and Walk, by way of package store where inner lacks
-// them.
-func New(inner store.Store, bytesPerSecond int64) store.Store {
-	piece := int(max(1, min(bytesPerSecond/20, maxPiece)))
-	l := rate.NewLimiter(rate.Limit(bytesPerSecond), piece)
-	l.AllowN(time.Now(), piece) // begin with nothing saved up: the first second is no faster than the others
-	t := &throttled{inner: inner, limit: l, piece: piece}
-	absenter, mayAbsent := inner.(store.PutIfAbsenter)
-	copier, mayCopy := inner.(store.Copier)
-	switch {
-	case mayAbsent && mayCopy:
-		return struct {
-			*throttled
-			putIfAbsent
-			store.Copier
-		}{t, putIfAbsent{t, absenter}, copier}
-	case mayAbsent:
-		return struct {
-			*throttled
-			putIfAbsent
-		}{t, putIfAbsent{t, absenter}}
-	case mayCopy:
-		return struct {
-			*throttled
-			store.Copier
-		}{t, copier}
-	}
-	return t
+// Limit is an allowance of bytes a second, for both directions together.
+type Limit struct {
+	bucket *rate.Limiter
+	piece  int // bytes waited for at once
 }
 
-type throttled struct {
-	inner store.Store
-	limit *rate.Limiter
-	piece int // bytes waited for at once
+// New returns a Limit of bytesPerSecond, which must be positive.
+func New(bytesPerSecond int64) *Limit {
+	piece := int(max(1, min(bytesPerSecond/20, maxPiece)))
+	l := &Limit{bucket: rate.NewLimiter(rate.Limit(bytesPerSecond), piece), piece: piece}
+	l.bucket.AllowN(time.Now(), piece) // begin with nothing saved up: the first second is no faster than the others
+	return l
 }
 
 // wait returns once n more bytes, at most a piece, may pass.
-func (t *throttled) wait(ctx context.Context, n int) error {
-	r := t.limit.ReserveN(time.Now(), n)
+func (l *Limit) wait(ctx context.Context, n int) error {
+	r := l.bucket.ReserveN(time.Now(), n)
 	timer := time.NewTimer(r.Delay())
 	defer timer.Stop()
 	select {
@@ -69,6 +49,40 @@ func (t *throttled) wait(ctx context.Context, n int) error {
 		r.Cancel()
 		return context.Cause(ctx)
 	}
+}
+
+// Conn returns c under the limit, with what goes over it: bodies, listings, encryption, what is sent again. Closing it ends the
+// waiting too.
+func (l *Limit) Conn(c net.Conn) net.Conn {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	return &conn{Conn: c, in: reader{l, ctx, c}, out: writer{l, ctx, c}, cancel: cancel}
+}
+
+type conn struct {
+	net.Conn
+	in     reader
+	out    writer
+	cancel context.CancelCauseFunc
+}
+
+func (c *conn) Read(p []byte) (int, error)  { return c.in.Read(p) }
+func (c *conn) Write(p []byte) (int, error) { return c.out.Write(p) }
+
+func (c *conn) Close() error {
+	c.cancel(net.ErrClosed)
+	return c.Conn.Close()
+}
+
+// Store returns inner with what is put and read under the limit. Listings, deletes and copies inside the store are not.
+//
+// It has PutIfAbsent and Copy if inner has them, and always DeleteMany and Walk, by way of package store where inner lacks them.
+func (l *Limit) Store(inner store.Store) store.Store {
+	return store.Around(inner, &throttled{inner: inner, limit: l})
+}
+
+type throttled struct {
+	inner store.Store
+	limit *Limit
 }
 
 // Open implements store.Store.
@@ -90,16 +104,16 @@ func (t *throttled) slow(ctx context.Context) func(io.ReadCloser, error) (io.Rea
 		return struct {
 			io.Reader
 			io.Closer
-		}{&reader{t, ctx, r}, r}, nil
+		}{&reader{t.limit, ctx, r}, r}, nil
 	}
 }
 
 // source returns r with the limit on it; what can write itself still can.
 func (t *throttled) source(ctx context.Context, r io.Reader) io.Reader {
 	if w, ok := r.(io.WriterTo); ok {
-		return &writerTo{reader{t, ctx, r}, w}
+		return &writerTo{reader{t.limit, ctx, r}, w}
 	}
-	return &reader{t, ctx, r}
+	return &reader{t.limit, ctx, r}
 }
 
 // Put implements store.Store.
@@ -107,14 +121,14 @@ func (t *throttled) Put(ctx context.Context, name string, r io.Reader) error {
 	return t.inner.Put(ctx, name, t.source(ctx, r))
 }
 
-type putIfAbsent struct {
-	throttled *throttled
-	absenter  store.PutIfAbsenter
+// PutIfAbsent implements store.PutIfAbsenter.
+func (t *throttled) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	return store.PutIfAbsent(ctx, t.inner, name, t.source(ctx, r))
 }
 
-// PutIfAbsent implements store.PutIfAbsenter.
-func (p putIfAbsent) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
-	return p.absenter.PutIfAbsent(ctx, name, p.throttled.source(ctx, r))
+// Copy implements store.Copier.
+func (t *throttled) Copy(ctx context.Context, from, to string) error {
+	return store.Copy(ctx, t.inner, from, to)
 }
 
 // Stat implements store.Store.
@@ -142,15 +156,15 @@ func (t *throttled) DeleteMany(ctx context.Context, names []string) error {
 
 // reader lets bytes through as the limit allows.
 type reader struct {
-	t   *throttled
-	ctx context.Context // of the call that the bytes belong to
+	l   *Limit
+	ctx context.Context // of the call or connection that the bytes belong to
 	r   io.Reader
 }
 
 func (r *reader) Read(p []byte) (int, error) {
-	n, err := r.r.Read(p[:min(len(p), r.t.piece)])
+	n, err := r.r.Read(p[:min(len(p), r.l.piece)])
 	if n > 0 {
-		if err := r.t.wait(r.ctx, n); err != nil {
+		if err := r.l.wait(r.ctx, n); err != nil {
 			return n, err
 		}
 	}
@@ -164,20 +178,20 @@ type writerTo struct {
 }
 
 func (w *writerTo) WriteTo(dst io.Writer) (int64, error) {
-	return w.from.WriteTo(&writer{w.t, w.ctx, dst})
+	return w.from.WriteTo(&writer{w.l, w.ctx, dst})
 }
 
 // writer lets bytes through as the limit allows.
 type writer struct {
-	t   *throttled
-	ctx context.Context // of the put that the bytes belong to
+	l   *Limit
+	ctx context.Context // of the put or connection that the bytes belong to
 	w   io.Writer
 }
 
 func (w *writer) Write(p []byte) (written int, err error) {
 	for len(p) > 0 {
-		n := min(len(p), w.t.piece)
-		if err := w.t.wait(w.ctx, n); err != nil {
+		n := min(len(p), w.l.piece)
+		if err := w.l.wait(w.ctx, n); err != nil {
 			return written, err
 		}
 		n, err := w.w.Write(p[:n])

@@ -5,62 +5,19 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	"holdfast/internal/store"
-	"holdfast/internal/store/file"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/store/throttle"
 )
 
-// plain shows only what every Store has.
-type plain struct{ store.Store }
-
 func TestThrottleIsAStore(t *testing.T) {
-	t.Run("Full", func(t *testing.T) {
-		storetest.Test(t, func(*testing.T) store.Store { return throttle.New(&storetest.Memory{}, 1<<40) })
-	})
-	t.Run("Plain", func(t *testing.T) {
-		storetest.Test(t, func(*testing.T) store.Store { return throttle.New(plain{&storetest.Memory{}}, 1<<40) })
-	})
-	t.Run("File", func(t *testing.T) {
-		storetest.Test(t, func(t *testing.T) store.Store {
-			s, err := file.Open(t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(func() { s.Close() })
-			return throttle.New(s, 1<<40)
-		})
-	})
-}
-
-func TestWhatTheInnerStoreCannotDoIsNotPromised(t *testing.T) {
-	m := &storetest.Memory{}
-	for _, c := range []struct {
-		inner        store.Store
-		absent, copy bool
-	}{
-		{m, true, true},
-		{plain{m}, false, false},
-		{struct {
-			store.Store
-			store.PutIfAbsenter
-		}{m, m}, true, false},
-		{struct {
-			store.Store
-			store.Copier
-		}{m, m}, false, true},
-	} {
-		s := throttle.New(c.inner, 1)
-		_, absent := s.(store.PutIfAbsenter)
-		_, copies := s.(store.Copier)
-		if absent != c.absent || copies != c.copy {
-			t.Errorf("around a %T: PutIfAbsent %v, Copy %v; want %v, %v", c.inner, absent, copies, c.absent, c.copy)
-		}
-	}
+	storetest.TestAround(t, throttle.New(1<<40).Store)
 }
 
 // takes fails t unless f takes about as long as want.
@@ -93,7 +50,7 @@ func TestBytesTakeTheirTime(t *testing.T) {
 		if err := m.Put(t.Context(), "a", bytes.NewReader(make([]byte, size))); err != nil {
 			t.Fatal(err)
 		}
-		s := throttle.New(m, 1<<20)
+		s := throttle.New(1 << 20).Store(m)
 		read := func() error {
 			r, err := s.Open(t.Context(), "a")
 			if err == nil {
@@ -116,10 +73,10 @@ func TestBytesTakeTheirTime(t *testing.T) {
 			return err
 		})
 		takes(t, "a put that writes itself", 3*time.Second, func() error {
-			return throttle.New(sink{}, 1<<20).Put(t.Context(), "d", bytes.NewReader(make([]byte, size)))
+			return throttle.New(1<<20).Store(sink{}).Put(t.Context(), "d", bytes.NewReader(make([]byte, size)))
 		})
 		takes(t, "a put at a very low rate", 3*time.Second, func() error {
-			return throttle.New(sink{}, 10).Put(t.Context(), "d", bytes.NewReader(make([]byte, 30)))
+			return throttle.New(10).Store(sink{}).Put(t.Context(), "d", bytes.NewReader(make([]byte, 30)))
 		})
 	})
 }
@@ -132,7 +89,7 @@ func TestTheFlowIsEven(t *testing.T) {
 				t.Fatal(err)
 			}
 			time.Sleep(time.Hour) // nothing is saved up meanwhile
-			r, err := throttle.New(m, int64(perSecond)).Open(t.Context(), "a")
+			r, err := throttle.New(int64(perSecond)).Store(m).Open(t.Context(), "a")
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -164,7 +121,7 @@ func TestWaitingEndsWithTheContext(t *testing.T) {
 			enough := errors.New("enough")
 			time.AfterFunc(time.Second, func() { cancel(enough) })
 			begin := time.Now()
-			err := throttle.New(sink{}, 1000).Put(ctx, "a", src(make([]byte, 1<<20)))
+			err := throttle.New(1000).Store(sink{}).Put(ctx, "a", src(make([]byte, 1<<20)))
 			if !errors.Is(err, enough) || time.Since(begin) != time.Second {
 				t.Errorf("after %v: %v; want %v after a second", time.Since(begin), err, enough)
 			}
@@ -176,8 +133,84 @@ func TestADeadlineDoesNotLiftTheLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 		defer cancel()
-		if err := throttle.New(sink{}, 1000).Put(ctx, "a", stream{bytes.NewReader(make([]byte, 1<<20))}); !errors.Is(err, context.DeadlineExceeded) {
+		if err := throttle.New(1000).Store(sink{}).Put(ctx, "a", stream{bytes.NewReader(make([]byte, 1<<20))}); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("a put of 1000 s with a deadline of 10 ms: %v", err)
+		}
+	})
+}
+
+// pipe returns the two ends of a connection, ours under the limit.
+func pipe(t *testing.T, l *throttle.Limit) (ours, theirs net.Conn) {
+	ours, theirs = net.Pipe()
+	ours = l.Conn(ours)
+	t.Cleanup(func() { ours.Close(); theirs.Close() })
+	return ours, theirs
+}
+
+// arrive reads c to its end and returns the bytes by tenths of a second.
+func arrive(c net.Conn) []int {
+	var in []int
+	begin, buf := time.Now(), make([]byte, 1<<20)
+	for {
+		n, err := c.Read(buf)
+		for tenth := int(time.Since(begin) / (100 * time.Millisecond)); len(in) <= tenth; {
+			in = append(in, 0)
+		}
+		in[len(in)-1] += n
+		if err != nil {
+			return in
+		}
+	}
+}
+
+// A store hands a connection large pieces that it collected in memory. They leave as evenly as a stream would, and all connections share
+// one limit.
+func TestConnectionsShareAnEvenFlow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rate, size = 10 << 20, 20 << 20
+		l := throttle.New(rate)
+		var g sync.WaitGroup
+		var mu sync.Mutex
+		sum := make([]int, 100)
+		for i := range 2 {
+			ours, theirs := pipe(t, l)
+			from, to := ours, theirs
+			if i == 1 { // one sends, one receives
+				from, to = theirs, ours
+			}
+			g.Go(func() {
+				if n, err := from.Write(make([]byte, size)); n != size || err != nil {
+					t.Errorf("wrote %d bytes, %v", n, err)
+				}
+				from.Close()
+			})
+			g.Go(func() {
+				in := arrive(to)
+				mu.Lock()
+				defer mu.Unlock()
+				for tenth, n := range in {
+					sum[tenth] += n
+				}
+			})
+		}
+		takes(t, "40 MiB over two connections at 10 MiB/s", 4*time.Second, func() error { g.Wait(); return nil })
+		for tenth, n := range sum[:39] {
+			if n < rate/10*8/10 || n > rate/10*12/10 {
+				t.Errorf("in tenth %d went %d bytes, want about %d", tenth, n, rate/10)
+			}
+		}
+	})
+}
+
+func TestClosingAConnectionEndsTheWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ours, theirs := pipe(t, throttle.New(1000))
+		go io.Copy(io.Discard, theirs)
+		time.AfterFunc(time.Second+time.Millisecond, func() { ours.Close() })
+		begin := time.Now()
+		n, err := ours.Write(make([]byte, 1<<20))
+		if !errors.Is(err, net.ErrClosed) || n != 1000 || time.Since(begin) != time.Second+time.Millisecond {
+			t.Errorf("wrote %d bytes, %v after %v; want the 1000 of the second before it was closed", n, err, time.Since(begin))
 		}
 	})
 }
