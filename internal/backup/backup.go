@@ -222,7 +222,9 @@ func (r *run) run(ctx context.Context) (_ *Report, err error) {
 			err = errors.Join(err, fmt.Errorf("stop the backup on the server: %w", stop))
 		}
 		if r.draft != nil {
-			if abort := r.draft.Abort(ctx); abort != nil {
+			var lost *archive.InUseError
+			abort := r.draft.Abort(ctx)
+			if abort != nil && !(errors.As(err, &lost) && errors.As(abort, &lost)) { // said already
 				err = errors.Join(err, fmt.Errorf("remove what was stored of %s: %w", r.draft.Name(), abort))
 			}
 		}

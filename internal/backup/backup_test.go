@@ -221,7 +221,7 @@ func TestTablespaceCreatedDuringBackupIsLeftToReplay(t *testing.T) {
 // Whichever store call fails, Run says so, no backup appears, nothing is left behind and the server is out of backup mode.
 func TestRunFailsWhole(t *testing.T) {
 	c := cluster(t)
-	for how, failAt := range map[string]func(store.Store, int) *storetest.Flaky{"before": storetest.FailAt, "midway": storetest.FailMidway} {
+	for how, failAt := range map[string]func(store.Store, int) *storetest.Flaky{"before": storetest.FailAt, "midway": storetest.FailMidway, "after": storetest.FailAfter} {
 		for n := 0; ; n++ {
 			m := &storetest.Memory{}
 			flaky := failAt(m, n)
@@ -492,7 +492,7 @@ func TestRunThatLostItsName(t *testing.T) {
 		opts := backup.Options{NoWaitWAL: true, Beat: time.Millisecond, Alive: -1}
 		_, err := backup.Run(ctx, connect(t, c), archive.New(robbed, archive.Options{}), c.Data, opts)
 		var inUse *archive.InUseError
-		if !errors.As(err, &inUse) || !strings.Contains(err.Error(), "another push's") {
+		if !errors.As(err, &inUse) || strings.Count(err.Error(), "another push's") != 1 {
 			t.Errorf("%s: got %v, want an InUseError", slow, err)
 		}
 		if left := fmt.Sprint(names(t, m)); !strings.Contains(left, "push.json") || strings.Contains(left, "sentinel") {
