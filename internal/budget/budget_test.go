@@ -1,0 +1,119 @@
+package budget_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/md5"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"testing"
+	"testing/iotest"
+
+	"holdfast/internal/budget"
+)
+
+// content returns n bytes, each place with its own.
+func content(n int) []byte {
+	b := make([]byte, n)
+	for i := range b {
+		b[i] = byte(i>>16) ^ byte(i>>8) ^ byte(i*31)
+	}
+	return b
+}
+
+func take(t *testing.T, b *budget.Budget, size, beside int64) *budget.Piece {
+	t.Helper()
+	p, err := b.Take(t.Context(), size, beside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+func TestAPieceHoldsWhatWasRead(t *testing.T) {
+	const most = 3<<20 + 5
+	p := take(t, budget.New(8<<20), most, 0)
+	defer p.Release()
+	for _, size := range []int{0, 1, 1 << 20, 1<<20 + 1, most - 1, most, most + 1, 5} { // the same piece, filled again and again
+		data, sum := content(size), md5.New()
+		src := iotest.HalfReader(bytes.NewReader(data))
+		ended, err := p.Fill(t.Context(), src, sum)
+		want := data[:min(size, most)]
+		if err != nil || ended != (size < most) || p.Size() != int64(len(want)) {
+			t.Errorf("%d bytes: ended %v, %v, with %d in the piece", size, ended, err, p.Size())
+		}
+		if err := iotest.TestReader(p.Reader(), want); err != nil {
+			t.Errorf("%d bytes: %v", size, err)
+		}
+		if got, want := fmt.Sprintf("%x", sum.Sum(nil)), fmt.Sprintf("%x", md5.Sum(want)); got != want {
+			t.Errorf("%d bytes: the sum is %s, want %s", size, got, want)
+		}
+		if rest, err := io.ReadAll(src); err != nil || len(rest) != size-len(want) {
+			t.Errorf("%d bytes: %d are left in the source, %v", size, len(rest), err)
+		}
+	}
+}
+
+func TestAFailingSourceFailsTheFilling(t *testing.T) {
+	broken := errors.New("the source broke")
+	p := take(t, budget.New(4<<20), 4<<20, 0)
+	defer p.Release()
+	if _, err := p.Fill(t.Context(), io.MultiReader(bytes.NewReader(content(100)), iotest.ErrReader(broken)), nil); !errors.Is(err, broken) {
+		t.Errorf("fill: %v, want %v", err, broken)
+	}
+	ctx, cancel := context.WithCancelCause(t.Context())
+	cancel(broken)
+	if _, err := p.Fill(ctx, bytes.NewReader(content(100)), nil); !errors.Is(err, broken) {
+		t.Errorf("fill with a cancelled context: %v, want its cause", err)
+	}
+}
+
+func TestTheSumStaysBelowTheBound(t *testing.T) {
+	const total, size, beside = 8 << 20, 2 << 20, 1 << 20
+	b := budget.New(total)
+	var g sync.WaitGroup
+	for i := range 20 {
+		g.Go(func() {
+			p, err := b.Take(t.Context(), size, beside)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer p.Release()
+			if ended, err := p.Fill(t.Context(), bytes.NewReader(content(i*200_000)), nil); err != nil {
+				t.Error(err)
+			} else if ended {
+				p.Shrink()
+			}
+		})
+	}
+	g.Wait()
+	if got := b.Most(); got > total || got < size+beside {
+		t.Errorf("%d bytes were out at once, of %d", got, total)
+	}
+	p := take(t, b, total, 0) // all of it came back
+	p.Release()
+}
+
+func TestWhatIsNotNeededGoesToOthers(t *testing.T) {
+	b := budget.New(4 << 20)
+	p := take(t, b, 3<<20, 1<<20)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Take(ctx, 1, 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("take of what is not there: %v, want to wait until cancelled", err)
+	}
+	if ended, err := p.Fill(t.Context(), bytes.NewReader(content(10)), nil); !ended || err != nil {
+		t.Fatal(ended, err)
+	}
+	p.Shrink()
+	take(t, b, 3<<20, 0).Release()
+	p.Release()
+	alone := take(t, b, 9<<20, 9<<20) // larger than all there is
+	if ended, err := alone.Fill(t.Context(), bytes.NewReader(content(5<<20)), nil); !ended || err != nil || alone.Size() != 5<<20 {
+		t.Errorf("a piece above the budget: ended %v, %v, %d bytes", ended, err, alone.Size())
+	}
+	alone.Release()
+}
