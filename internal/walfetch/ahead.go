@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -24,20 +25,21 @@ const (
 )
 
 // Ahead fetches the segments that PostgreSQL is going to ask for, following what it asks for. It returns when PostgreSQL has
-// asked for all that the archive has, when nothing was asked for during Patience, or when the recovery is over, and leaves no
-// segments behind. Only one process at a time does this for a directory: where another is at it, Ahead returns at once.
-// Fetch has to have noted what is asked for. Ahead returns how many segments it fetched.
+// asked for all that could be fetched, when nothing was asked for during Patience, or when the server stopped or its recovery
+// is over, and leaves no segments behind. Only one process at a time does this for a directory: where another is at it, Ahead
+// returns at once. Fetch has to have made the directory and noted there what is asked for; where it is gone, Ahead makes
+// nothing anew. Ahead returns how many segments it fetched, and the error because of which it did not fetch more.
 func Ahead(ctx context.Context, a Archive, dest string, o Options) (int, error) {
 	q := openQueue(dest, o)
-	if err := os.MkdirAll(filepath.Join(q.dir, "running"), 0o700); err != nil {
-		return 0, err
+	lock, err := os.OpenFile(q.lock(), os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
 	}
-	lock, err := os.OpenFile(filepath.Join(q.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return 0, err
 	}
 	defer lock.Close() // gives the lock back
-	if !locked(lock) {
+	if !locked(lock) || !sameFile(lock, q.lock()) {
 		return 0, nil
 	}
 	perm, err := permissions(filepath.Dir(dest))
@@ -45,7 +47,7 @@ func Ahead(ctx context.Context, a Archive, dest string, o Options) (int, error) 
 		return 0, err
 	}
 	p := &prefetcher{
-		archive: a, queue: q, opts: o, perm: perm,
+		archive: a, queue: q, lock: lock, opts: o, perm: perm,
 		running: map[wal.SegmentNo]bool{}, have: map[wal.SegmentNo]bool{}, results: make(chan result),
 		pace: pace{parallel: max(o.Parallel, 1)},
 	}
@@ -56,6 +58,7 @@ func Ahead(ctx context.Context, a Archive, dest string, o Options) (int, error) 
 type prefetcher struct {
 	archive Archive
 	queue   *queue
+	lock    *os.File
 	opts    Options
 	perm    fs.FileMode
 
@@ -63,7 +66,8 @@ type prefetcher struct {
 	size       wal.SegmentSize
 	at         wal.SegmentNo          // what PostgreSQL asked for last
 	recovering bool                   // whether a server in recovery asked
-	end        wal.SegmentNo          // the first segment known to be missing; 0 for none
+	end        wal.SegmentNo          // the first segment known to be missing, or not to be had; 0 for none
+	err        error                  // why it is not to be had
 	running    map[wal.SegmentNo]bool // being fetched
 	have       map[wal.SegmentNo]bool // fetched
 	results    chan result
@@ -73,9 +77,10 @@ type prefetcher struct {
 
 // A result is how fetching one segment went.
 type result struct {
-	no   wal.SegmentNo
-	took time.Duration
-	err  error
+	timeline wal.Timeline
+	no       wal.SegmentNo
+	took     time.Duration
+	err      error
 }
 
 const (
@@ -85,46 +90,60 @@ const (
 
 func (p *prefetcher) run(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
-	defer p.settle()
-	defer cancel()
+	atEnd, err := p.work(ctx)
+	cancel()
+	p.settle()
+	switch {
+	case !p.holds(): // the directory was removed, and may have been made anew: then others work there
+		return p.fetched, nil
+	case atEnd && situationIn(p.queue.data) != Recovery: // a standby may wait there for long: what Fetch goes by stays
+		p.queue.setEnd(p.size.Name(p.timeline, p.end))
+		err = p.tidy(math.MaxUint64)
+	default:
+		err = errors.Join(err, p.queue.remove())
+	}
+	return p.fetched, errors.Join(p.err, err)
+}
+
+// holds reports whether the directory is still the one that this process has locked.
+func (p *prefetcher) holds() bool { return sameFile(p.lock, p.queue.lock()) }
+
+// work fetches until there is nothing more to do, and reports whether that is because PostgreSQL has asked for all there is. Some
+// downloads may be running still.
+func (p *prefetcher) work(ctx context.Context) (atEnd bool, err error) {
 	// Whoever wrote these held the lock, and is dead.
 	if err := removeAll(filepath.Join(p.queue.dir, "running"), func(string) bool { return true }); err != nil {
-		return 0, err
+		return false, err
 	}
 	patience := cmp.Or(p.opts.Patience, 2*time.Minute)
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
-	for last := time.Now(); ; {
+	for last := time.Now(); p.holds(); {
 		now := time.Now()
 		moved, err := p.follow(now)
 		if err != nil {
-			return p.fetched, err
+			return false, err
 		}
 		switch {
 		case moved:
 			last = now
 		case now.Sub(last) > patience,
-			p.recovering && now.Sub(last) > linger && !p.queue.recovering(): // promoted, or the target was reached
-			cancel()
-			p.settle()
-			return p.fetched, p.queue.remove()
+			p.recovering && now.Sub(last) > linger && !p.queue.recovering(): // promoted, or the target was reached, or stopped
+			return false, nil
 		}
 		p.startSome(ctx)
-		// What was fetched must not be left behind, should recovery end before it is asked for.
 		if len(p.running) == 0 && p.end != 0 && p.at+1 >= p.end && now.Sub(last) > linger {
-			p.queue.setEnd(p.size.Name(p.timeline, p.end))
-			return p.fetched, p.tidy(p.at + 1)
+			return true, nil
 		}
 		select {
 		case <-ctx.Done():
-			return p.fetched, ctx.Err()
+			return false, ctx.Err()
 		case <-ticker.C:
 		case r := <-p.results:
-			if err := p.account(r); err != nil {
-				return p.fetched, err
-			}
+			p.account(r)
 		}
 	}
+	return false, nil
 }
 
 // follow looks what PostgreSQL asks for, and reports whether that is news.
@@ -147,12 +166,11 @@ func (p *prefetcher) follow(now time.Time) (bool, error) {
 	}
 	if timeline != p.timeline || size != p.size || no < p.at {
 		// Another timeline, or recovery began anew: what is there has to be seen again.
-		p.timeline, p.size, p.end = timeline, size, 0
-		clear(p.have)
+		p.timeline, p.size, p.end, p.err = timeline, size, 0, nil
 	} else {
 		p.pace.moved(now, int(no-p.at))
 		if no >= p.end { // it was asked for, so it may have come
-			p.end = 0
+			p.end, p.err = 0, nil
 		}
 	}
 	p.at = no
@@ -208,11 +226,11 @@ func (p *prefetcher) startSome(ctx context.Context) {
 			continue
 		}
 		p.running[no] = true
-		name := p.size.Name(p.timeline, no)
+		timeline, name := p.timeline, p.size.Name(p.timeline, no)
 		go func() {
 			start := time.Now()
 			err := p.fetch(ctx, name)
-			p.results <- result{no, time.Since(start), err}
+			p.results <- result{timeline, no, time.Since(start), err}
 		}()
 	}
 }
@@ -227,24 +245,24 @@ func (p *prefetcher) scarce(workers int) bool {
 	return int64(fs.Bavail)*int64(fs.Bsize) < int64(workers+spare)*int64(p.size)
 }
 
-func (p *prefetcher) account(r result) error {
+// account takes in how a download went. What cannot be had now is PostgreSQL's to ask for: it has to hear why.
+func (p *prefetcher) account(r result) {
 	delete(p.running, r.no)
-	var missing *MissingError
-	switch {
-	case errors.As(r.err, &missing):
-		if p.end == 0 || r.no < p.end {
-			p.end = r.no
-		}
-	case errors.Is(r.err, errTaken): // whoever took it fetches it
-		p.have[r.no] = true
-	case r.err != nil:
-		return r.err
-	default:
-		p.have[r.no] = true
+	if r.err == nil {
 		p.fetched++
 		p.pace.took(r.took)
 	}
-	return nil
+	var missing *MissingError
+	switch {
+	case r.timeline != p.timeline: // nobody asks for that any more
+	case r.err == nil, errors.Is(r.err, errTaken): // whoever took it fetches it
+		p.have[r.no] = true
+	case p.end == 0 || r.no < p.end:
+		p.end, p.err = r.no, nil
+		if !errors.As(r.err, &missing) {
+			p.err = r.err
+		}
+	}
 }
 
 // settle waits for what is still running.

@@ -29,12 +29,16 @@ func openQueue(dest string, o Options) *queue {
 	return &queue{filepath.Join(cmp.Or(o.Dir, wal), ".wal-g", "prefetch"), o.Location, filepath.Dir(wal)}
 }
 
-// recovering reports whether a server is in archive recovery there.
-func (q *queue) recovering() bool { return situationIn(q.data) != Unknown }
+// recovering reports whether a server runs there that is in archive recovery.
+func (q *queue) recovering() bool {
+	_, err := os.Stat(filepath.Join(q.data, "postmaster.pid"))
+	return err == nil && situationIn(q.data) != Unknown
+}
 
 func (q *queue) finished(name string) string { return filepath.Join(q.dir, name) }
 func (q *queue) record(name string) string   { return filepath.Join(q.dir, name+".json") }
 func (q *queue) running(name string) string  { return filepath.Join(q.dir, "running", name) }
+func (q *queue) lock() string                { return filepath.Join(q.dir, "lock") }
 
 // A record says what is known of a segment that was fetched ahead.
 type record struct {
@@ -74,16 +78,19 @@ func writeJSON(path string, v any) error {
 		return err
 	}
 	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err := os.WriteFile(temp, b, 0o600); err != nil {
-		return err
+	if err = os.WriteFile(temp, b, 0o600); err == nil {
+		err = os.Rename(temp, path)
 	}
-	return os.Rename(temp, path)
+	if err != nil {
+		os.Remove(temp)
+	}
+	return err
 }
 
 // stalled is how long a download may not grow until the one who waits for it fetches the segment itself.
 const stalled = 2 * time.Second
 
-// take puts the segment in place if it was, or is being, fetched ahead, and returns its length; 0 means that it has to be
+// take makes a segment dst's content if it was, or is being, fetched ahead, and returns its length; 0 means that it has to be
 // fetched. An error says why, and is not the end of the matter either.
 func (q *queue) take(ctx context.Context, name string, dst *destination) (int64, error) {
 	q.request(name)
@@ -107,7 +114,8 @@ func (q *queue) request(name string) {
 	writeJSON(filepath.Join(q.dir, "requested"), request{name, last.SegmentSize, q.recovering()}) // without the directory nobody is there to read it
 }
 
-// takeFinished puts a segment in place that was fetched ahead. None is fs.ErrNotExist; one that is not right is removed.
+// takeFinished adopts a segment that was fetched ahead, or copies it to dst. None is fs.ErrNotExist; one that is not right is
+// removed.
 func (q *queue) takeFinished(name string, dst *destination) (int64, error) {
 	path := q.finished(name)
 	f, err := os.Open(path)
@@ -127,9 +135,6 @@ func (q *queue) takeFinished(name string, dst *destination) (int64, error) {
 		}
 		if _, err := receive(dst.file, f, name); err != nil {
 			return 0, fmt.Errorf("copy %s: %w", path, err)
-		}
-		if err := dst.commit(); err != nil {
-			return 0, err
 		}
 		os.Remove(path)
 	}
@@ -227,8 +232,8 @@ func (q *queue) setEnd(name string) {
 	}
 }
 
-// continueAfter sees to it that the segments after name are fetched, unless they are there already, someone is at it, or
-// the archive is known to end there: a standby that waits for each next segment has nothing to fetch ahead.
+// continueAfter sees to it that the segments after name are fetched, unless someone is at it, or the archive is known to end
+// there: a standby that waits for each next segment has nothing to fetch ahead.
 func (q *queue) continueAfter(name string, size wal.SegmentSize, o Options) {
 	if o.Start == nil {
 		return
@@ -242,20 +247,10 @@ func (q *queue) continueAfter(name string, size wal.SegmentSize, o Options) {
 		os.Remove(filepath.Join(q.dir, "end"))
 		return
 	}
-	enough := true
-	for _, next := range []string{size.Name(timeline, no+1), size.Name(timeline, no+2)} {
-		if next == end {
-			break
-		}
-		if _, err := os.Lstat(q.finished(next)); err != nil {
-			enough = false
-			break
-		}
-	}
-	if enough || q.busy() {
+	if end == size.Name(timeline, no+1) || q.busy() {
 		return
 	}
-	err = os.MkdirAll(filepath.Join(q.dir, "running"), 0o700)
+	err = q.create(o)
 	if err == nil {
 		err = writeJSON(filepath.Join(q.dir, "requested"), request{name, size, q.recovering()})
 	}
@@ -267,6 +262,21 @@ func (q *queue) continueAfter(name string, size wal.SegmentSize, o Options) {
 	}
 }
 
+// create makes the directories of the queue, but not PostgreSQL's, should that have been removed by now.
+func (q *queue) create(o Options) error {
+	if o.Dir != "" {
+		if err := os.MkdirAll(o.Dir, 0o700); err != nil {
+			return err
+		}
+	}
+	for _, dir := range []string{filepath.Dir(q.dir), q.dir, filepath.Join(q.dir, "running")} {
+		if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
+	}
+	return nil
+}
+
 // remove removes all there is of the queue.
 func (q *queue) remove() error {
 	err := os.RemoveAll(q.dir)
@@ -276,7 +286,7 @@ func (q *queue) remove() error {
 
 // busy reports whether there is a process that fetches ahead.
 func (q *queue) busy() bool {
-	f, err := os.Open(filepath.Join(q.dir, "lock"))
+	f, err := os.Open(q.lock())
 	if err != nil {
 		return false
 	}

@@ -7,8 +7,10 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -37,23 +39,73 @@ type checked struct {
 // receive makes the content of src that of dst, and refuses what is not the WAL file called name. Only trouble with src
 // is a *brokenError.
 func receive(dst file, src io.Reader, name string) (checked, error) {
+	old, err := dst.Seek(0, io.SeekEnd)
+	if err != nil {
+		return checked{}, err
+	}
 	if _, err := dst.Seek(0, io.SeekStart); err != nil {
 		return checked{}, err
 	}
-	if err := dst.Truncate(0); err != nil {
-		return checked{}, err
-	}
 	w := &receiver{dst: dst, name: name, max: maxSmall}
-	_, err := io.Copy(w, src)
+	err = transfer(w, src)
 	switch {
-	case w.err != nil: // which io.Copy may have wrapped
+	case w.err != nil:
 		return checked{}, w.err
 	case err != nil:
 		return checked{}, &brokenError{err}
 	case w.segment() && (w.size == 0 || w.n != w.size):
 		return checked{}, &brokenError{fmt.Errorf("%s has %d bytes in the archive, which is no whole segment", name, w.n)}
 	}
+	// Not to 0 at the start: ext4 takes that for a file being replaced in place and, safe but slow, writes all of it when it is
+	// closed (auto_da_alloc).
+	if old > w.n {
+		if err := dst.Truncate(w.n); err != nil {
+			return checked{}, err
+		}
+	}
 	return checked{w.n, w.sum}, nil
+}
+
+// Content moves in at most so many pieces of at most so many bytes at once. A frame of zstd fits, and is decompressed straight
+// into it.
+const (
+	pieces    = 3
+	pieceSize = 256 << 10
+)
+
+// transfer copies src to w until one of them fails, and returns the error of src, nil at its end. While one piece is written
+// the next one is read, which of an archive means decompressed: with a second core that is done at the same time.
+func transfer(w *receiver, src io.Reader) error {
+	full, empty := make(chan []byte, pieces), make(chan []byte, pieces) // with room for all, so that only receiving waits
+	for range pieces {
+		empty <- make([]byte, pieceSize)
+	}
+	go func() {
+		defer close(empty)
+		for b := range full {
+			if _, err := w.Write(b); err != nil {
+				return
+			}
+			empty <- b[:pieceSize]
+		}
+	}()
+	var err error
+	for err == nil {
+		b, ok := <-empty
+		if !ok {
+			break // w has failed
+		}
+		var n int
+		n, err = src.Read(b)
+		full <- b[:n]
+	}
+	close(full)
+	for range empty { // until all is written
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return err
 }
 
 // A receiver checks content on its way to dst.
@@ -133,15 +185,15 @@ type destination struct {
 	file *os.File // at temp, locked; nil when ended
 }
 
-// begin locks the destination at path. What is there stays until commit or adopt.
-func begin(ctx context.Context, path string) (*destination, error) {
+// begin locks the destination at path, and says so when it has to wait for that. What is there stays until commit or adopt.
+func begin(ctx context.Context, path string, log *slog.Logger) (*destination, error) {
 	dir := filepath.Dir(path)
 	d := &destination{path: path, temp: filepath.Join(dir, "."+filepath.Base(path)+atomicfile.Suffix)}
 	perm, err := permissions(dir)
 	if err != nil {
 		return nil, err
 	}
-	for {
+	for waiting := false; ; waiting = true {
 		f, err := os.OpenFile(d.temp, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, perm)
 		if err != nil {
 			return nil, err
@@ -151,6 +203,9 @@ func begin(ctx context.Context, path string) (*destination, error) {
 			return d, nil
 		}
 		f.Close() // nothing was written
+		if !waiting {
+			log.Warn("another wal-fetch writes the same file, waiting for it to end", "file", path)
+		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("wait for another process that writes %s: %w", path, context.Cause(ctx))
@@ -187,23 +242,42 @@ func sameFile(f *os.File, path string) bool {
 	return errA == nil && errB == nil && os.SameFile(a, b)
 }
 
-// commit puts what was written to d.file in place.
+// commit puts what was written to d.file in place, durably unless PostgreSQL sees to that. After adopt it does nothing.
 func (d *destination) commit() error {
-	f := d.file
+	if d.file == nil {
+		return nil
+	}
+	f, lasting := d.file, !passing(d.path)
 	d.file = nil
-	err := os.Rename(d.temp, d.path)
+	var err error
+	if lasting {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = os.Rename(d.temp, d.path)
+	}
 	if err != nil {
 		os.Remove(d.temp) // the error to report is the first
 	}
-	return errors.Join(err, f.Close())
+	if err = errors.Join(err, f.Close()); err == nil && lasting {
+		err = atomicfile.SyncDir(filepath.Dir(d.path))
+	}
+	return err
 }
 
-// adopt puts the file at from in place instead.
+// passing reports whether path is where a server has restore_command put a file (RECOVERYXLOG, RECOVERYHISTORY). Before each
+// call it removes what is there, so that after a crash nothing of it is read; when it keeps the file under the file's own name,
+// it syncs file and directory itself (RestoreArchivedFile and KeepFileRestoredFromArchive in xlogarchive.c, durable_rename).
+// pg_rewind and people have a file put under its own name, and a server would find it there after a crash.
+func passing(path string) bool { return strings.HasPrefix(filepath.Base(path), "RECOVERY") }
+
+// adopt puts the file at from in place instead, where passing holds.
 func (d *destination) adopt(from string) error {
-	if err := os.Rename(from, d.path); err != nil {
-		return err
+	err := os.Rename(from, d.path)
+	if err == nil {
+		d.abort() // should the temporary file stay, the next fetch uses it
 	}
-	return d.abort()
+	return err
 }
 
 // abort leaves what was at path as it is. After commit or adopt it does nothing.

@@ -11,11 +11,11 @@
 //	.wal-g/prefetch/<segment>.json      its checksum and which archive it is from; without it the segment is not used
 //	.wal-g/prefetch/running/<segment>   being fetched, locked by the process that does
 //	.wal-g/prefetch/requested           the segment that PostgreSQL asked for last
-//	.wal-g/prefetch/end                 a segment that the archive lacked when it was looked for
+//	.wal-g/prefetch/end                 a segment that could not be had when it was looked for
 //	.wal-g/prefetch/lock                locked by the process that runs Ahead
 //
-// Nothing is synced to disk: PostgreSQL syncs what it keeps of restored WAL (durable_rename in KeepFileRestoredFromArchive),
-// and what a crash of the machine spoils of a segment fetched ahead its checksum tells.
+// Synced to disk is only what is fetched under a name of its own, as by pg_rewind. What PostgreSQL replays it syncs itself, and
+// what a crash of the machine spoils of a segment fetched ahead its checksum tells.
 package walfetch
 
 import (
@@ -81,7 +81,7 @@ func Fetch(ctx context.Context, open func(context.Context) (Archive, error), nam
 	if wal.KindOf(name) == wal.Other {
 		return Report{}, fmt.Errorf("%q is not the name of a WAL file", name)
 	}
-	dst, err := begin(ctx, dest)
+	dst, err := begin(ctx, dest, o.logger())
 	if err != nil {
 		return Report{}, err
 	}
@@ -96,6 +96,9 @@ func Fetch(ctx context.Context, open func(context.Context) (Archive, error), nam
 			o.logger().Debug("cannot use what was fetched ahead", "file", name, "error", err)
 		}
 		if report.Ahead = report.Bytes > 0; report.Ahead {
+			if err := dst.commit(); err != nil {
+				return Report{}, err
+			}
 			q.continueAfter(name, wal.SegmentSize(report.Bytes), o)
 			return report, nil
 		}

@@ -82,6 +82,7 @@ type server struct {
 	started int          // how often Ahead was
 	running sync.WaitGroup
 	cancel  context.CancelFunc // ends what is running
+	failure error              // how Ahead ended; to be read when nothing is running
 }
 
 func newServer(t *testing.T, s store.Store) *server {
@@ -90,6 +91,7 @@ func newServer(t *testing.T, s store.Store) *server {
 		t.Fatal(err)
 	}
 	v.write("recovery.signal", nil)
+	v.write("postmaster.pid", nil)
 	return v
 }
 
@@ -102,6 +104,7 @@ func (v *server) runAhead(a walfetch.Archive, allowed ...error) {
 		v.started++
 		v.running.Go(func() {
 			_, err := walfetch.Ahead(ctx, a, v.dest(), opts)
+			v.failure = err
 			if err != nil && !slices.ContainsFunc(append(allowed, context.Canceled), func(e error) bool { return errors.Is(err, e) }) {
 				v.t.Error(err)
 			}
@@ -324,6 +327,7 @@ func TestFetchFailsWhole(t *testing.T) {
 
 func TestSegmentsAreServedFromTheQueue(t *testing.T) {
 	v := newServer(t, filled(t, 1, 5))
+	v.write("standby.signal", nil)
 	v.runAhead(v.archive())
 	for no := 1; no <= 5; no++ {
 		if no > 1 {
@@ -411,7 +415,6 @@ func TestQueueIsVerified(t *testing.T) {
 			t.Fatal(err)
 		}
 		v.await(name(2))
-		v.stop()
 		v.opts.Start = nil
 		spoil(v)
 		report, err := v.fetch(name(2))
@@ -564,15 +567,24 @@ func TestAheadRemovesWhatIsNotNeeded(t *testing.T) {
 }
 
 func TestAheadEndsWithTheRecovery(t *testing.T) {
-	v := newServer(t, filled(t, 1, 20))
-	v.runAhead(v.archive())
-	if _, err := v.fetch(name(1)); err != nil {
-		t.Fatal(err)
+	for what, end := range map[string]func(v *server) error{
+		"promoted": func(v *server) error { return os.Remove(v.path("recovery.signal")) },
+		"stopped":  func(v *server) error { return os.Remove(v.path("postmaster.pid")) },
+		"told to":  func(v *server) error { v.cancel(); return nil },
+	} {
+		v := newServer(t, filled(t, 1, 20))
+		v.runAhead(v.archive())
+		if _, err := v.fetch(name(1)); err != nil {
+			t.Fatal(err)
+		}
+		v.await(name(2))
+		if err := end(v); err != nil {
+			t.Fatal(err)
+		}
+		v.running.Wait()
+		t.Log(what)
+		only(t, v.path("pg_wal"), "RECOVERYXLOG")
 	}
-	v.await(name(2))
-	os.Remove(v.path("recovery.signal"))
-	v.running.Wait()
-	only(t, v.path("pg_wal"), "RECOVERYXLOG")
 }
 
 func TestAheadEndsWhenNothingIsAskedFor(t *testing.T) {
@@ -584,6 +596,163 @@ func TestAheadEndsWhenNothingIsAskedFor(t *testing.T) {
 	}
 	v.running.Wait()
 	only(t, v.path("pg_wal"), "RECOVERYXLOG")
+}
+
+// fussy is an archive some of whose files come late, or not at all.
+type fussy struct {
+	*archive.Archive
+	late map[string]chan struct{} // until that is closed
+	fail map[string]error
+}
+
+func (a *fussy) OpenWAL(ctx context.Context, name string) (io.ReadCloser, error) {
+	if late := a.late[name]; late != nil {
+		select {
+		case <-late:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	if err := a.fail[name]; err != nil {
+		return nil, err
+	}
+	return a.Archive.OpenWAL(ctx, name)
+}
+
+// Where the archive has a gap, or a file that cannot be had, what lies behind it is not kept for a server that may never come there.
+func TestAheadLeavesNothingBehindTheEnd(t *testing.T) {
+	for _, c := range []struct {
+		signal string
+		why    error
+		left   []string
+	}{
+		{"recovery.signal", fs.ErrNotExist, nil},
+		{"standby.signal", fs.ErrNotExist, []string{"end", "lock", "requested", "running"}},
+		{"recovery.signal", storetest.ErrInjected, nil},
+		{"standby.signal", storetest.ErrInjected, []string{"end", "lock", "requested", "running"}},
+	} {
+		v := newServer(t, filled(t, 1, 6))
+		v.write(c.signal, nil)
+		a := &fussy{v.archive(), map[string]chan struct{}{name(3): make(chan struct{})}, map[string]error{name(3): c.why}}
+		v.runAhead(a, storetest.ErrInjected)
+		if _, err := v.fetch(name(1)); err != nil {
+			t.Fatal(err)
+		}
+		v.await(name(4))
+		close(a.late[name(3)])
+		report, err := v.fetch(name(2))
+		if err != nil || !report.Ahead {
+			t.Errorf("%s, %v: %+v, %v", c.signal, c.why, report, err)
+		}
+		v.running.Wait()
+		only(t, v.queue(""), c.left...)
+		if c.why == storetest.ErrInjected != errors.Is(v.failure, storetest.ErrInjected) {
+			t.Errorf("%s, %v: Ahead returned %v", c.signal, c.why, v.failure)
+		}
+	}
+}
+
+// What is late from the timeline that PostgreSQL left says nothing about the one that it is on.
+func TestAheadFollowsToAnotherTimeline(t *testing.T) {
+	m := filled(t, 1, 3)
+	other := func(no int) string { return size.Name(2, wal.SegmentNo(no)) }
+	for no := 2; no <= 6; no++ {
+		put(t, m, other(no), segment(other(no)))
+	}
+	v := newServer(t, m)
+	a := &fussy{v.archive(), map[string]chan struct{}{name(3): make(chan struct{})}, map[string]error{name(3): fs.ErrNotExist}}
+	v.runAhead(a)
+	if _, err := v.fetch(name(1)); err != nil {
+		t.Fatal(err)
+	}
+	v.await(name(2))
+	if _, err := v.fetch(other(2)); err != nil {
+		t.Fatal(err)
+	}
+	v.await(other(4))
+	close(a.late[name(3)])
+	v.await(other(3))
+	v.await(other(5))
+}
+
+// A data directory that is removed while segments are fetched into it stays removed, and what another server makes there is its own.
+func TestAheadMakesNothingAnew(t *testing.T) {
+	remove := func(v *server, what string) {
+		for range 1000 { // files may appear meanwhile
+			if err := os.RemoveAll(v.path(what)); err == nil {
+				return
+			}
+		}
+		t.Fatal("cannot remove ", what)
+	}
+	for _, what := range []string{"", "pg_wal", "pg_wal/.wal-g"} {
+		v := newServer(t, filled(t, 1, 20))
+		v.runAhead(v.archive(), fs.ErrNotExist)
+		if _, err := v.fetch(name(1)); err != nil {
+			t.Fatal(err)
+		}
+		v.await(name(2))
+		remove(v, what)
+		v.running.Wait()
+		if _, err := os.Stat(v.path(what)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%q is there again: %v", what, err)
+		}
+		if _, err := walfetch.Ahead(t.Context(), v.archive(), v.dest(), v.opts); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(v.path(what)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%q was made anew: %v", what, err)
+		}
+	}
+
+	v := newServer(t, filled(t, 1, 20))
+	v.runAhead(v.archive())
+	if _, err := v.fetch(name(1)); err != nil {
+		t.Fatal(err)
+	}
+	v.await(name(2))
+	requested, err := os.ReadFile(v.queue("requested"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	remove(v, "")
+	for file, content := range map[string][]byte{"lock": nil, "requested": requested, "running/" + name(7): nil, name(5): segment(name(5))} {
+		v.write("pg_wal/.wal-g/prefetch/"+file, content)
+	}
+	v.running.Wait()
+	for _, file := range []string{"lock", "requested", "running/" + name(7), name(5)} {
+		if _, err := os.Stat(v.queue(file)); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// What a process that was killed had fetched ahead is not left alone, even where there is enough of it for now.
+func TestLeftoversAreTakenCareOf(t *testing.T) {
+	v := newServer(t, filled(t, 1, 3))
+	v.write("pg_wal/.wal-g/prefetch/"+name(2), segment(name(2)))
+	v.write("pg_wal/.wal-g/prefetch/"+name(3), segment(name(3)))
+	v.runAhead(v.archive())
+	if _, err := v.fetch(name(1)); err != nil {
+		t.Fatal(err)
+	}
+	if v.started != 1 {
+		t.Errorf("Ahead was called %d times", v.started)
+	}
+	os.Remove(v.path("recovery.signal"))
+	v.running.Wait()
+	only(t, v.path("pg_wal"), "RECOVERYXLOG")
+
+	// Of the destination too: this was longer.
+	v.opts.Parallel = 1
+	for _, file := range []string{name(1), "00000002.history"} {
+		v.write("pg_wal/.RECOVERYXLOG.holdfast-tmp", make([]byte, 2*size))
+		put(t, v.store, file, segment(name(1)))
+		if _, err := v.fetch(file); err != nil {
+			t.Fatal(err)
+		}
+		has(t, v.dest(), name(1))
+	}
 }
 
 // Whichever call fails, Ahead leaves only whole segments in the queue, and Fetch brings the right ones.
