@@ -5,6 +5,10 @@
 // sees half of one, whatever happened to its writer. No name may be the directory of another ("a" beside "a/b"), and a
 // directory is there for as long as something lies in it. One package below this one implements a Store per service, and
 // wrappers (retry, throttle, meter) are Stores around a Store. Every one of them passes the suite in storetest.
+//
+// The store of a service over the network sees to what only it can know: it gives up a connection without a byte for a while,
+// tries again what may pass, each time telling a logger once and all together for minutes only, and lets its caller wrap
+// connections, so that a limit can be on them. Its errors name the setting to look at. A wrong one is no reason to try again.
 package store
 
 import (

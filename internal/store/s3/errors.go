@@ -51,7 +51,7 @@ func (s *Store) fail(op, name string, err error) error {
 	case errors.Is(err, context.Canceled):
 		e.text = context.Canceled.Error()
 		return e
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*net.OpError)): // which is the dialer's own deadline
 		e.text = context.DeadlineExceeded.Error()
 		return e
 	}

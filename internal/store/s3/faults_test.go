@@ -786,6 +786,16 @@ func TestAServerThatIsNotThereIsNamed(t *testing.T) {
 	}
 }
 
+func TestAServerThatDoesNotAnswerIsNamed(t *testing.T) {
+	_, url := fake(t, nil)
+	s := open(t, url, func(o *s3.Options) { o.StallTimeout, o.MaxRetries = time.Nanosecond, -1 }) // over before the connection is made
+	err := s.Put(t.Context(), "o", strings.NewReader("x"))
+	if err == nil || !strings.Contains(err.Error(), "i/o timeout") || !strings.Contains(err.Error(), strings.TrimPrefix(url, "http://")) ||
+		!strings.Contains(err.Error(), "AWS_ENDPOINT") {
+		t.Errorf("put: %v", err)
+	}
+}
+
 func TestMissingCredentialsAreSaid(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_PROFILE"} {
 		t.Setenv(name, "")
