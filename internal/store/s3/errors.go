@@ -48,6 +48,14 @@ func (s *Store) fail(op, name string, err error) error {
 	}
 	e := &opError{op: op, name: name, err: err, text: err.Error()}
 	switch {
+	case strings.Contains(err.Error(), "get credentials") && !errors.Is(err, context.Canceled):
+		hint := "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give this machine a role"
+		if s.o.RoleARN != "" {
+			hint = fmt.Sprintf("see AWS_ROLE_ARN, which is %s, and whether the credentials found may assume it", s.o.RoleARN)
+		}
+		e.text += ": " + hint
+		e.kind, e.err = fs.ErrPermission, errors.New(e.text) // a deadline in it is that of asking the machine for its role
+		return e
 	case errors.Is(err, context.Canceled):
 		e.text = context.Canceled.Error()
 		return e
@@ -57,15 +65,6 @@ func (s *Store) fail(op, name string, err error) error {
 	}
 	code, status, response := codes(err)
 	switch {
-	case strings.Contains(err.Error(), "get credentials"):
-		e.text = err.Error() + ": set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give this machine a role"
-		if s.o.RoleARN != "" {
-			e.text = fmt.Sprintf("%v: see AWS_ROLE_ARN, which is %s, and whether the credentials found may assume it", err, s.o.RoleARN)
-		}
-		if code != "" {
-			e.kind = fs.ErrPermission
-		}
-		return e
 	case code == "" && status == 0:
 		if network := (*url.Error)(nil); errors.As(err, &network) {
 			e.text = network.Error()

@@ -800,12 +800,39 @@ func TestMissingCredentialsAreSaid(t *testing.T) {
 	for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_ACCESS_KEY", "AWS_SECRET_ACCESS_KEY", "AWS_SECRET_KEY", "AWS_PROFILE"} {
 		t.Setenv(name, "")
 	}
-	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	none := filepath.Join(t.TempDir(), "none")
 	_, url := fake(t, nil)
-	s := open(t, url, func(o *s3.Options) { o.AccessKey, o.SecretKey, o.ConfigFile, o.CredentialsFile = "", "", none, none })
-	if err := s.Put(t.Context(), "o", strings.NewReader("x")); err == nil || !strings.Contains(err.Error(), "set AWS_ACCESS_KEY_ID") {
-		t.Errorf("put without credentials: %v", err)
+	silent, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer silent.Close()
+	for _, disabled := range []string{"true", "false"} { // where nothing answers the SDK gives up after 5 seconds
+		t.Setenv("AWS_EC2_METADATA_DISABLED", disabled)
+		t.Setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", "http://"+silent.Addr().String())
+		s := open(t, url, func(o *s3.Options) { o.AccessKey, o.SecretKey, o.ConfigFile, o.CredentialsFile = "", "", none, none })
+		err := s.Put(t.Context(), "o", strings.NewReader("x"))
+		if !errors.Is(err, fs.ErrPermission) || errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "set AWS_ACCESS_KEY_ID") {
+			t.Errorf("put without credentials: %v", err)
+		}
+	}
+}
+
+// A role that may not be assumed is not the bucket's fault.
+func TestARoleThatIsRefusedIsNamed(t *testing.T) {
+	sts := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/xml")
+		w.WriteHeader(http.StatusForbidden)
+		fmt.Fprint(w, `<ErrorResponse><Error><Type>Sender</Type><Code>AccessDenied</Code><Message>not authorized to perform sts:AssumeRole</Message></Error></ErrorResponse>`)
+	}))
+	defer sts.Close()
+	t.Setenv("AWS_ENDPOINT_URL_STS", sts.URL)
+	_, url := fake(t, nil)
+	s := open(t, url, func(o *s3.Options) { o.RoleARN = "arn:aws:iam::1:role/backup" })
+	for op, err := range eachCall(t, s) {
+		if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "sts:AssumeRole") || !strings.Contains(err.Error(), "see AWS_ROLE_ARN, which is arn:aws:iam::1:role/backup") {
+			t.Errorf("%s: %v", op, err)
+		}
 	}
 }
 
