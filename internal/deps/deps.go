@@ -12,6 +12,7 @@ import (
 	_ "github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	_ "github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
 	_ "github.com/ProtonMail/go-crypto/openpgp"
+	_ "github.com/RoaringBitmap/roaring/v2"
 	_ "github.com/anchore/go-lzo"
 	_ "github.com/andybalholm/brotli"
 	_ "github.com/aws/aws-sdk-go-v2/service/kms"
