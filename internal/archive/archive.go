@@ -40,9 +40,15 @@ const (
 
 const sentinelSuffix = "_backup_stop_sentinel.json"
 
-// maxDocument bounds the JSON documents that are read whole, in bytes: sentinel, metadata, owner and push marker.
-// Sentinels written before WAL-G 1.1.1 carry the list of files, hence the room.
-const maxDocument = 64 << 20
+// Bounds of the JSON documents that are read whole, in bytes.
+const (
+	// MaxSentinel is for sentinels: those of WAL-G before 1.1.1 carry the list of files.
+	MaxSentinel = 64 << 20
+	// MaxUserData is for what a user has stored with a backup. It is in the sentinel and in metadata.json.
+	MaxUserData = 1 << 20
+	// maxDocument is for metadata, owner and push marker. User data may have grown sixfold in JSON.
+	maxDocument = 8 << 20
+)
 
 // Options says how new objects are written. The zero value writes zstd at its fastest level.
 type Options struct {

@@ -237,7 +237,7 @@ func (d *Draft) putDocument(ctx context.Context, name string, b []byte) error {
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	there, err := store.ReadFile(ctx, d.archive.store, name, maxDocument)
+	there, err := store.ReadFile(ctx, d.archive.store, name, MaxSentinel)
 	if err == nil && !bytes.Equal(there, b) {
 		err = d.taken(name)
 	}
@@ -307,7 +307,7 @@ func (d *Draft) Abort(ctx context.Context) error {
 		return err
 	}
 	d.ended = true
-	there, err := store.ReadFile(ctx, d.archive.store, sentinelName(d.name), maxDocument)
+	there, err := store.ReadFile(ctx, d.archive.store, sentinelName(d.name), MaxSentinel)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:

@@ -190,7 +190,7 @@ func ParseSentinel(b []byte) (*Sentinel, error) {
 
 // Sentinel reads a backup's sentinel. A backup that does not exist is fs.ErrNotExist.
 func (a *Archive) Sentinel(ctx context.Context, name string) (*Sentinel, error) {
-	b, err := store.ReadFile(ctx, a.store, sentinelName(name), maxDocument)
+	b, err := store.ReadFile(ctx, a.store, sentinelName(name), MaxSentinel)
 	if err != nil {
 		return nil, err
 	}

@@ -34,7 +34,7 @@ type Options struct {
 	DiskRate   int64           // bytes read a second at most; 0 is no limit
 	AllCorrupt bool            // record every corrupt block, not just the first ten of a file
 	Permanent  bool            // retention leaves the backup alone
-	UserData   json.RawMessage // stored with the backup
+	UserData   json.RawMessage // stored with the backup; up to archive.MaxUserData
 	Adopt      bool            // take over an archive that belongs to another cluster
 	NoWaitWAL  bool            // commit without waiting for the WAL the backup needs
 	WALTimeout time.Duration   // how long to wait for that WAL; 0 means an hour
@@ -111,6 +111,9 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 	r := &run{Options: opts, conn: conn, archive: a}
 	r.defaults()
 	r.phase("preparing")
+	if len(opts.UserData) > archive.MaxUserData {
+		return nil, fmt.Errorf("user data of %d bytes: a backup takes at most %d", len(opts.UserData), archive.MaxUserData)
+	}
 	resolved, err := filepath.EvalSymlinks(dataDir)
 	if err != nil {
 		return nil, fmt.Errorf("find the data directory: %w", err)

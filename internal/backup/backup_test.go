@@ -2,6 +2,7 @@ package backup_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -278,6 +279,10 @@ func TestRunRefuses(t *testing.T) {
 	}
 	if err := run(connect(t, c), other.Data, backup.Options{NoWaitWAL: true}); err == nil || !strings.Contains(err.Error(), "system identifier") {
 		t.Errorf("another cluster's directory: %v", err)
+	}
+	big := json.RawMessage(`"` + strings.Repeat("x", archive.MaxUserData) + `"`)
+	if err := run(connect(t, c), c.Data, backup.Options{NoWaitWAL: true, UserData: big}); err == nil || !strings.Contains(err.Error(), "user data") {
+		t.Errorf("much user data: %v", err)
 	}
 	if err := run(connect(t, c), t.TempDir(), backup.Options{NoWaitWAL: true}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no data directory: %v", err)

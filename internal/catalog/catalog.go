@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/compress"
@@ -50,16 +51,23 @@ type Backup struct {
 // Load reads the catalog of an archive. Only a listing that fails is an error.
 func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) {
 	c := &Catalog{Histories: map[wal.Timeline][]Branch{}, BadHistory: map[wal.Timeline]error{}}
+	var sizes []int64 // of the sentinels
 	for f, err := range a.Backups(ctx) {
 		if err != nil {
 			return nil, err
 		}
 		c.Backups = append(c.Backups, Backup{Name: f.Name, Modified: f.Object.Modified})
+		sizes = append(sizes, min(f.Object.Size, archive.MaxSentinel))
 	}
+	room := semaphore.NewWeighted(archive.MaxSentinel) // old ones may be that large, each
 	group, loading := errgroup.WithContext(ctx)
 	group.SetLimit(inFlight)
 	for i := range c.Backups {
 		group.Go(func() error {
+			if err := room.Acquire(loading, sizes[i]); err != nil {
+				return err
+			}
+			defer room.Release(sizes[i])
 			c.Backups[i].load(loading, a)
 			return loading.Err()
 		})

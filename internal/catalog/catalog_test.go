@@ -4,20 +4,24 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
 )
 
@@ -254,6 +258,44 @@ func TestUnreadableEntryStays(t *testing.T) {
 	}
 	if got, err := c.Choose("", catalog.Target{Kind: catalog.Latest, Timeline: 2}); err != nil || got.Path.Timeline() != 2 {
 		t.Errorf("along timeline 2: %v", err)
+	}
+}
+
+// fat is a store whose sentinels are said to be as large as one may be.
+type fat struct {
+	*storetest.Memory
+	open atomic.Int32
+	most atomic.Int32
+}
+
+func (f *fat) List(ctx context.Context, dir, after string) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		for o, err := range f.Memory.List(ctx, dir, after) {
+			if o.Size > 0 {
+				o.Size = archive.MaxSentinel
+			}
+			if !yield(o, err) {
+				return
+			}
+		}
+	}
+}
+
+func (f *fat) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	if strings.HasSuffix(name, "sentinel.json") {
+		f.most.Store(max(f.most.Load(), f.open.Add(1)))
+		defer f.open.Add(-1)
+		time.Sleep(time.Millisecond) // gives others the time to show up
+	}
+	return f.Memory.Open(ctx, name)
+}
+
+// Large sentinels are read one after the other: together they would be too much.
+func TestLoadIsBounded(t *testing.T) {
+	f := &fat{Memory: twoTimelines(t)}
+	c, err := catalog.Load(t.Context(), archive.New(f, archive.Options{}))
+	if err != nil || len(c.Backups) != 4 || f.most.Load() != 1 {
+		t.Errorf("%d backups, %d sentinels read at once, %v", len(c.Backups), f.most.Load(), err)
 	}
 }
 
