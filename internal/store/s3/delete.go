@@ -50,10 +50,11 @@ func (s *Store) DeleteMany(ctx context.Context, names []string) error {
 		return err
 	}
 	for batch := range slices.Chunk(valid, s.o.DeleteBatch) {
-		errs = append(errs, s.deleteBatch(ctx, c, batch))
-		if ctx.Err() != nil {
+		if err := ctx.Err(); err != nil {
+			errs = append(errs, s.fail("delete", batch[0]+" and those after it", err))
 			break
 		}
+		errs = append(errs, s.deleteBatch(ctx, c, batch))
 	}
 	return errors.Join(errs...)
 }

@@ -471,6 +471,62 @@ func TestEachKeyThatIsNotDeletedIsNamed(t *testing.T) {
 	}
 }
 
+// late is a context that is done when its function says so, and tells nobody.
+type late struct {
+	context.Context
+	done func() bool
+}
+
+func (l late) Err() error {
+	if l.done() {
+		return context.Canceled
+	}
+	return nil
+}
+
+func TestADeleteThatIsCancelledBetweenBatchesSaysSo(t *testing.T) {
+	var batches atomic.Int32
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if r.Method == http.MethodPost && r.URL.Query().Has("delete") {
+			batches.Add(1)
+		}
+		return false
+	})
+	s := open(t, url, func(o *s3.Options) { o.DeleteBatch = 2 })
+	ctx := late{t.Context(), func() bool { return batches.Load() > 0 }}
+	err := s.DeleteMany(ctx, []string{"a", "b", "c", "d", "e"})
+	if !errors.Is(err, context.Canceled) || !strings.Contains(err.Error(), "delete c and those after it") || batches.Load() != 1 {
+		t.Errorf("delete many: %v after %d batches", err, batches.Load())
+	}
+}
+
+// Callers look for what is missing between two names, and would find it everywhere.
+func TestAListingThatIsNotInOrderIsAnError(t *testing.T) {
+	for what, pages := range map[string][2]string{
+		"out of order":           {`<Contents><Key>pre/fix/d</Key></Contents><Contents><Key>pre/fix/e</Key></Contents>`, `<Contents><Key>pre/fix/a</Key></Contents>`},
+		"the same page for ever": {`<Contents><Key>pre/fix/d</Key></Contents>`, `<Contents><Key>pre/fix/d</Key></Contents><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>`},
+	} {
+		_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+			page := pages[1]
+			if !r.URL.Query().Has("continuation-token") {
+				page = pages[0] + "<IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken>"
+			}
+			fmt.Fprintf(w, "<ListBucketResult>%s</ListBucketResult>", page)
+			return true
+		})
+		var names []string
+		var failed error
+		for o, err := range store.Walk(t.Context(), open(t, url, nil), "") {
+			if failed = err; err == nil {
+				names = append(names, o.Name)
+			}
+		}
+		if failed == nil || !strings.HasPrefix(failed.Error(), "list /: the service") || names[0] != "d" || slices.Contains(names, "a") {
+			t.Errorf("%s: yields %q, %v", what, names, failed)
+		}
+	}
+}
+
 func TestWithoutDeleteManyKeysAreDeletedOneByOne(t *testing.T) {
 	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
 		return r.Method == http.MethodPost && r.URL.Query().Has("delete") && refuse(w, http.StatusNotImplemented, "NotImplemented")

@@ -42,6 +42,7 @@ func (s *Store) list(ctx context.Context, dir, after string, delimiter *string) 
 		if after > dir {
 			from.after = s.key(after)
 		}
+		last := ""
 		for more := true; more; {
 			var p page
 			if s.o.ListV1 {
@@ -54,11 +55,16 @@ func (s *Store) list(ctx context.Context, dir, after string, delimiter *string) 
 				return
 			}
 			s.bucketSeen.Store(true)
-			for _, o := range s.entries(p) {
-				// A directory whose name is after is there again, for there are objects in it that come later.
-				if o.Name > after && !yield(o, nil) {
+			for i, o := range s.entries(p) {
+				if i == 0 && o.Name < last {
+					yield(store.Object{}, s.fail("list", cmp.Or(dir, "/"), fmt.Errorf("the service does not list in the order of names: %s comes after %s", o.Name, last)))
 					return
 				}
+				// A directory whose name is after is there again, for there are objects in it that come later.
+				if o.Name > max(after, last) && !yield(o, nil) {
+					return
+				}
+				last = o.Name
 			}
 			from, more = p.next, p.more
 		}
@@ -86,7 +92,7 @@ func (s *Store) pageV2(ctx context.Context, c *s3.Client, r request) (page, erro
 	}
 	p := page{objects: out.Contents, prefixes: out.CommonPrefixes, next: r, more: aws.ToBool(out.IsTruncated)}
 	p.next.token = out.NextContinuationToken
-	if p.more && aws.ToString(p.next.token) == "" {
+	if next := aws.ToString(p.next.token); p.more && (next == "" || next == aws.ToString(r.token)) {
 		return page{}, fmt.Errorf("the service says that there is more, but not how to go on")
 	}
 	return p, nil
