@@ -214,9 +214,6 @@ func (b *Backup) IsDelta() bool {
 	return archive.IsDelta(b.Name) || (b.Sentinel != nil && b.Sentinel.DeltaFrom != "")
 }
 
-// IsPermanent reports whether deleting must spare the backup. The metadata counts, not the sentinel.
-func (b *Backup) IsPermanent() bool { return b.Metadata != nil && b.Metadata.IsPermanent }
-
 // walE returns the offset in the start segment that WAL-E puts behind a backup's name.
 func (b *Backup) walE() (offset uint64, ok bool) {
 	rest, ok := strings.CutPrefix(b.Name[len("base_")+24:], "_")
@@ -366,10 +363,6 @@ func (c *Catalog) timelines() []wal.Timeline {
 	slices.Reverse(ascending)
 	return ascending
 }
-
-// LatestTimeline returns the highest timeline that the archive knows of, as recovery_target_timeline = latest means it;
-// 1 for an empty archive.
-func (c *Catalog) LatestTimeline() wal.Timeline { return c.timelines()[0] }
 
 // Details returns what lists show of the backup: its metadata, and where there is none what the sentinel and the name say.
 func (b *Backup) Details() *archive.Metadata {

@@ -126,7 +126,7 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 	}
 	asked := t
 	if t.Timeline == 0 {
-		t.Timeline = c.LatestTimeline()
+		t.Timeline = c.timelines()[0] // as recovery_target_timeline = latest means it
 	}
 	p, err := c.PathTo(t.Timeline)
 	if err != nil {
