@@ -288,6 +288,7 @@ func (p *prefetcher) fetch(ctx context.Context, name string) error {
 	}
 	c, err := download(ctx, p.archive, name, f)
 	if err == nil {
+		writeOut(f, c.Size)
 		err = writeJSON(p.queue.record(name), record{p.queue.location, c.Size, c.CRC32C})
 	}
 	if err == nil {
