@@ -48,6 +48,16 @@ func (a *Archive) walNames(name string) []walObject {
 // foreignExtensions are those of codecs that WAL-G and WAL-E write and this release does not read.
 var foreignExtensions = [...]string{".br", ".lzma", ".gz", ".lzo"}
 
+// WALName returns the name of the WAL file that is archived as object, in whatever codec, also in one that this release does not
+// read.
+func WALName(object string) string {
+	name, _ := compress.Split(path.Base(object))
+	for _, ext := range foreignExtensions { // WAL-G may go on pushing beside us for a while
+		name = strings.TrimSuffix(name, ext)
+	}
+	return name
+}
+
 type walObject struct {
 	name   string
 	method compress.Method
@@ -216,10 +226,7 @@ func (a *Archive) MissingWAL(ctx context.Context, t wal.Timeline, first, last wa
 		if err != nil {
 			return nil, fmt.Errorf("list WAL: %w", err)
 		}
-		name, _ := compress.Split(path.Base(o.Name))
-		for _, ext := range foreignExtensions { // WAL-G may go on pushing beside us for a while
-			name = strings.TrimSuffix(name, ext)
-		}
+		name := WALName(o.Name)
 		if o.IsDir() || !wal.IsSegment(name) {
 			continue
 		}

@@ -14,7 +14,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"path"
 	"reflect"
 	"slices"
 	"strconv"
@@ -25,7 +24,6 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"holdfast/internal/archive"
-	"holdfast/internal/compress"
 	"holdfast/internal/pg/wal"
 )
 
@@ -136,7 +134,7 @@ func historyFiles(ctx context.Context, a *archive.Archive) (timelines []wal.Time
 			if err != nil {
 				return nil, fmt.Errorf("list WAL: %w", err)
 			}
-			name, _ := compress.Split(path.Base(o.Name))
+			name := archive.WALName(o.Name)
 			kind := wal.KindOf(name)
 			if o.IsDir() || kind == wal.Other {
 				continue

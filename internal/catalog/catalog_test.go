@@ -240,6 +240,7 @@ func TestUnreadableEntryStays(t *testing.T) {
 	put(t, m, archive.BackupDir+"base_000000010000000000000003_backup_stop_sentinel.json", `{"LSN": "what`)
 	put(t, m, archive.BackupDir+"base_000000010000000000000002/metadata.json", `[]`)
 	put(t, m, archive.WALDir+"00000003.history", "not a history\n")
+	put(t, m, archive.WALDir+"00000004.history.br", "")
 	c := load(t, m)
 	if len(c.Backups) != 5 {
 		t.Fatalf("%d backups, want 5", len(c.Backups))
@@ -252,6 +253,9 @@ func TestUnreadableEntryStays(t *testing.T) {
 	}
 	if c.BadHistory[3] == nil {
 		t.Error("a senseless history file is not told")
+	}
+	if c.BadHistory[4] == nil {
+		t.Error("a history file in a codec we do not read is not told")
 	}
 	if _, err := c.Choose("", catalog.Target{Kind: catalog.Latest}); err == nil {
 		t.Error("the latest timeline's history makes no sense, and yet a backup was chosen along it")
