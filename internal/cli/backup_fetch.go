@@ -35,6 +35,7 @@ type fetchFlags struct {
 func (a *app) backupFetch() *cobra.Command {
 	var f fetchFlags
 	var reverse, skip bool
+	var only []string
 	cmd := &cobra.Command{
 		Use:   "backup-fetch DIR [NAME|LATEST]",
 		Short: "Restore a backup, to the present or to a moment",
@@ -45,7 +46,9 @@ func (a *app) backupFetch() *cobra.Command {
 			"--archive is given. Without them DIR holds the backup alone, and recovery is yours to set up.\n\n" +
 			"A time needs a zone: 2026-05-06T07:08:09Z, or as PostgreSQL prints it, 2026-05-06 09:08:09.5+02.\n\n" +
 			"Tablespaces go where they were if that is free, else to where --tablespace-mapping says. Every file is verified while it is\n" +
-			"written. A restore that was interrupted continues with --resume.",
+			"written. A restore that was interrupted continues with --resume.\n\n" +
+			"With --mask DIR gets only the files that match, for a look at them: PostgreSQL cannot start there. A * matches no slash. Files of\n" +
+			"tablespaces are in DIR/pg_tblspc then, whatever directories the tablespaces had.",
 		Example: "  holdfast backup-fetch /var/lib/postgresql/15/restored LATEST\n" +
 			"  holdfast backup-fetch /srv/copy --target-time '2026-05-06 09:08:09+02' --target-action promote\n" +
 			"  holdfast backup-fetch /srv/copy --target latest --tablespace-mapping 16385=/srv/ts --dry-run",
@@ -54,6 +57,10 @@ func (a *app) backupFetch() *cobra.Command {
 			s, err := a.load(cmd)
 			if err != nil {
 				return err
+			}
+			if len(only) > 0 {
+				return &restore.RefusedError{Reason: "--restore-only is not supported: this release restores whole clusters, or files",
+					Advice: "restore the cluster and pg_dump from it what is needed; for the bare files of one database: --mask 'base/OID/*'"}
 			}
 			if reverse || skip {
 				a.log.Info("--reverse-unpack and --skip-redundant-tars change nothing: there is one way to restore, and it does both")
@@ -82,12 +89,16 @@ func (a *app) backupFetch() *cobra.Command {
 	flags.StringVar(&f.request.ConfigDir, "restore-config", "", "write configuration from outside the data directory below this directory")
 	flags.BoolVar(&f.request.ConfigIntoData, "config-into-pgdata", false, "write that configuration into DIR, so that the cluster can start alone")
 	flags.StringVar(&f.request.Owner, "owner", "", "user to own the files, when root restores")
+	flags.StringVar(&f.request.Mask, "mask", "", "restore only the files whose path in the data directory matches this pattern, such as 'base/16384/*'")
 	flags.BoolVar(&f.request.Resume, "resume", false, "continue a restore that was interrupted")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be done, and do nothing")
 	flags.BoolVar(&f.asJSON, "json", false, "print the report, or with --dry-run the plan, as JSON")
 	flags.BoolVar(&reverse, "reverse-unpack", false, "accepted for WAL-G's sake")
 	flags.BoolVar(&skip, "skip-redundant-tars", false, "accepted for WAL-G's sake")
-	_, _ = flags.MarkHidden("reverse-unpack"), flags.MarkHidden("skip-redundant-tars") // they were made above
+	flags.StringArrayVar(&only, "restore-only", nil, "of WAL-G, refused")
+	for _, name := range []string{"reverse-unpack", "skip-redundant-tars", "restore-only"} {
+		_ = flags.MarkHidden(name) // it was made above
+	}
 	return cmd
 }
 
@@ -349,6 +360,9 @@ func (a *app) printPlan(p *restore.Plan, asJSON bool) error {
 		line("owner", "%s (%d:%d)", p.Owner.Name, p.Owner.UID, p.Owner.GID)
 	}
 	line("parts", "%d, %s stored", p.Parts, size(p.Stored))
+	if p.Mask != "" {
+		line("only", "files that match %s", p.Mask)
+	}
 	if p.Files > 0 {
 		line("contents", "%s in %d files and directories, verified", size(p.Bytes), p.Files)
 	} else {
