@@ -1,9 +1,7 @@
 package cli_test
 
 import (
-	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
@@ -11,34 +9,19 @@ import (
 	"github.com/spf13/pflag"
 
 	"holdfast/internal/cli"
+	"holdfast/test/golden"
 )
 
-var update = flag.Bool("update", false, "rewrite docs/commands.md")
-
 func TestDocsAreCurrent(t *testing.T) {
-	const path = "../../docs/commands.md"
-	want := markdown()
-	if *update {
-		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Errorf("docs/commands.md is stale: run `make docs`")
-	}
+	golden.Same(t, "../../docs/commands.md", markdown(), "make docs")
 }
 
 // markdown is docs/commands.md.
 func markdown() string {
 	var b strings.Builder
 	b.WriteString("# Commands\n\nMade by `make docs` from the definitions in internal/cli; `holdfast help COMMAND` says the same.\n\n" +
-		"Results go to standard output, the log to standard error. Exit status: 0 done; 1 failed, the command line included; further ones are with their\n" +
-		"command. Each setting of [settings.md](settings.md) is also a flag of every command.\n")
+		"Results go to standard output, the log to standard error. Exit status: 0 done; 1 failed, the command line included; 127 there is no such\n" +
+		"command; further ones are with their command. Each setting of [settings.md](settings.md) is also a flag of every command.\n")
 	each(cli.Root(), func(c *cobra.Command) {
 		fmt.Fprintf(&b, "\n## %s\n\n%s.\n\n    %s\n\n%s\n", c.CommandPath(), c.Short, c.UseLine(), strings.TrimSpace(c.Long))
 		flags := c.LocalFlags()

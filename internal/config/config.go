@@ -11,7 +11,6 @@ package config
 
 import (
 	"encoding/json"
-	"strings"
 	"time"
 )
 
@@ -28,7 +27,7 @@ type Settings struct {
 	MemoryBudget int64 // bytes the whole process should stay below; HOLDFAST_MEMORY_BUDGET
 
 	values  []Value
-	notices []Notice
+	notices []string
 }
 
 // Storage says where the archive is. Exactly one of Dir and S3.Bucket is set, or none when no prefix was given.
@@ -171,15 +170,5 @@ const Hidden = "--HIDDEN--"
 // Effective returns every setting with its value and where that came from, in the order of the table.
 func (s *Settings) Effective() []Value { return s.values }
 
-// Notice says that settings which were given do nothing here, and why.
-type Notice struct {
-	Given    []string // names, each with where it was given
-	Why      string
-	Commands []string // that would have used the settings; nil means all
-}
-
-// String says so in one line.
-func (n Notice) String() string { return "ignored: " + strings.Join(n.Given, ", ") + ": " + n.Why }
-
-// Notices returns what the operator should know about settings that are given and ignored.
-func (s *Settings) Notices() []Notice { return s.notices }
+// Notices returns a line for each reason why settings that were given do nothing in the command that runs.
+func (s *Settings) Notices() []string { return s.notices }

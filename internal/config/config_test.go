@@ -1,6 +1,7 @@
 package config_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -258,6 +260,9 @@ func TestWhatIsWrongIsAnError(t *testing.T) {
 		"another storage":       {bad("WALG_GS_PREFIX=gs://a"), []string{"a directory or in S3 only"}},
 		"several storages":      {inFile("s.yaml", "WALG_FAILOVER_STORAGES: {a: {WALG_FILE_PREFIX: /b}}"), []string{"this release has one storage"}},
 		"target storage":        {bad("WALG_TARGET_STORAGE=second"), []string{"this release has one storage"}},
+		"connection elsewhere":  {bad("PGHOSTADDR=10.0.0.1"), []string{"would connect elsewhere or less safely"}},
+		"connection in clear":   {bad("PGREQUIRESSL=1"), []string{"would connect elsewhere or less safely than was asked for // set PGSSLMODE=require"}},
+		"TLS too old":           {bad("PGSSLMINPROTOCOLVERSION=TLSv1.3"), []string{"takes TLS 1.2 and later"}},
 		"lock without mode":     {bad("S3_RETENTION_PERIOD=3600"), []string{"S3_RETENTION_MODE does not say how"}},
 		"lock without time":     {bad("S3_RETENTION_MODE=GOVERNANCE"), []string{"does not say for how long"}},
 		"headers":               {bad("S3_REQUEST_ADDITIONAL_HEADERS=[hush]"), []string{"must be a map of strings"}},
@@ -329,7 +334,8 @@ func TestIgnoredSettingsAreNamed(t *testing.T) {
 		{"GOMAXPROCS=2", "", ""},
 		{"AZURE_STORAGE_ACCOUNT=x", "", ""},
 		{"WALG_AZURE_STORAGE_ACCOUNT=x", "not in use", ""},
-		{"PGSSLCRL=/crl", "does not know it", "backup-push"},
+		{"PGSSLMAXPROTOCOLVERSION=TLSv1.3", "does not know it", "backup-push"},
+		{"PGSSLMINPROTOCOLVERSION=TLSv1.2", "", ""},
 		{"PGTZ=UTC", "", ""},
 		{"WALE_S3_PREFIXX=typo", "", ""}, // WAL-E's own names are many
 		{"HOLDFAST_TEST_CACHE=/x", "", ""},
@@ -338,20 +344,39 @@ func TestIgnoredSettingsAreNamed(t *testing.T) {
 		notices := load(t, config.Sources{Environ: []string{c.env}}).Notices()
 		switch {
 		case c.notice == "" && len(notices) > 0:
-			t.Errorf("%s: %v, want no notice", c.env, notices)
+			t.Errorf("%s: %q, want no notice", c.env, notices)
 		case c.notice == "":
-		case len(notices) != 1 || !strings.Contains(notices[0].String(), c.notice) || !strings.Contains(notices[0].String(), strings.Split(c.env, "=")[0]):
-			t.Errorf("%s: %v, want one notice with %q", c.env, notices, c.notice)
-		case c.command == "" && notices[0].Commands != nil || c.command != "" && !slices.Contains(notices[0].Commands, c.command):
-			t.Errorf("%s: for commands %q, want %q", c.env, notices[0].Commands, c.command)
+		case len(notices) != 1 || !strings.Contains(notices[0], c.notice) || !strings.Contains(notices[0], strings.Split(c.env, "=")[0]):
+			t.Errorf("%s: %q, want one notice with %q", c.env, notices, c.notice)
+		}
+		for _, command := range []string{"backup-push", "backup-fetch", "wal-push", "backup-list"} {
+			want := c.notice != "" && (c.command == "" || c.command == command)
+			if got := load(t, config.Sources{Environ: []string{c.env}, Command: command}).Notices(); (len(got) > 0) != want {
+				t.Errorf("%s in %s: %q, want a notice: %t", c.env, command, got, want)
+			}
 		}
 	}
 	got := load(t, config.Sources{Environ: []string{"WALG_MYSQL_A=1", "WALG_REDIS_B=2"}}).Notices()
-	if len(got) != 1 || !strings.Contains(got[0].String(), "WALG_MYSQL_A (environment), WALG_REDIS_B (environment)") {
+	if len(got) != 1 || !strings.Contains(got[0], "WALG_MYSQL_A (environment), WALG_REDIS_B (environment)") {
 		t.Errorf("settings for other databases: %v, want one line", got)
 	}
 	if got := load(t, config.Sources{File: file(t, "s.yaml", "gomaxprocs: 4")}).Notices(); len(got) != 1 {
 		t.Errorf("GOMAXPROCS in a file: %v, want a notice", got)
+	}
+}
+
+// How a server is reached matters to what connects: wal-push has an operator's variables in its environment and goes on.
+func TestOnlyWhatConnectsRefusesConnections(t *testing.T) {
+	load(t, config.Sources{Environ: []string{where, "PGHOSTADDR=10.0.0.1", "PGSSLCRL=/crl"}, Command: "wal-push"})
+	if got := problems(t, config.Sources{Environ: []string{where, "PGHOSTADDR=10.0.0.1"}, Command: "backup-push"}); len(got) != 1 {
+		t.Errorf("backup-push with PGHOSTADDR: %q", got)
+	}
+}
+
+// Accounts of services may have a home directory that is none.
+func TestHomeDirectoryMayBeAFile(t *testing.T) {
+	if s := load(t, config.Sources{Home: "/dev/null"}); s.File != "" {
+		t.Errorf("read %q", s.File)
 	}
 }
 
@@ -540,6 +565,18 @@ func TestPrintedSettingsReadTheSame(t *testing.T) {
 			t.Errorf("%s\n%s", again.String(), d)
 		}
 	})
+}
+
+// quote writes s as JSON. Text that is not UTF-8 has no JSON form.
+func quote(t *testing.T, s string) string {
+	if !utf8.ValidString(s) {
+		t.Skip("not UTF-8")
+	}
+	b, err := json.Marshal(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
 }
 
 // What a settings file is read as, written as JSON, reads the same.

@@ -1,50 +1,16 @@
 package config_test
 
 import (
-	"encoding/json"
-	"flag"
 	"fmt"
-	"os"
 	"strings"
 	"testing"
-	"unicode/utf8"
 
 	"holdfast/internal/config"
+	"holdfast/test/golden"
 )
 
-var update = flag.Bool("update", false, "rewrite docs/settings.md")
-
-// quote writes s as JSON. Text that is not UTF-8 has no JSON form.
-func quote(t *testing.T, s string) string {
-	if !utf8.ValidString(s) {
-		t.Skip("not UTF-8")
-	}
-	b, err := json.Marshal(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(b)
-}
-
 func TestDocsAreCurrent(t *testing.T) {
-	const path = "../../docs/settings.md"
-	want := markdown()
-	if *update {
-		if err := os.MkdirAll("../../docs", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		return
-	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if string(got) != want {
-		t.Errorf("docs/settings.md is stale: run `make docs`")
-	}
+	golden.Same(t, "../../docs/settings.md", markdown(), "make docs")
 }
 
 // markdown is docs/settings.md.
@@ -118,8 +84,8 @@ Booleans are ` + "`true` and `false`" + `.
 		title, text string
 		refused     bool
 	}{
-		{"Settings of WAL-G that are errors", "What this release cannot honour stops it, because to go on would not be what was asked for.", true},
-		{"Settings of WAL-G that are ignored", "They change nothing of what is stored or restored. The commands concerned say so in a line, unless the value asks for what is done anyhow.", false},
+		{"Known settings that are errors", "What this release cannot honour stops it, because to go on would not be what was asked for.", true},
+		{"Known settings that are ignored", "They change nothing of what is stored or restored. The commands concerned say so in a line, unless the value asks for what is done anyhow.", false},
 	} {
 		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", part.title, part.text)
 		for _, g := range config.Foreign() {
@@ -136,6 +102,9 @@ Booleans are ` + "`true` and `false`" + `.
 			fmt.Fprintf(&b, "- %s: %s", strings.Join(names, ", "), g.Why)
 			if g.Refused != "" {
 				fmt.Fprintf(&b, "; %s", g.Refused)
+			}
+			if g.Used != nil {
+				fmt.Fprintf(&b, " (%s)", strings.Join(g.Used, ", "))
 			}
 			b.WriteString(".\n")
 		}

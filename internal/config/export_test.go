@@ -7,22 +7,23 @@ type Group struct {
 	Names   []string
 	Why     string
 	Refused string
+	Used    []string
 }
 
 // Foreign returns what is known and not in the table.
 func Foreign() (groups []Group) {
 	for _, f := range foreigners() {
-		groups = append(groups, Group{f.names, f.why, f.refused})
+		groups = append(groups, Group{f.names, f.why, f.refused, f.used})
 	}
 	return groups
 }
 
 // FieldKind returns the kind that the field of s has, or String for a variable of libpq.
 func FieldKind(s Setting) string {
-	if s.field == nil {
+	if _, ok := s.into.(variable); ok {
 		return "string"
 	}
-	return reflect.TypeOf(s.field(&Settings{})).Elem().String()
+	return reflect.TypeOf(s.into).Elem().String()
 }
 
 // Entry is one key of a settings file.

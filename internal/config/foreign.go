@@ -12,7 +12,7 @@ type foreign struct {
 	refused string   // what to do instead; not "" means that the setting is an error, not ignored
 	quiet   []string // values of which nothing need be said, in lower case: they ask for what is done anyhow
 	shared  bool     // the bare names belong to other programs too, so that in the environment they say nothing about us
-	used    []string // commands that WAL-G uses it in; nil means all
+	used    []string // commands that it would matter to; nil means all
 }
 
 const (
@@ -23,6 +23,7 @@ const (
 	later        = "belongs to a part of WAL-G that this release does not have"
 	oneEngine    = "one restore engine does this always"
 	notUsed      = "this storage is not in use"
+	noDriver     = "the PostgreSQL driver does not know it, and would connect elsewhere or less safely than was asked for"
 )
 
 // foreigners returns what of WAL-G's and WAL-E's settings is known and not in the table.
@@ -43,6 +44,12 @@ func foreigners() []foreign {
 			why: "this release does not ask another service for the endpoint", refused: "set AWS_ENDPOINT"},
 		{names: adapter("S3_USE_YC_SESSION_TOKEN"), quiet: []string{"false"}, why: "this release does not fetch tokens of Yandex Cloud",
 			refused: "use a static access key"},
+		{names: []string{"PGHOSTADDR"}, why: noDriver, refused: "set PGHOST to the address", used: server},
+		{names: []string{"PGREQUIRESSL"}, quiet: no, why: noDriver, refused: "set PGSSLMODE=require", used: server},
+		{names: []string{"PGGSSENCMODE"}, quiet: []string{"disable", "prefer"}, why: noDriver, refused: "unset it, and set PGSSLMODE=require", used: server},
+		{names: []string{"PGSSLMINPROTOCOLVERSION"}, quiet: []string{"tlsv1", "tlsv1.1", "tlsv1.2"}, why: "the PostgreSQL driver takes TLS 1.2 and later",
+			refused: "unset it; ssl_min_protocol_version of the server can demand more", used: server},
+		{names: []string{"PGREQUIREPEER", "PGSSLCRL", "PGSSLCRLDIR"}, why: noDriver, refused: "unset it once the connection is safe without it", used: server},
 
 		// Notices: what is ignored does not change what is stored.
 		{names: []string{"WALG_DELTA_MAX_STEPS"}, quiet: []string{"0"}, why: fullOnly, used: push},
@@ -81,9 +88,7 @@ func foreigners() []foreign {
 		{names: []string{"PGTZ", "PGDATESTYLE", "PGGEQO", "PGCLIENTENCODING", "PGSYSCONFDIR", "PGLOCALEDIR", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION",
 			"PGSSLCOMPRESSION", "PGLOADBALANCEHOSTS", "PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION", "PGSSLCERTMODE"}, shared: true,
 			why: "our sessions have no use for it"},
-		{names: []string{"PGGSSENCMODE"}, quiet: []string{"disable", "prefer"}, why: "the PostgreSQL driver does not encrypt by GSSAPI", used: server},
-		{names: []string{"PGHOSTADDR", "PGREQUIRESSL", "PGREQUIREPEER", "PGSSLCRL", "PGSSLCRLDIR", "PGSSLMINPROTOCOLVERSION", "PGSSLMAXPROTOCOLVERSION",
-			"PGREALM"}, why: "the PostgreSQL driver does not know it", used: server},
+		{names: []string{"PGREALM", "PGSSLMAXPROTOCOLVERSION"}, why: "the PostgreSQL driver does not know it", used: server},
 		{names: []string{"WALG_MYSQL_*", "WALG_MONGO_*", "WALG_MONGODB_*", "MONGODB_*", "WALG_REDIS_*", "WALG_GP_*", "WALG_ETCD_*", "WALG_SQLSERVER_*",
 			"SQLSERVER_*", "OPLOG_*", "WALG_OPLOG_*", "WALG_CLICKHOUSE_*", "WALG_FDB_*", "WALG_BINLOG_*", "WALG_AEROSPIKE_*"}, shared: true, why: "it is for another database"},
 	}

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Sources is where settings come from, the strongest first.
@@ -18,6 +19,7 @@ type Sources struct {
 	File    string   // --config, or ""
 	Home    string   // directory with .walg.json and the like; "" when there is none
 	Cores   int      // default number of workers; 0 means 1
+	Command string   // that the settings are for; "" stands for every command
 }
 
 // Flag is a setting that was given as a flag.
@@ -47,6 +49,7 @@ type loader struct {
 	byName   map[string]int // index in table of each name, and of each name of a secret's file
 	secrets  map[string]bool
 	foreign  []foreign
+	command  string
 	problems []*Problem
 	ignored  map[*foreign][]string // what was given of a group, and where
 	order    []*foreign            // the keys of ignored as they came up
@@ -54,7 +57,9 @@ type loader struct {
 
 // Load reads the sources. An error joins one *Problem for each thing that is wrong, in an order that does not change.
 func Load(src Sources) (*Settings, error) {
-	l := &loader{table: Table(max(src.Cores, 1)), byName: map[string]int{}, secrets: map[string]bool{}, foreign: foreigners(), ignored: map[*foreign][]string{}}
+	s := &Settings{}
+	l := &loader{table: table(s, max(src.Cores, 1)), byName: map[string]int{}, secrets: map[string]bool{}, foreign: foreigners(),
+		command: src.Command, ignored: map[*foreign][]string{}}
 	for i := range l.table {
 		for _, n := range l.table[i].Names() {
 			l.byName[n] = i
@@ -70,18 +75,17 @@ func Load(src Sources) (*Settings, error) {
 		layers = append(layers, l.layer(l.read(path, where)))
 	}
 
-	s := &Settings{}
 	from := map[int]value{}
 	for i := range l.table {
 		set := &l.table[i]
 		if set.Default != "" {
-			if err := set.set(s, set.Default); err != nil {
+			if err := set.set(set.Default); err != nil {
 				panic(fmt.Sprintf("default of %s: %v", set.Name, err))
 			}
 		}
 		for n := len(layers) - 1; n >= 0; n-- { // the strongest last
 			if v, ok := layers[n][i]; ok {
-				l.set(s, set, v)
+				l.set(set, v)
 				from[i] = v
 			}
 		}
@@ -106,7 +110,7 @@ func Load(src Sources) (*Settings, error) {
 
 	for i := range l.table {
 		set := &l.table[i]
-		v := Value{Name: set.Name, Value: set.get(s), Source: "default", Secret: set.Secret}
+		v := Value{Name: set.Name, Value: set.get(), Source: "default", Secret: set.Secret}
 		if set.EnvOnly {
 			if path != "" {
 				v.Source = where
@@ -126,7 +130,7 @@ func Load(src Sources) (*Settings, error) {
 		s.values = append(s.values, v)
 	}
 	for _, f := range l.order {
-		s.notices = append(s.notices, Notice{Given: l.ignored[f], Why: f.why, Commands: f.used})
+		s.notices = append(s.notices, "ignored: "+strings.Join(l.ignored[f], ", ")+": "+f.why)
 	}
 	return s, nil
 }
@@ -204,7 +208,7 @@ func (l *loader) layer(values []value) map[int]value {
 func (l *loader) other(name string, v value) {
 	if f := find(l.foreign, name); f != nil {
 		ours := strings.HasPrefix(name, "WALG_") || strings.HasPrefix(name, "WALE_")
-		if v.env && f.shared && !ours || strings.TrimSpace(v.text) == "" {
+		if v.env && f.shared && !ours || strings.TrimSpace(v.text) == "" || l.command != "" && f.used != nil && !slices.Contains(f.used, l.command) {
 			return
 		}
 		switch {
@@ -268,8 +272,9 @@ func (l *loader) settingsFile(src Sources, env map[int]value) (path, where strin
 			p := filepath.Join(src.Home, base+ext)
 			if _, err := os.Lstat(p); err == nil {
 				found = append(found, p)
-			} else if !errors.Is(err, fs.ErrNotExist) {
+			} else if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) { // accounts may have /dev/null as their home
 				l.problems = append(l.problems, &Problem{What: p, Why: err.Error(), Do: "make it readable, or name another file with --config"})
+				return "", ""
 			}
 		}
 	}
@@ -314,9 +319,9 @@ func (l *loader) read(path, where string) []value {
 	return values
 }
 
-// set puts v into s, or reports why it cannot be.
-func (l *loader) set(s *Settings, set *Setting, v value) {
-	err := set.set(s, v.text)
+// set puts v into its place, or reports why it cannot be.
+func (l *loader) set(set *Setting, v value) {
+	err := set.set(v.text)
 	if err == nil {
 		return
 	}

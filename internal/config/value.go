@@ -126,7 +126,7 @@ func (s *Setting) inRange(n int64) error {
 // Range says which numbers, sizes or durations the setting takes; "" for other kinds.
 func (s *Setting) Range() string {
 	var show func(int64) string
-	switch s.Kind() {
+	switch s.Type {
 	case Int:
 		show = func(n int64) string { return strconv.FormatInt(n, 10) }
 	case Size:
