@@ -12,11 +12,14 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"holdfast": func() { os.Exit(runAt(os.Getenv("HOME"))) }})
 }
 
-// What an operator can type, one behaviour in each file.
+// What an operator can type, one behaviour in each file. testdata/fixture makes the archives and WAL files they use.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{Dir: "testdata/script", RequireUniqueNames: true, Setup: func(env *testscript.Env) error {
 		home := env.WorkDir + "/home"
 		env.Setenv("HOME", home)
+		if err := os.CopyFS(env.WorkDir, os.DirFS("testdata/fixture")); err != nil {
+			return err
+		}
 		return os.MkdirAll(home, 0o755)
 	}})
 }

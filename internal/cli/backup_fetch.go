@@ -150,8 +150,9 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 	for _, note := range plan.Notes {
 		a.log.Info(note)
 	}
-	if r.Recovery != nil && s.File == "" {
-		a.log.Info("the settings come from the environment: start PostgreSQL with the same, or its restore_command does not find the archive")
+	if outside := outside(s); r.Recovery != nil && outside != nil {
+		a.log.Warn("restore_command does not carry " + strings.Join(outside, ", ") +
+			": start PostgreSQL with the same in its environment, or restore with a settings file that has it (--config)")
 	}
 	progress := &restore.Progress{}
 	stop := a.progress(ctx, "restore", progress)
@@ -169,6 +170,19 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 		return a.printJSON(report)
 	}
 	return nil
+}
+
+// outside names the settings that say where the archive is and are not in the settings file, each with where it came from.
+func outside(s *config.Settings) (names []string) {
+	values := s.Effective()
+	for i, row := range config.Table(1) {
+		where := values[i].Source
+		if (row.Section == "Archive" || row.Section == "S3") && row.Used == nil &&
+			(strings.HasPrefix(where, "environment ") || strings.HasPrefix(where, "flag ")) {
+			names = append(names, row.Name+" ("+where+")")
+		}
+	}
+	return names
 }
 
 // restoredLine sums a restore up.
@@ -255,7 +269,7 @@ func (f *fetchFlags) recoveryTarget() (t catalog.Target, err error) {
 		given++
 		t.Kind, t.Name = catalog.AtName, f.name
 		if len(f.name) > 63 {
-			return t, fmt.Errorf("--target-name: a restore point has at most 63 bytes, this are %d", len(f.name))
+			return t, fmt.Errorf("--target-name: the name of a restore point has at most 63 bytes, this one has %d", len(f.name))
 		}
 	}
 	if f.target != "" {

@@ -5,9 +5,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
@@ -98,8 +100,7 @@ func (a *app) list(ctx context.Context, s *config.Settings, pretty, asJSON, deta
 	case len(rows) == 0:
 		return nil
 	case pretty:
-		a.listTable(rows, detail)
-		return nil
+		return a.listTable(rows, detail)
 	}
 	return a.listPlain(rows, detail)
 }
@@ -115,7 +116,7 @@ func (a *app) listPlain(rows []listed, detail bool) error {
 	for _, r := range rows {
 		fields := []string{r.Name, r.Time.Format(time.RFC3339), r.Segment, r.Storage}
 		if m := r.Metadata; m != nil {
-			fields = append(fields, m.StartTime.UTC().Format(time.RFC3339), m.FinishTime.UTC().Format(time.RFC3339), m.Hostname, m.DataDir,
+			fields = append(fields, m.StartTime.UTC().Format(time.RFC3339), m.FinishTime.UTC().Format(time.RFC3339), cell(m.Hostname), cell(m.DataDir),
 				fmt.Sprint(m.PgVersion), m.StartLSN.String(), m.FinishLSN.String(), fmt.Sprint(m.IsPermanent))
 		}
 		if r.Error != "" {
@@ -126,10 +127,17 @@ func (a *app) listPlain(rows []listed, detail bool) error {
 	return w.Flush()
 }
 
+// cell shows what an archive says on one line and in one column.
+func cell(s string) string {
+	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
+	}
+	return s
+}
+
 // listTable prints a table with borders.
-func (a *app) listTable(rows []listed, detail bool) {
+func (a *app) listTable(rows []listed, detail bool) error {
 	t := table.NewWriter()
-	t.SetOutputMirror(a.env.Stdout)
 	head := table.Row{"#", "Backup name", "Modified", "WAL file name", "Storage name"}
 	if detail {
 		head = append(head, "Start time", "Finish time", "Hostname", "Datadir", "PG Version", "Start LSN", "Finish LSN", "Permanent")
@@ -138,7 +146,7 @@ func (a *app) listTable(rows []listed, detail bool) {
 	for i, r := range rows {
 		row := table.Row{i, r.Name, r.Time.Format(time.RFC850), r.Segment, r.Storage}
 		if m := r.Metadata; m != nil {
-			row = append(row, m.StartTime.UTC().Format(time.RFC850), m.FinishTime.UTC().Format(time.RFC850), m.Hostname, m.DataDir,
+			row = append(row, m.StartTime.UTC().Format(time.RFC850), m.FinishTime.UTC().Format(time.RFC850), cell(m.Hostname), cell(m.DataDir),
 				m.PgVersion, m.StartLSN, m.FinishLSN, m.IsPermanent)
 		}
 		if r.Error != "" {
@@ -146,5 +154,6 @@ func (a *app) listTable(rows []listed, detail bool) {
 		}
 		t.AppendRow(row)
 	}
-	t.Render()
+	_, err := fmt.Fprintln(a.env.Stdout, t.Render())
+	return err
 }

@@ -47,6 +47,9 @@ const (
 	exitOK      = 0
 	exitFailed  = 1 // and usage errors, as WAL-G
 	exitCorrupt = 3 // backup-push: the backup is made, and has pages that were corrupt already
+	// There is no such command, as in a shell. PostgreSQL would take less than 126 from a misspelt restore_command for the end
+	// of the archive, and open a database that lacks the rest.
+	exitUnknown = 127
 )
 
 // Run runs a command line and returns the exit status. SIGINT and SIGTERM end what is being done in order; a second one kills.
@@ -176,11 +179,7 @@ func (a *app) root() *cobra.Command {
 		CompletionOptions: cobra.CompletionOptions{DisableDefaultCmd: true}, // ours is
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
-				err := fmt.Errorf("unknown command %q", args[0])
-				if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
-					err = fmt.Errorf("%w, did you mean %s?", err, strings.Join(near, " or "))
-				}
-				return a.usage(cmd, err)
+				return a.unknown(cmd, args[0])
 			}
 			return cmd.Help()
 		},
@@ -193,7 +192,12 @@ func (a *app) root() *cobra.Command {
 		root.PersistentFlags().String(name, "", setting)
 		_ = root.PersistentFlags().MarkHidden(name) // it was made in the line above
 	}
-	root.SetFlagErrorFunc(a.usage)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if before := cmd.Flags().Args(); !cmd.HasParent() && len(before) > 0 { // a flag of a command that is none
+			return a.unknown(cmd, before[0])
+		}
+		return a.usage(cmd, err)
+	})
 	root.AddCommand(a.commands()...)
 	return root
 }
@@ -225,6 +229,23 @@ func flagName(setting string) string {
 func (a *app) usage(cmd *cobra.Command, err error) error {
 	fmt.Fprintf(a.env.Stderr, "%s\n", cmd.UsageString())
 	return err
+}
+
+// unknownError says that there is no command of that name.
+type unknownError struct{ name, hint string }
+
+func (e *unknownError) Error() string { return fmt.Sprintf("unknown command %q", e.name) }
+func (e *unknownError) Hint() string  { return e.hint }
+
+// unknown reports a command that there is not.
+func (a *app) unknown(root *cobra.Command, name string) error {
+	hint := "`holdfast help` lists the commands"
+	if near := root.SuggestionsFor(name); len(near) > 0 {
+		hint = "did you mean " + strings.Join(near, " or ") + "? " + hint
+	} else if slices.Contains(onlyWALG, name) {
+		hint = "WAL-G has it and this release of Holdfast has not: run WAL-G for it, on the same archive"
+	}
+	return &exit{a.usage(root, &unknownError{name, hint}), exitUnknown}
 }
 
 // args makes a wrong number of arguments a usage error.
@@ -268,7 +289,10 @@ func release() string {
 
 // load reads the settings and opens the log. Commands call it first.
 func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
-	src := config.Sources{Turbo: a.turbo, Environ: a.env.Environ, File: a.config, Home: a.env.Home, Cores: runtime.GOMAXPROCS(0)}
+	src := config.Sources{Turbo: a.turbo, Environ: a.env.Environ, File: a.config, Home: a.env.Home, Cores: runtime.GOMAXPROCS(0), Command: cmd.Name()}
+	if src.Command == "settings" { // judges them for every command
+		src.Command = ""
+	}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		if name, ok := a.settingFlags[f.Name]; ok {
 			src.Flags = append(src.Flags, config.Flag{Flag: "--" + f.Name, Setting: name, Value: f.Value.String()})
@@ -282,9 +306,7 @@ func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 		return nil, err
 	}
 	for _, n := range s.Notices() {
-		if n.Commands == nil || slices.Contains(n.Commands, cmd.Name()) || cmd.Name() == "settings" {
-			a.log.Info(n.String())
-		}
+		a.log.Info(n)
 	}
 	if a.log.Enabled(cmd.Context(), slog.LevelDebug) {
 		for _, v := range s.Effective() {

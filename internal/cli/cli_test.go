@@ -54,7 +54,7 @@ func TestEveryCommandIsExplained(t *testing.T) {
 }
 
 func TestUsageErrorsAreStatusOne(t *testing.T) {
-	for _, args := range [][]string{{"nonsense"}, {"settings", "extra"}, {"settings", "--nonsense"}, {"--nonsense"}, {"backup-list", "a", "b", "c"}} {
+	for _, args := range [][]string{{"settings", "extra"}, {"settings", "--nonsense"}, {"--nonsense"}, {"backup-list", "a", "b", "c"}} {
 		status, stdout, stderr := run(nil, args...)
 		if status != 1 || stdout != "" || !strings.Contains(stderr, "Usage:") || !strings.Contains(stderr, "\nERROR: ") {
 			t.Errorf("%q: status %d, stdout %q, stderr %q; want 1 and the usage on stderr", args, status, stdout, stderr)
@@ -93,10 +93,12 @@ func TestLogLinesAreThoseOfWALG(t *testing.T) {
 	log.Info("FILE PATH: x", "bytes", 7)
 	log.Warn("odd name", "file", "a b")
 	log.Error("two\nlines", "error", errors.New(`say "no"`))
+	log.Error("\x1b[2J\rINFO: é")
 	want := regexp.MustCompile(`^INFO: \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} FILE PATH: x part=3 bytes=7
 WARNING: \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} odd name part=3 file="a b"
 ERROR: \d{4}/\d\d/\d\d \d\d:\d\d:\d\d\.\d{6} two
 	lines part=3 error="say \\"no\\""
+ERROR: .{26} \\x1b\[2J\\rINFO: é part=3
 $`)
 	if !want.MatchString(out.String()) {
 		t.Errorf("got\n%swant\n%s", out.String(), want)

@@ -2,6 +2,10 @@ package cli
 
 import "github.com/spf13/cobra"
 
+// onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
+var onlyWALG = []string{"backup-mark", "catchup-fetch", "catchup-list", "catchup-push", "catchup-receive", "catchup-send", "copy", "daemon",
+	"delete", "pgbackrest", "st", "wal-receive", "wal-restore", "wal-show", "wal-verify"}
+
 // commands lists the commands in the order of the help.
 func (a *app) commands() []*cobra.Command {
 	return []*cobra.Command{

@@ -37,15 +37,30 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	if r.Level == slog.LevelWarn {
 		level = "WARNING"
 	}
-	// What comes from outside, a file's name for instance, cannot begin a line that looks like one of ours.
-	message := strings.ReplaceAll(r.Message, "\n", "\n\t")
-	fmt.Fprintf(&b, "%s: %s %s%s", level, r.Time.Format("2006/01/02 15:04:05.000000"), message, h.attrs)
+	fmt.Fprintf(&b, "%s: %s %s%s", level, r.Time.Format("2006/01/02 15:04:05.000000"), printable(r.Message), h.attrs)
 	r.Attrs(func(a slog.Attr) bool { b.WriteString(attribute(a)); return true })
 	b.WriteByte('\n')
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	_, err := h.out.Write(b.Bytes())
 	return err
+}
+
+// printable returns a message in which what comes from outside, a file's name for instance, cannot begin a line that looks like one of
+// ours, nor steer a terminal.
+func printable(message string) string {
+	var b strings.Builder
+	for _, r := range message {
+		switch {
+		case r == '\n':
+			b.WriteString("\n\t")
+		case r == '\t' || unicode.IsPrint(r):
+			b.WriteRune(r)
+		default:
+			b.WriteString(strings.Trim(strconv.QuoteRune(r), "'"))
+		}
+	}
+	return b.String()
 }
 
 // WithAttrs implements slog.Handler.

@@ -10,8 +10,9 @@ import (
 func (a *app) settings() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
-		Use:   "settings",
-		Short: "Print every setting in force and where it came from",
+		Use:        "settings",
+		SuggestFor: []string{"flags"},
+		Short:      "Print every setting in force and where it came from",
 		Long: "Prints every setting, its value, and whether that is the default or came from a flag, the environment or the settings file.\n" +
 			"Secrets are hidden. Settings that are wrong are errors here as in every other command, so this checks them, too.",
 		Example: "  holdfast settings\n  holdfast --config /etc/holdfast.yaml settings --json",

@@ -119,10 +119,17 @@ func (a *app) openArchive(ctx context.Context, s *config.Settings) (*archive.Arc
 	if err != nil {
 		return nil, err
 	}
-	method, err1 := compress.ParseMethod(s.Compression.Method)
-	level, err2 := compress.ParseLevel(s.Compression.Level)
-	if err := errors.Join(err1, err2); err != nil {
+	o, err := archiveOptions(s)
+	if err != nil {
 		return nil, err
 	}
-	return archive.New(st, archive.Options{Method: method, Level: level, Parallel: runtime.GOMAXPROCS(0)}), nil
+	o.Parallel = runtime.GOMAXPROCS(0)
+	return archive.New(st, o), nil
+}
+
+// archiveOptions says how the settings want new objects compressed, on one core.
+func archiveOptions(s *config.Settings) (archive.Options, error) {
+	method, err1 := compress.ParseMethod(s.Compression.Method)
+	level, err2 := compress.ParseLevel(s.Compression.Level)
+	return archive.Options{Method: method, Level: level, Parallel: 1}, errors.Join(err1, err2)
 }

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/archive"
-	"holdfast/internal/compress"
 	"holdfast/internal/config"
 	"holdfast/internal/walpush"
 )
@@ -35,10 +34,11 @@ func (a *app) walPush() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			method, err := compress.ParseMethod(s.Compression.Method)
+			written, err := archiveOptions(s)
 			if err != nil {
 				return err
 			}
+			ext := written.Method.Extension()
 			report, err := walpush.Push(cmd.Context(), a.archivesForPush(s), args[0], walpush.Options{
 				Location: s.Storage.Location(), Host: host,
 				Parallel: s.WAL.Parallel, Limit: s.WAL.Limit, ReadyRename: s.WAL.ReadyRename, Logger: a.log,
@@ -48,14 +48,14 @@ func (a *app) walPush() *cobra.Command {
 			}
 			switch report.Outcome {
 			case walpush.Stored:
-				a.log.Info("FILE PATH: " + report.Name + method.Extension())
+				a.log.Info("FILE PATH: " + report.Name + ext)
 			case walpush.Equal:
 				a.log.Info(fmt.Sprintf("WAL file '%s' already archived with equal content, skipping", args[0]))
 			case walpush.Early:
-				a.log.Debug("stored ahead: " + report.Name + method.Extension())
+				a.log.Debug("stored ahead: " + report.Name + ext)
 			}
 			for _, name := range report.Ahead {
-				a.log.Debug("FILE PATH: " + name + method.Extension() + ", ahead of being asked")
+				a.log.Debug("FILE PATH: " + name + ext + ", ahead of being asked")
 			}
 			return nil
 		},
@@ -74,14 +74,7 @@ func (a *app) archivesForPush(s *config.Settings) walpush.Opener {
 		if err != nil {
 			return nil, nil, err
 		}
-		method, err := compress.ParseMethod(s.Compression.Method)
-		if err != nil {
-			return nil, nil, err
-		}
-		level, err := compress.ParseLevel(s.Compression.Level)
-		if err != nil {
-			return nil, nil, err
-		}
-		return first, archive.New(first.Store(), archive.Options{Method: method, Level: level, Parallel: 1}), nil
+		o, err := archiveOptions(s)
+		return first, archive.New(first.Store(), o), err
 	}
 }
