@@ -7,6 +7,7 @@ package demo
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +16,7 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -43,7 +45,7 @@ type story struct {
 	ctx      context.Context
 	dir      string   // scratch
 	holdfast string   // the binary, where the server's account can run it
-	env      []string // settings of ours, as an operator would export them
+	env      []string // names the settings file, and takes every other setting out of the environment
 	owner    *syscall.Credential
 	programs instance.Programs
 	live     *instance.Instance
@@ -137,7 +139,7 @@ func (s *story) prepare() (err error) {
 	if os.Geteuid() == 0 {
 		// PostgreSQL refuses to run as root: its account owns everything here.
 		if s.owner, err = account("postgres"); err != nil {
-			return err
+			return &missingError{fmt.Errorf("PostgreSQL does not run as root, and there is no other account for it: %w", err)}
 		}
 		for _, d := range []string{".", "socket", "archive"} {
 			if err := os.Chown(filepath.Join(s.dir, d), int(s.owner.Uid), int(s.owner.Gid)); err != nil {
@@ -148,17 +150,33 @@ func (s *story) prepare() (err error) {
 	if err := instance.Init(s.ctx, s.programs, data, instance.InitOptions{Checksums: true, NoSync: true}); err != nil {
 		return err
 	}
-	socket := filepath.Join(s.dir, "socket")
-	s.env = []string{
-		"WALG_FILE_PREFIX=" + filepath.Join(s.dir, "archive"),
-		"PGHOST=" + socket, "PGPORT=5432", "PGUSER=" + instance.Superuser, "PGDATABASE=postgres",
+	settings := filepath.Join(s.dir, "holdfast.json")
+	text, err := json.MarshalIndent(map[string]string{
+		"WALG_FILE_PREFIX": filepath.Join(s.dir, "archive"), "PGHOST": filepath.Join(s.dir, "socket"), "PGUSER": instance.Superuser, "PGDATABASE": "postgres",
+	}, "", "\t")
+	if err != nil {
+		return err
 	}
-	return nil
+	s.env = append(blank(os.Environ()), "HOLDFAST_CONFIG="+settings, "PGPORT=5432")
+	return os.WriteFile(settings, text, 0o644)
+}
+
+// blank returns the settings in an environment, each empty, which counts as not given: an operator's own archive has no part in the story.
+// Two of libpq's variables stay, which PostgreSQL's server reads too and does not take empty.
+func blank(environ []string) (empty []string) {
+	for _, e := range environ {
+		name, _, _ := strings.Cut(e, "=")
+		ours := slices.ContainsFunc([]string{"WALG_", "WALE_", "HOLDFAST_", "AWS_", "S3_", "PG"}, func(p string) bool { return strings.HasPrefix(name, p) })
+		if ours && name != "PGDATESTYLE" && name != "PGCLIENTENCODING" {
+			empty = append(empty, name+"=")
+		}
+	}
+	return empty
 }
 
 func (s *story) start() (err error) {
 	s.chapter("Two settings make it safe: where the archive is, and that WAL goes there")
-	s.say("   WALG_FILE_PREFIX = %s", filepath.Join(s.dir, "archive"))
+	s.say("   WALG_FILE_PREFIX = %s, in %s", filepath.Join(s.dir, "archive"), filepath.Join(s.dir, "holdfast.json"))
 	s.say("   archive_command  = '%s wal-push \"%%p\"'", s.holdfast)
 	s.live, err = instance.Start(s.ctx, instance.Options{
 		Programs: s.programs, DataDir: filepath.Join(s.dir, "data"), SocketDir: filepath.Join(s.dir, "socket"), Env: s.env,
@@ -240,12 +258,21 @@ func (s *story) drop() (err error) {
 			break
 		}
 		if time.Since(begin) > time.Minute {
-			return fmt.Errorf("archive_command did not store %s within a minute: see %s", switched, s.live.LogFile())
+			return fmt.Errorf("archive_command did not store %s within a minute; the server's log ends with: %s", switched, end(s.live.LogFile()))
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 	s.note("last WAL archived after", took(begin))
 	return nil
+}
+
+// end returns the last 2 KiB of a file, or why it cannot be read.
+func end(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-2048):])
 }
 
 func (s *story) restore() (err error) {

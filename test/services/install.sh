@@ -6,6 +6,7 @@
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
 # must be able to read the binaries. Run again it does only what is missing; remove the directory to begin anew.
 #
+# --server brings a PostgreSQL for `make demo` when there is none, and nothing else.
 # --bench also installs the peers the benchmark runs against: Debian's pgbackrest.
 #
 # Debian packages are installed as root, and only those that are missing: no package already there is upgraded, no cluster is created
@@ -65,8 +66,15 @@ apt_install() {
   echo "create_main_cluster = false" > "$nocluster"
   export DEBIAN_FRONTEND=noninteractive
   apt-get -qq update
-  apt-get -qq -y --no-install-recommends --no-upgrade install "$@"
-  echo "$*" >&3
+  local package known=()
+  for package; do # PostgreSQL 15 comes another way where the distribution has another major
+    case $package in
+      postgresql-*) apt-cache show "$package" > /dev/null 2>&1 || continue ;;
+    esac
+    known+=("$package")
+  done
+  if [ ${#known[@]} -gt 0 ]; then apt-get -qq -y --no-install-recommends --no-upgrade install "${known[@]}"; fi
+  echo "${known[*]:-none to be had}" >&3
 }
 
 # debian_postgres SUITE MAJOR: unpacks PostgreSQL MAJOR with all its client tools from Debian's SUITE below the cache, installing nothing on the
@@ -166,8 +174,11 @@ for arg; do
   esac
 done
 
-# --server: only PostgreSQL itself, of whatever version the distribution has, for `make demo`.
+# --server: only PostgreSQL itself, of whatever version the distribution has, unless there is one where `holdfast demo` looks.
 if [ -n "$server" ]; then
+  for program in /usr/lib/postgresql/*/bin/postgres /usr/pgsql-*/bin/postgres /usr/local/pgsql/bin/postgres "$(command -v postgres || true)"; do
+    if [ -x "$program" ]; then exit; fi
+  done
   if [ "$(id -u)" -ne 0 ] || ! command -v apt-get > /dev/null; then
     echo "install.sh: PostgreSQL is not installed; as root: apt-get install --no-install-recommends postgresql" >&2
     exit 1
