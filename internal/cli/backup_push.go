@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -39,7 +40,7 @@ func (a *app) backupPush() *cobra.Command {
 				dir = args[0]
 			}
 			if dir == "" {
-				return a.usage(cmd, fmt.Errorf("name the data directory: backup-push PGDATA"))
+				return a.usage(cmd, errors.New("name the data directory, as in `backup-push /var/lib/postgresql/15/main`, or set PGDATA: this release takes backups from there only"))
 			}
 			opts.UserData = s.Backup.UserData
 			if userData != "" {

@@ -251,10 +251,14 @@ func (a *app) unknown(root *cobra.Command, name string) error {
 // args makes a wrong number of arguments a usage error.
 func (a *app) args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
-		if err := check(cmd, args); err != nil {
-			return a.usage(cmd, err)
+		if check(cmd, args) == nil {
+			return nil
 		}
-		return nil
+		got := "nothing"
+		if len(args) > 0 {
+			got = strings.Join(args, " ")
+		}
+		return a.usage(cmd, fmt.Errorf("want `%s`, got %s behind it", cmd.Use, got))
 	}
 }
 

@@ -247,7 +247,7 @@ func TestWhatIsWrongIsAnError(t *testing.T) {
 		"not a duration":        {bad("WALG_ALIVE_CHECK_INTERVAL=60"), []string{"must be a duration"}},
 		"not JSON":              {bad("WALG_SENTINEL_USER_DATA={"), []string{"must be JSON"}},
 		"level":                 {bad("WALG_LOG_LEVEL=LOUD"), []string{"must be one of NORMAL, DEVEL, ERROR"}},
-		"method":                {bad("WALG_COMPRESSION_METHOD=brotli"), []string{"cannot write; it can zstd, lz4 and none"}},
+		"method":                {bad("WALG_COMPRESSION_METHOD=brotli"), []string{"cannot write; it writes zstd, lz4 and none"}},
 		"level without zstd":    {bad("WALG_COMPRESSION_METHOD=lz4", "WALG_ZSTD_LEVEL=best"), []string{"WALG_COMPRESSION_METHOD is lz4"}},
 		"kms without key":       {bad("WALG_S3_PREFIX=s3://a", "S3_SSE=aws:kms"), []string{"S3_SSE (environment): aws:kms needs a key"}},
 		"key without kms":       {bad("S3_SSE=AES256", "S3_SSE_KMS_ID=k"), []string{"would not be used"}},

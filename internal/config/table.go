@@ -315,7 +315,7 @@ func relative(text string) error {
 func method(text string) error {
 	switch strings.ToLower(text) {
 	case "brotli", "lzma":
-		return errors.New("is a method that this release cannot write; it can zstd, lz4 and none")
+		return errors.New("is a method that this release cannot write; it writes zstd, lz4 and none")
 	}
 	return nil
 }
