@@ -72,15 +72,20 @@ func (d *Draft) PutPart(ctx context.Context, base string, tar io.Reader, members
 	name := base + d.archive.opts.Method.Extension()
 	body, n := d.archive.compressed(tar, 1)
 	defer body.Close() // gives its buffers back
-	if err := d.archive.store.Put(ctx, partsDir(d.name)+name, body); err != nil {
+	if err := d.put(ctx, partsDir(d.name)+name, body); err != nil {
 		return err
 	}
 	p := ManifestPart{Name: name, Size: n.n.Load(), Members: members()}
 	line, err := json.Marshal(p)
 	if err != nil {
-		return err
+		return fmt.Errorf("describe %s: %w", name, err)
 	}
-	packed, err := io.ReadAll(compress.Compress(bytes.NewReader(append(line, '\n')), compress.Zstd, compress.Options{}))
+	if line = append(line, '\n'); len(line) >= maxManifestLine {
+		return fmt.Errorf("describe %s: %d bytes are more than a line of the manifest may have: a smaller WALG_TAR_SIZE_THRESHOLD makes smaller parts", name, len(line))
+	}
+	z := compress.Compress(bytes.NewReader(line), compress.Zstd, compress.Options{})
+	defer z.Close() // gives its buffers back
+	packed, err := io.ReadAll(z)
 	if err != nil {
 		return err
 	}

@@ -381,6 +381,48 @@ func TestDraftPutsNothingOverAnothers(t *testing.T) {
 	}
 }
 
+// However long names are and whatever they are made of, a part's line of the manifest is read back.
+func TestManifestOfLongNames(t *testing.T) {
+	for _, length := range []int{10, 200, 4000} {
+		m := &storetest.Memory{}
+		a := archive.New(m, archive.Options{})
+		d := begun(t, m)
+		n, put, members := 0, 1, min(archive.MaxPartMembers+1, archive.MaxPartNames/length) // more than fit into one part
+		next := func() (tarpart.Entry, error) {
+			if n++; n > members {
+				return tarpart.Entry{}, io.EOF
+			}
+			name := fmt.Sprintf("base/%0*d", length-5, n)
+			return tarpart.Entry{Path: strings.ReplaceAll(name, "0", "<"), Type: tarpart.Symlink, Link: strings.Repeat("\x01", length)}, nil
+		}
+		for n <= members {
+			p := tarpart.NewPacker(next, tarpart.Options{MaxMembers: archive.MaxPartMembers, MaxNames: archive.MaxPartNames})
+			if err := d.PutPart(t.Context(), d.NextPart(), p, p.Members); err != nil {
+				t.Fatal(err)
+			}
+			put += len(p.Members())
+		}
+		if err := d.Commit(t.Context(), &archive.Sentinel{}); err != nil {
+			t.Fatal(err)
+		}
+		mf, err := a.OpenManifest(t.Context(), backupName)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer mf.Close()
+		read := 0
+		for p, err := mf.Next(); err != io.EOF; p, err = mf.Next() {
+			if err != nil {
+				t.Fatalf("names of %d bytes: %v", length, err)
+			}
+			read += len(p.Members)
+		}
+		if read != put || put != members+1 {
+			t.Errorf("names of %d bytes: %d members were put, %d are read", length, put, read)
+		}
+	}
+}
+
 // A beat is seen by the store's clock, and none brings the marker back behind the end.
 func TestBeat(t *testing.T) {
 	m := dated{&storetest.Memory{}, 0, map[string]time.Duration{}}

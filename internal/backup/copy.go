@@ -120,7 +120,6 @@ func (r *run) survey(ctx context.Context) ([]datadir.Entry, error) {
 		r.total += e.Size
 		if e.Kind == datadir.File || e.Kind == datadir.Relation || e.Kind == datadir.Control {
 			data += e.Size
-			r.report.Files++
 			if e.Size >= bigFile && e.Kind != datadir.Control {
 				big = append(big, e)
 			}
@@ -160,6 +159,7 @@ func (r *run) putPart(ctx context.Context, name string, next func() (tarpart.Ent
 	p := tarpart.NewPacker(next, tarpart.Options{
 		MaxContent: r.PartSize,
 		MaxMembers: archive.MaxPartMembers,
+		MaxNames:   archive.MaxPartNames,
 		AllCorrupt: r.AllCorrupt,
 		Wait:       func(n int) error { return r.beforeRead(ctx, n) },
 		Vanished:   func(string) { r.mu.Lock(); r.report.Vanished++; r.mu.Unlock() },

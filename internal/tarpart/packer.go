@@ -36,6 +36,7 @@ type Entry struct {
 type Options struct {
 	MaxContent int64 // bytes of content after which no further member is begun; 0 is no bound
 	MaxMembers int   // members after which no further one is begun; 0 is no bound
+	MaxNames   int   // bytes of paths and link targets after which no further member is begun; 0 is no bound
 	AllCorrupt bool  // keep every corrupt block's number, not just the first ten of a file
 
 	Wait     func(n int) error               // called before n bytes are read from a file; an error ends the packing
@@ -64,6 +65,7 @@ type Packer struct {
 	next    func() (Entry, error)
 	opts    Options
 	members []Member
+	names   int   // bytes of paths and link targets so far
 	content int64 // bytes of content begun so far
 	pos     int64 // bytes of the stream produced so far
 
@@ -135,7 +137,8 @@ var zeros [1024]byte
 
 // begin starts the next member, or the trailer.
 func (p *Packer) begin() error {
-	full := (p.opts.MaxContent > 0 && p.content > p.opts.MaxContent) || (p.opts.MaxMembers > 0 && len(p.members) >= p.opts.MaxMembers)
+	full := (p.opts.MaxContent > 0 && p.content > p.opts.MaxContent) || (p.opts.MaxMembers > 0 && len(p.members) >= p.opts.MaxMembers) ||
+		(p.opts.MaxNames > 0 && p.names >= p.opts.MaxNames)
 	if full {
 		p.stage, p.pending = trailer, zeros[:]
 		return nil
@@ -170,6 +173,7 @@ func (p *Packer) begin() error {
 	}
 	p.pending, p.entry, p.off, p.left, p.stage = header, e, 0, m.Size, inside
 	p.content += m.Size
+	p.names += len(m.Path) + len(m.Link)
 	p.members = append(p.members, m)
 	return nil
 }
