@@ -1,4 +1,5 @@
-// Package compress compresses and decompresses the objects of an archive: zstd as seekable frames, lz4, or not at all.
+// Package compress compresses and decompresses the objects of an archive: zstd as seekable frames, lz4, brotli, lzma, or not
+// at all. It reads gzip and lzop too, which others wrote.
 //
 // Both directions pull: reading from what Compress or Decompress returned reads the source as far as needed, in the
 // caller's goroutine. Both are io.WriterTo as well, which hands over whole frames without another copy. Memory is that of
@@ -23,18 +24,28 @@ import (
 type Method string
 
 const (
-	Zstd Method = "zstd" // seekable frames; the default of the product
-	LZ4  Method = "lz4"  // one frame: faster and larger
-	None Method = "none" // the bytes as they are
+	Zstd   Method = "zstd"   // seekable frames; the default of the product
+	LZ4    Method = "lz4"    // one frame: faster and larger
+	Brotli Method = "brotli" // slower, smaller, and without a checksum
+	LZMA   Method = "lzma"   // the format of lzma_alone: some MB a second, and without a checksum
+	None   Method = "none"   // the bytes as they are
+
+	Gzip Method = "gzip" // read only
+	LZO  Method = "lzo"  // the container of lzop, which WAL-E wrote; read only
 )
 
-// ParseMethod returns the method called s.
+// Methods lists those that can be read, the likely ones first.
+func Methods() []Method { return []Method{Zstd, LZ4, Brotli, LZMA, LZO, Gzip, None} }
+
+// ParseMethod returns the method called s that new objects are to be compressed with.
 func ParseMethod(s string) (Method, error) {
 	switch m := Method(s); m {
-	case Zstd, LZ4, None:
+	case Zstd, LZ4, Brotli, LZMA, None:
 		return m, nil
+	case Gzip, LZO:
+		return "", fmt.Errorf("compression method %s: it is read, not written; want zstd, lz4, brotli, lzma or none", s)
 	}
-	return "", fmt.Errorf("compression method %q: want zstd, lz4 or none", s)
+	return "", fmt.Errorf("compression method %q: want zstd, lz4, brotli, lzma or none", s)
 }
 
 // Extension returns what the names of objects compressed with m end in, the dot included: empty for None.
@@ -44,6 +55,14 @@ func (m Method) Extension() string {
 		return ".zst"
 	case LZ4:
 		return ".lz4"
+	case Brotli:
+		return ".br"
+	case LZMA:
+		return ".lzma"
+	case Gzip:
+		return ".gz"
+	case LZO:
+		return ".lzo"
 	}
 	return ""
 }
@@ -52,8 +71,8 @@ func (m Method) Extension() string {
 // Zstd. A name that ends in a dot is not compressed (WAL-G before 3.0.9 wrote such), and neither is one without an
 // extension known here.
 func Split(name string) (base string, m Method) {
-	for _, m := range []Method{Zstd, LZ4} {
-		if base, ok := strings.CutSuffix(name, m.Extension()); ok {
+	for _, m := range Methods() {
+		if base, ok := strings.CutSuffix(name, m.Extension()); ok && m != None {
 			return base, m
 		}
 	}
@@ -120,10 +139,14 @@ func Compress(src io.Reader, m Method, o Options) io.ReadCloser {
 		return native.compress(src, o)
 	case LZ4:
 		return compressLZ4(src, o)
+	case Brotli:
+		return compressBrotli(src)
+	case LZMA:
+		return compressLZMA(src)
 	case None:
 		return &plain{src: src}
 	}
-	return &plain{err: fmt.Errorf("compression method %q is unknown", m)}
+	return &plain{err: fmt.Errorf("compression method %q cannot be written", m)}
 }
 
 // Decompress returns what src holds, which was compressed with m. Any valid stream of the method will do. One that ends
@@ -136,6 +159,14 @@ func Decompress(src io.Reader, m Method) io.ReadCloser {
 		return native.decompress(src)
 	case LZ4:
 		return decompressLZ4(src)
+	case Brotli:
+		return decompressBrotli(src)
+	case LZMA:
+		return decompressLZMA(src)
+	case Gzip:
+		return decompressGzip(src)
+	case LZO:
+		return decompressLZO(src)
 	case None:
 		return &plain{src: src}
 	}

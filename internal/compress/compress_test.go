@@ -46,7 +46,8 @@ func of(m compress.Method) codec {
 // pure is zstd as builds without cgo have it; of(compress.Zstd) is as this build has it.
 var pure = codec{"pure zstd", compress.Zstd, compress.CompressPure, compress.DecompressPure}
 
-var codecs = []codec{of(compress.Zstd), pure, of(compress.LZ4), of(compress.None)}
+// codecs are all that is written; the first three have a checksum.
+var codecs = []codec{of(compress.Zstd), pure, of(compress.LZ4), of(compress.Brotli), of(compress.LZMA), of(compress.None)}
 
 // drain reads z to its end and closes it.
 func drain(z io.ReadCloser, writeTo bool) ([]byte, error) {
@@ -127,7 +128,7 @@ func TestParallelIsTheSameStream(t *testing.T) {
 
 // The decoders of everybody else read what we write: those that WAL-G has built in, and the command line tools.
 func TestOthersRead(t *testing.T) {
-	tools := map[compress.Method]string{compress.Zstd: "zstd", compress.LZ4: "lz4"}
+	tools := map[compress.Method]string{compress.Zstd: "zstd", compress.LZ4: "lz4", compress.Brotli: "brotli", compress.LZMA: "lzma"}
 	for _, length := range []int{0, 1, 100, compress.FrameSize, 2*compress.FrameSize + 5, 3 << 20} {
 		content := corpus(7, length)
 		for _, c := range codecs {
@@ -150,6 +151,10 @@ func TestOthersRead(t *testing.T) {
 			case compress.LZ4:
 				got, err := io.ReadAll(lz4.NewReader(bytes.NewReader(packed)))
 				check("pierrec's reader", got, err)
+			case compress.LZMA:
+				if want := "\x5D\x00\x00\x80\x00\xFF\xFF\xFF\xFF\xFF\xFF\xFF\xFF"; string(packed[:13]) != want {
+					t.Errorf("the header of lzma is %x, WAL-G's %x", packed[:13], want)
+				}
 			}
 			tool, err := exec.LookPath(tools[c.method])
 			if err != nil {
@@ -189,7 +194,12 @@ func others(t testing.TB, content []byte) (streams []stream) {
 	w, _ = zstd.NewWriter(&bareZstd, zstd.WithEncoderCRC(false), zstd.WithWindowSize(32<<20))
 	library("klauspost's zstd without checksum", compress.Zstd, w, &bareZstd)
 	library("pierrec's lz4", compress.LZ4, lz4.NewWriter(&plainLZ4), &plainLZ4)
-	for _, args := range [][]string{{"zstd", "-3"}, {"zstd", "--long=27"}, {"lz4", "-1"}, {"lz4", "-BD"}} {
+	var plainGzip bytes.Buffer
+	library("the standard library's gzip", compress.Gzip, gzip.NewWriter(&plainGzip), &plainGzip)
+	for _, args := range [][]string{
+		{"zstd", "-3"}, {"zstd", "--long=27"}, {"lz4", "-1"}, {"lz4", "-BD"}, {"brotli", "-5"}, {"lzma", "-1"},
+		{"lzop"}, {"lzop", "-9"}, {"lzop", "--crc32"}, {"lzop", "-F"}, {"gzip", "-9"},
+	} {
 		tool, err := exec.LookPath(args[0])
 		if err != nil {
 			continue
@@ -200,7 +210,11 @@ func others(t testing.TB, content []byte) (streams []stream) {
 		if err != nil {
 			t.Fatalf("%s: %v", args, err)
 		}
-		streams = append(streams, stream{strings.Join(args, " "), compress.Method(args[0]), packed})
+		method := compress.Method(args[0])
+		if method == "lzop" {
+			method = compress.LZO
+		}
+		streams = append(streams, stream{strings.Join(args, " "), method, packed})
 	}
 	return streams
 }
@@ -210,11 +224,19 @@ func TestReadsOthers(t *testing.T) {
 	for _, length := range []int{1, compress.FrameSize, compress.FrameSize + 5} {
 		content := corpus(9, length)
 		for _, s := range others(t, content) {
-			for _, c := range codecs {
-				if c.method != s.method {
-					continue
+			readers := slices.DeleteFunc(slices.Clone(codecs), func(c codec) bool { return c.method != s.method })
+			if len(readers) == 0 {
+				readers = []codec{of(s.method)}
+			}
+			for _, c := range readers {
+				streams := [][]byte{s.packed}
+				switch s.method {
+				case compress.Zstd, compress.LZ4:
+					streams = append(streams, slices.Concat(s.packed, s.packed), slices.Concat(c.pack(t, content), s.packed))
+				case compress.LZO, compress.Gzip:
+					streams = append(streams, slices.Concat(s.packed, s.packed))
 				}
-				for _, packed := range [][]byte{s.packed, slices.Concat(s.packed, s.packed), slices.Concat(c.pack(t, content), s.packed)} {
+				for _, packed := range streams {
 					for _, writeTo := range []bool{false, true} {
 						got, err := drain(c.decompress(bytes.NewReader(packed)), writeTo)
 						if err != nil || !bytes.Equal(got, content) && !bytes.Equal(got, slices.Concat(content, content)) {
@@ -229,7 +251,7 @@ func TestReadsOthers(t *testing.T) {
 
 // What WAL-G itself wrote is read to its end, where archives of it are at hand.
 func TestReadsWALG(t *testing.T) {
-	for _, name := range []string{"pg15-zstd-full", "pg17-zstd-timeline", "pg15-lz4-delta", "pg15-lz4-remote"} {
+	for _, name := range []string{"pg15-zstd-full", "pg17-zstd-timeline", "pg15-lz4-delta", "pg15-lz4-remote", "pg15-brotli-full", "wale-pg13-lzo"} {
 		f, err := os.Open("../../../shared/archives/" + name + ".tar.gz")
 		if err != nil {
 			t.Skip(err)
@@ -274,11 +296,11 @@ func TestSkippableFrames(t *testing.T) {
 func repetitive(n int) []byte { return bytes.Repeat([]byte("PostgreSQL "), n/11) }
 
 // tried is how much content makes several frames or blocks.
-var tried = map[compress.Method]int{compress.Zstd: 5 * compress.FrameSize / 2, compress.LZ4: 70_000}
+var tried = map[compress.Method]int{compress.Zstd: 5 * compress.FrameSize / 2, compress.LZ4: 70_000, compress.Brotli: 70_000, compress.LZMA: 70_000}
 
 // Wherever a stream of ours is cut off, also between frames, it is an early end; after its end nothing else may come.
 func TestTruncationIsDetected(t *testing.T) {
-	for _, c := range codecs[:3] {
+	for _, c := range codecs[:5] {
 		packed := c.pack(t, repetitive(tried[c.method]))
 		for n := range packed {
 			for _, writeTo := range []bool{false, true} {
@@ -472,7 +494,7 @@ func (w failing) Write([]byte) (int, error) { return 0, w.err }
 
 // A source is asked for all that is left of a frame, so that it can read a file straight into the frame.
 func TestSourceSeesTheRestOfTheFrame(t *testing.T) {
-	for _, c := range codecs[:3] {
+	for _, c := range codecs[:5] {
 		src := &asked{left: 3 * compress.FrameSize}
 		if _, err := drain(c.compress(src, compress.Options{}), true); err != nil {
 			t.Fatal(err)
@@ -515,7 +537,11 @@ func TestNames(t *testing.T) {
 		"part_001.tar.":                 {"part_001.tar", compress.None},
 		"000000010000000000000001":      {"000000010000000000000001", compress.None},
 		"000000010000000000000001.":     {"000000010000000000000001", compress.None},
-		"000000010000000000000001.br":   {"000000010000000000000001.br", compress.None},
+		"000000010000000000000001.br":   {"000000010000000000000001", compress.Brotli},
+		"000000010000000000000001.lzma": {"000000010000000000000001", compress.LZMA},
+		"000000010000000000000001.gz":   {"000000010000000000000001", compress.Gzip},
+		"000000010000000000000001.lzo":  {"000000010000000000000001", compress.LZO},
+		"part_001.tar.xz":               {"part_001.tar.xz", compress.None},
 		"00000002.history.zst":          {"00000002.history", compress.Zstd},
 		"000000010000000000000001.zst.": {"000000010000000000000001.zst", compress.None},
 	} {
@@ -523,8 +549,9 @@ func TestNames(t *testing.T) {
 			t.Errorf("Split(%q) = %q, %q, want %q, %q", name, base, m, want.base, want.m)
 		}
 	}
-	for _, m := range []compress.Method{compress.Zstd, compress.LZ4, compress.None} {
-		if got, err := compress.ParseMethod(string(m)); got != m || err != nil {
+	for _, m := range compress.Methods() {
+		got, err := compress.ParseMethod(string(m))
+		if written := m != compress.Gzip && m != compress.LZO; written != (got == m) || written != (err == nil) {
 			t.Errorf("ParseMethod(%q) = %q, %v", m, got, err)
 		}
 		if base, got := compress.Split("x" + m.Extension()); base != "x" || got != m {
@@ -536,7 +563,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("ParseLevel(%q) = %v, %v", l, got, err)
 		}
 	}
-	for _, s := range []string{"", "ZSTD", "brotli"} {
+	for _, s := range []string{"", "ZSTD", "snappy"} {
 		if got, err := compress.ParseMethod(s); err == nil {
 			t.Errorf("ParseMethod(%q) = %q", s, got)
 		}
@@ -544,7 +571,7 @@ func TestNames(t *testing.T) {
 			t.Errorf("ParseLevel(%q) = %v", s, got)
 		}
 	}
-	if _, err := drain(compress.Compress(bytes.NewReader(nil), "brotli", compress.Options{}), true); err == nil {
+	if _, err := drain(compress.Compress(bytes.NewReader(nil), compress.LZO, compress.Options{}), true); err == nil {
 		t.Error("compressed with an unknown method")
 	}
 	if _, err := drain(compress.Decompress(bytes.NewReader(nil), ""), false); err == nil {
@@ -618,6 +645,66 @@ func FuzzLZ4(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What is accepted of a format that is only read, or has a decoder of a library, is read to its end without harm.
+func FuzzOthers(f *testing.F) {
+	all := []compress.Method{compress.LZO, compress.Gzip, compress.Brotli, compress.LZMA}
+	for _, content := range [][]byte{nil, []byte("x"), corpus(5, 9000), repetitive(100_000)} {
+		for _, s := range others(f, content) {
+			if i := slices.Index(all, s.method); i >= 0 {
+				f.Add(byte(i), s.packed)
+			}
+		}
+	}
+	for _, name := range []string{"default", "crc32", "stored"} {
+		f.Add(byte(0), golden(f, name))
+	}
+	f.Fuzz(func(t *testing.T, method byte, b []byte) {
+		m := all[int(method)%len(all)]
+		z := compress.Decompress(bytes.NewReader(b), m)
+		defer z.Close()
+		n, err := io.Copy(io.Discard, io.LimitReader(z, 1<<20))
+		if err == nil && n < 1<<20 {
+			if _, err := of(m).unpack(b[:len(b)-1]); err == nil {
+				t.Errorf("%s of %d bytes is whole without its last one as well", m, len(b))
+			}
+		}
+	})
+}
+
+// golden returns a file that lzop 1.04 wrote of repetitive(100_000), or with "stored" of 5000 bytes that do not compress.
+func golden(t testing.TB, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile("testdata/" + name + ".lzo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+// The files that lzop wrote are read, and neither a cut nor a flipped bit goes unnoticed where it matters.
+func TestReadsLzop(t *testing.T) {
+	z := of(compress.LZO)
+	for _, name := range []string{"default", "crc32", "stored"} {
+		packed := golden(t, name)
+		content, err := z.unpack(packed)
+		if want := repetitive(100_000); err != nil || name != "stored" && !bytes.Equal(content, want) || name == "stored" && len(content) != 5000 {
+			t.Fatalf("%s: %d bytes, %v", name, len(content), err)
+		}
+		for n := range packed {
+			if _, err := z.unpack(packed[:n]); err != io.ErrUnexpectedEOF {
+				t.Fatalf("%s: %d of %d bytes: %v", name, n, len(packed), err)
+			}
+		}
+		for bit := range len(packed) * 8 {
+			packed[bit/8] ^= 1 << (bit % 8)
+			if got, err := z.unpack(packed); err == nil && !bytes.Equal(got, content) {
+				t.Errorf("%s: bit %d of byte %d of %d changed the content", name, bit%8, bit/8, len(packed))
+			}
+			packed[bit/8] ^= 1 << (bit % 8)
+		}
+	}
 }
 
 // corpus returns n bytes much like the files of a PostgreSQL cluster: pages of 8 KiB with a header, line pointers, and rows of
