@@ -232,6 +232,17 @@ func (q *queue) setEnd(name string) {
 	}
 }
 
+// missing notes that the archive lacks a segment. There a recovery ends: nothing of the queue is to stay, unless a process is at
+// it, which sees to that.
+func (q *queue) missing(name string) {
+	switch {
+	case situationIn(q.data) != Recovery:
+		q.setEnd(name)
+	case !q.busy():
+		q.remove() // what stays takes no room
+	}
+}
+
 // continueAfter sees to it that the segments after name are fetched, unless someone is at it, or the archive is known to end
 // there: a standby that waits for each next segment has nothing to fetch ahead.
 func (q *queue) continueAfter(name string, size wal.SegmentSize, o Options) {

@@ -114,6 +114,10 @@ func TestServerReplaysFromTheArchive(t *testing.T) {
 	if got, want := opened.CheckLoad(t), primary.CheckLoad(t); got != want {
 		t.Errorf("recovered %d transactions of %d", got, want)
 	}
+	pgtest.Eventually(t, "nothing is left of what was fetched ahead", func() bool {
+		left, err := filepath.Glob(filepath.Join(opened.Data, "pg_wal", ".*"))
+		return err == nil && len(left) == 0
+	})
 }
 
 func logOf(t *testing.T, c *pgtest.Cluster) string {

@@ -14,6 +14,9 @@
 //	.wal-g/prefetch/end                 a segment that could not be had when it was looked for
 //	.wal-g/prefetch/lock                locked by the process that runs Ahead
 //
+// All of that goes when a recovery is over, or the server stops. On a standby that has come to the end of the archive the last three
+// stay, small as they are.
+//
 // Synced to disk is only what is fetched under a name of its own, as by pg_rewind. What PostgreSQL replays it syncs itself, and
 // what a crash of the machine spoils of a segment fetched ahead its checksum tells.
 package walfetch
@@ -115,7 +118,7 @@ func Fetch(ctx context.Context, open func(context.Context) (Archive, error), nam
 	if err != nil {
 		var missing *MissingError
 		if q != nil && errors.As(err, &missing) {
-			q.setEnd(name)
+			q.missing(name)
 		}
 		return Report{}, err
 	}

@@ -587,6 +587,21 @@ func TestAheadEndsWithTheRecovery(t *testing.T) {
 	}
 }
 
+// Where a recovery begins at the end of the archive nobody fetches ahead, and what was left before goes all the same.
+func TestRecoveryEndsWithoutAhead(t *testing.T) {
+	v := newServer(t, filled(t, 1, 2))
+	v.opts.Start = func() error { t.Error("a process was started"); return nil }
+	v.write("pg_wal/.wal-g/prefetch/end", []byte(name(3)))
+	v.write("pg_wal/.wal-g/prefetch/lock", nil)
+	if _, err := v.fetch(name(2)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := v.fetch(name(3)); walfetch.Status(err, walfetch.Recovery) != 74 {
+		t.Errorf("got %v", err)
+	}
+	only(t, v.path("pg_wal"))
+}
+
 func TestAheadEndsWhenNothingIsAskedFor(t *testing.T) {
 	v := newServer(t, filled(t, 1, 20))
 	v.opts.Patience = 50 * time.Millisecond
@@ -715,7 +730,9 @@ func TestAheadMakesNothingAnew(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	remove(v, "")
+	if err := os.Rename(v.data, v.data+".away"); err != nil {
+		t.Fatal(err)
+	}
 	for file, content := range map[string][]byte{"lock": nil, "requested": requested, "running/" + name(7): nil, name(5): segment(name(5))} {
 		v.write("pg_wal/.wal-g/prefetch/"+file, content)
 	}
