@@ -154,16 +154,34 @@ func TestWithoutLabel(t *testing.T) {
 	}
 }
 
-// A file system that fills up ends the restore with a clear error, and it continues once there is room.
-func TestDiskFull(t *testing.T) {
+// smallDisk mounts a file system in memory with these bounds.
+func smallDisk(t *testing.T, bounds string) string {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root can make a small file system")
 	}
 	dir := t.TempDir()
-	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=2m,mode=700"); err != nil {
+	if err := syscall.Mount("tmpfs", dir, "tmpfs", 0, bounds+",mode=700"); err != nil {
 		t.Skip("cannot make a small file system:", err)
 	}
 	t.Cleanup(func() { syscall.Unmount(dir, 0) })
+	return dir
+}
+
+// A file system that takes fewer files than there are is refused before the first.
+func TestTooFewInodes(t *testing.T) {
+	dir := smallDisk(t, "nr_inodes=4") // itself is one
+	a := backedUp(t, &storetest.Memory{}, compress.Zstd, nil, []tarpart.Entry{file("base/1/1", "a")})
+	_, err := decide(t, a, func(r *restore.Request) { r.Destination = filepath.Join(dir, "data") })
+	var refusal *restore.RefusedError
+	if !errors.As(err, &refusal) || !strings.Contains(err.Error(), "takes 3 more files, the restore makes 4") {
+		t.Errorf("Decide: %v", err)
+	}
+}
+
+// A file system that fills up ends the restore with a clear error, and it continues once there is room.
+func TestDiskFull(t *testing.T) {
+	dir := smallDisk(t, "size=2m")
 	a := backedUp(t, &storetest.Memory{}, compress.Zstd, nil, []tarpart.Entry{file("base/1/1", strings.Repeat("abcdefgh", 150_000))})
 	into := func(r *restore.Request) { r.Destination = filepath.Join(dir, "data") }
 	p, err := decide(t, a, into)

@@ -102,7 +102,12 @@ func (r *run) configBelow(ctx context.Context, dir string) error {
 		if err == nil && r.plan.Owner != nil {
 			err = f.Chown(r.plan.Owner.UID, r.plan.Owner.GID)
 		}
-		return errors.Join(err, f.Sync(), f.Close())
+		err = errors.Join(err, f.Sync(), f.Close())
+		for d := h.Path; err == nil && d != "."; {
+			d = path.Dir(d)
+			err = syncPath(root, d)
+		}
+		return err
 	})
 }
 

@@ -109,7 +109,9 @@ type Room struct {
 	Dirs  []string `json:"dirs"`  // destinations on it
 	Need  int64    `json:"need"`  // bytes of contents
 	Free  int64    `json:"free"`  // bytes
-	Files int64    `json:"files"` // to be made, 0 where that is not known
+	Files int64    `json:"files"` // to be made, directories included; 0 where that is not known
+	// Inodes is how many more files the file system says it takes; 0 where it does not say.
+	Inodes int64 `json:"inodes,omitempty"`
 }
 
 // RefusedError says why a restore is not begun, and what to do.
@@ -136,7 +138,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 		}
 	}
 	if b.Sentinel.ChkpNum != nil {
-		return nil, &RefusedError{fmt.Sprintf("backup %s is of a cluster with OrioleDB, which is not supported", b.Name), ""}
+		return nil, &RefusedError{fmt.Sprintf("backup %s is of a cluster with OrioleDB, which is not supported", b.Name), "restore it with the program that took it"}
 	}
 	p := &Plan{
 		Backup: b.Name, Started: b.Started(), Finished: b.Created(), Timeline: b.Timeline(), PgVersion: b.Sentinel.PgVersion,
@@ -237,7 +239,8 @@ func (p *Plan) placeTablespaces(r Request) error {
 	if was != nil && r.Spec != nil {
 		for _, ts := range was.Tablespaces {
 			if !slices.ContainsFunc(p.Tablespaces, func(t Tablespace) bool { return t.OID == ts.OID }) {
-				return &RefusedError{fmt.Sprintf("the restore spec does not say where tablespace %s goes, which was in %s", ts.OID, ts.Location), ""}
+				return &RefusedError{fmt.Sprintf("the restore spec does not say where tablespace %s goes, which was in %s", ts.OID, ts.Location),
+					fmt.Sprintf("add %s to the spec's tablespaces, with its loc", ts.OID)}
 			}
 		}
 	}
@@ -301,7 +304,8 @@ func (p *Plan) checkDestinations() error {
 		return err
 	}
 	if !empty && p.Resume {
-		return &RefusedError{fmt.Sprintf("%s holds no restore that was interrupted, and it is not empty", p.Destination), ""}
+		return &RefusedError{fmt.Sprintf("%s holds no restore that was interrupted, and it is not empty", p.Destination),
+			"restore without --resume, into an empty or a new directory"}
 	}
 	if !empty {
 		return &RefusedError{fmt.Sprintf("the destination %s is not empty", p.Destination), "restore into an empty or a new directory"}
@@ -414,7 +418,8 @@ func (p *Plan) checkParts() error {
 		p.Stored += part.Size
 		hasControl = hasControl || part.IsControl()
 		if !strings.HasSuffix(part.Base, ".tar") {
-			return &RefusedError{fmt.Sprintf("%s of backup %s is compressed in a way that this release does not read", part.Name, p.Backup), ""}
+			return &RefusedError{fmt.Sprintf("%s of backup %s is compressed in a way that this release does not read", part.Name, p.Backup),
+				"restore it with the program that wrote it"}
 		}
 	}
 	if !hasControl {

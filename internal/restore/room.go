@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -37,6 +38,9 @@ func (p *Plan) measure(bytes, files map[string]int64) error {
 			i = len(p.Rooms)
 			byDevice[uint64(st.Dev)] = i
 			p.Rooms = append(p.Rooms, Room{Free: int64(fs.Bavail) * int64(fs.Bsize)})
+			if fs.Files > 0 {
+				p.Rooms[i].Inodes = int64(min(uint64(fs.Ffree), math.MaxInt64)) // some have no bound, and say so by all ones
+			}
 		}
 		room := &p.Rooms[i]
 		room.Dirs = append(room.Dirs, dir)
@@ -44,6 +48,12 @@ func (p *Plan) measure(bytes, files map[string]int64) error {
 		room.Files += files[dir]
 	}
 	for _, room := range p.Rooms {
+		if room.Inodes > 0 && room.Files > room.Inodes && !p.Resume {
+			return &RefusedError{
+				fmt.Sprintf("%s takes %d more files, the restore makes %d", room.Dirs[0], room.Inodes, room.Files),
+				"restore onto a file system with more inodes",
+			}
+		}
 		if room.Need > room.Free && !p.Resume {
 			return &RefusedError{
 				fmt.Sprintf("%s has %s free, the restore needs %s", room.Dirs[0], humanize.IBytes(uint64(room.Free)), humanize.IBytes(uint64(room.Need))),
