@@ -177,7 +177,7 @@ func outside(s *config.Settings) (names []string) {
 	values := s.Effective()
 	for i, row := range config.Table(1) {
 		where := values[i].Source
-		if (row.Section == "Archive" || row.Section == "S3") && row.Used == nil &&
+		if (row.Section == "Archive" || row.Section == "S3" && s.Storage.S3.Bucket != "") && row.Used == nil &&
 			(strings.HasPrefix(where, "environment ") || strings.HasPrefix(where, "flag ")) {
 			names = append(names, row.Name+" ("+where+")")
 		}
