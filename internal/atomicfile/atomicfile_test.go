@@ -74,61 +74,43 @@ func TestWriteBareName(t *testing.T) {
 	only(t, ".", "f")
 }
 
-// Until Commit, and after Abort or a failing fill, the old content is there; nothing is left over.
-func TestOldContentStaysUntilCommit(t *testing.T) {
+// While the new content is written, and after that failed, the old is there; nothing is left over.
+func TestOldContentStaysUntilAllIsWritten(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "f")
 	if err := os.WriteFile(path, []byte("old"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	broken := errors.New("broken")
-	err := atomicfile.Write(path, 0o600, func(w io.Writer) error {
-		w.Write([]byte("ne"))
-		return broken
-	})
-	if !errors.Is(err, broken) || read(t, path) != "old" {
-		t.Errorf("fill failed: Write returned %v, content %q", err, read(t, path))
+	for _, broken := range []error{errors.New("broken"), nil} {
+		err := atomicfile.Write(path, 0o600, func(w io.Writer) error {
+			if _, err := io.WriteString(w, "new"); err != nil {
+				t.Error(err)
+			}
+			if got := read(t, path); got != "old" {
+				t.Errorf("the content is %q before Write returned", got)
+			}
+			return broken
+		})
+		want := map[bool]string{true: "new", false: "old"}[broken == nil]
+		if !errors.Is(err, broken) || read(t, path) != want {
+			t.Errorf("with %v Write returned %v, and the content is %q", broken, err, read(t, path))
+		}
+		only(t, dir, "f")
 	}
-	only(t, dir, "f")
-
-	f, err := atomicfile.Create(path, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f.Write([]byte("new"))
-	if read(t, path) != "old" {
-		t.Error("content changed before Commit")
-	}
-	if err := f.Abort(); err != nil || read(t, path) != "old" {
-		t.Errorf("Abort: %v, content %q", err, read(t, path))
-	}
-	if err := f.Commit(); !errors.Is(err, fs.ErrClosed) {
-		t.Errorf("Commit after Abort: %v", err)
-	}
-	only(t, dir, "f")
-
-	if f, err = atomicfile.Create(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	f.Write([]byte("new"))
-	if err := errors.Join(f.Commit(), f.Abort()); err != nil || read(t, path) != "new" {
-		t.Errorf("Commit, Abort: %v, content %q", err, read(t, path))
-	}
-	only(t, dir, "f")
 }
 
-// Where the target cannot be replaced Commit says so and removes what it made.
-func TestCommitFailsClean(t *testing.T) {
+// Where the target cannot be replaced Write says so and removes what it made.
+func TestWriteFailsClean(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(dir, "f", "full"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	err := atomicfile.Write(filepath.Join(dir, "f"), 0o600, func(io.Writer) error { return nil })
-	if err == nil {
+	nothing := func(io.Writer) error { return nil }
+	if err := atomicfile.Write(filepath.Join(dir, "f"), 0o600, nothing); err == nil {
 		t.Error("replaced a directory")
 	}
 	only(t, dir, "f")
-	if _, err := atomicfile.Create(filepath.Join(dir, "none", "f"), 0o600); !errors.Is(err, fs.ErrNotExist) {
+	if err := atomicfile.Write(filepath.Join(dir, "none", "f"), 0o600, nothing); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("in a missing directory: %v", err)
 	}
 	if err := atomicfile.SyncDir(filepath.Join(dir, "none")); !errors.Is(err, fs.ErrNotExist) {
