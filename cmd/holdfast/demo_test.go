@@ -18,7 +18,7 @@ func TestDemoBringsTheTableBack(t *testing.T) {
 			scratch := pgtest.Dir(t)
 			cmd := pgtest.Command(t, program, "demo", "--rows", "5000", "--programs", p.Dir)
 			// Whoever watches may have settings of their own.
-			cmd.Env = append(os.Environ(), "TMPDIR="+scratch, "WALG_S3_PREFIX=s3://not/here", "WALG_LOG_LEVEL=nonsense", "PGSERVICE=nowhere", "PGPORT=1")
+			cmd.Env = append(os.Environ(), "TMPDIR="+scratch, "WALG_S3_PREFIX=s3://not/here", "WALG_LOG_LEVEL=nonsense", "PGHOST=/not/here", "PGPORT=1")
 			out, err := cmd.CombinedOutput()
 			if err != nil {
 				t.Fatalf("%v\n%s", err, out)
