@@ -66,8 +66,8 @@ type Options struct {
 	// result waits before it calls the connection does not count towards StallTimeout.
 	Wrap func(net.Conn) net.Conn
 
-	// StallTimeout is how long a connection may go without a byte in either direction; 0 means 30 s. Committing and copying,
-	// during which the service is silent while it works, may take ten times as long.
+	// StallTimeout is how long a connection may go without a byte in either direction; 0 means 30 s. Committing, copying and deleting
+	// many, during which the service is silent while it works, may take twice as long; it gives itself a minute to commit.
 	StallTimeout time.Duration
 }
 
@@ -184,6 +184,9 @@ func (o *Options) complete() error {
 		if q, err := url.ParseQuery(o.SASToken); err != nil || q.Get("sig") == "" {
 			return errors.New("AZURE_STORAGE_SAS_TOKEN is not a shared access signature such as sv=…&sig=…")
 		}
+	}
+	if o.AccessKey == "" && o.SASToken == "" && !strings.HasPrefix(o.Endpoint, "https://") {
+		return errors.New("an identity is only shown to an endpoint that begins with https://: set AZURE_STORAGE_ACCESS_KEY or AZURE_STORAGE_SAS_TOKEN")
 	}
 	o.BlockSize = cmp.Or(o.BlockSize, 8<<20)
 	if o.BlockSize < minBlock || o.BlockSize > maxBlock {

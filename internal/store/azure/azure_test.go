@@ -4,8 +4,16 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
+	"os"
 	"os/exec"
+	"runtime"
+	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +26,117 @@ import (
 const account = "account1"
 
 var accessKey = base64.StdEncoding.EncodeToString([]byte("the-secret-access-key"))
+
+// A server is azurite, Azure's own stand-in for its Blob Storage.
+type server struct {
+	url  string // of the account's blob service
+	stop func()
+	err  error
+}
+
+// start starts azurite. args are further ones of its.
+func start(program, scheme string, args ...string) server {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return server{err: err}
+	}
+	address := l.Addr().String()
+	_, port, err := net.SplitHostPort(address)
+	l.Close()
+	if err != nil {
+		return server{err: err}
+	}
+	dir, err := os.MkdirTemp("", "holdfast-azurite")
+	if err != nil {
+		return server{err: err}
+	}
+	cmd := exec.Command(program, append([]string{"--blobPort", port, "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"}, args...)...)
+	cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS="+account+":"+accessKey)
+	cmd.Dir = dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test binary that panics leaves no server
+	started, stopping, stopped := make(chan error), make(chan struct{}), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // the death of which that signal is about
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			<-stopping
+			cmd.Process.Kill()
+			cmd.Wait()
+		}
+		os.RemoveAll(dir)
+		close(stopped)
+	}()
+	if err := <-started; err != nil {
+		return server{err: err}
+	}
+	stop := func() {
+		close(stopping)
+		<-stopped
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+		if c, err := net.Dial("tcp", address); err == nil {
+			c.Close()
+			return server{url: scheme + "://" + address + "/" + account, stop: stop}
+		} else if time.Now().After(deadline) {
+			stop()
+			return server{err: err}
+		}
+	}
+}
+
+// running is the server that the tests share, once there is one.
+var running atomic.Pointer[server]
+
+var shared = sync.OnceValue(func() *server {
+	s := start(pgtest.Cache()+"/bin/azurite-blob", "http")
+	running.Store(&s)
+	return &s
+})
+
+func TestMain(m *testing.M) {
+	status := m.Run()
+	if s := running.Load(); s != nil && s.err == nil {
+		s.stop()
+	}
+	os.Exit(status)
+}
+
+// azurite returns the URL of the shared server.
+func azurite(t *testing.T) string {
+	t.Helper()
+	pgtest.Service(t, "azurite-blob")
+	s := shared()
+	if s.err != nil {
+		t.Fatal(s.err)
+	}
+	return s.url
+}
+
+// front is a proxy before azurite. see, where not nil, sees every request first and may answer it.
+func front(t *testing.T, see func(w http.ResponseWriter, r *http.Request) (answered bool)) string {
+	t.Helper()
+	behind, err := url.Parse(azurite(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = behind.Scheme, behind.Host }}
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if see == nil || !see(w, r) {
+			proxy.ServeHTTP(w, r)
+		}
+	}))
+	t.Cleanup(server.Close)
+	return server.URL + behind.Path
+}
+
+// fake is a server that is asked for everything.
+func fake(t *testing.T, answer http.HandlerFunc) string {
+	t.Helper()
+	server := httptest.NewServer(answer)
+	t.Cleanup(server.Close)
+	return server.URL + "/" + account
+}
 
 // open returns a store at endpoint, the blob service of the account; change, where not nil, may change its options.
 func open(t *testing.T, endpoint string, change func(*azure.Options)) *azure.Store {
@@ -34,63 +153,30 @@ func open(t *testing.T, endpoint string, change func(*azure.Options)) *azure.Sto
 	return s
 }
 
-// azurite starts Azure's own stand-in for its Blob Storage, with a container for each that asks. args are further ones of its.
-func azurite(t *testing.T, args ...string) (newStore func(t *testing.T, change func(*azure.Options)) *azure.Store) {
+var made atomic.Int32
+
+// create makes a container, at azurite itself, and returns the store in it at endpoint.
+func create(t *testing.T, endpoint string, change func(*azure.Options)) *azure.Store {
 	t.Helper()
-	program := pgtest.Service(t, "azurite-blob")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
+	name := fmt.Sprintf("archive-%d", made.Add(1))
+	if err := open(t, azurite(t), func(o *azure.Options) { o.Container = name }).CreateContainer(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	l.Close()
-	cmd := exec.Command(program, append([]string{"--blobPort", port, "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"}, args...)...)
-	cmd.Env = append(cmd.Environ(), "AZURITE_ACCOUNTS="+account+":"+accessKey)
-	cmd.Dir = t.TempDir()
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+	return open(t, endpoint, func(o *azure.Options) {
+		o.Container = name
+		if change != nil {
+			change(o)
+		}
 	})
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if c, err := net.Dial("tcp", "127.0.0.1:"+port); err == nil {
-			c.Close()
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
-	var made atomic.Int32
-	return func(t *testing.T, change func(*azure.Options)) *azure.Store {
-		t.Helper()
-		name := fmt.Sprintf("archive-%d", made.Add(1))
-		endpoint := "http://127.0.0.1:" + port + "/" + account
-		if err := open(t, endpoint, func(o *azure.Options) { o.Container = name }).CreateContainer(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		return open(t, endpoint, func(o *azure.Options) {
-			o.Container = name
-			if change != nil {
-				change(o)
-			}
-		})
-	}
 }
 
 func TestAzureIsAStore(t *testing.T) {
-	newStore := azurite(t)
-	storetest.Test(t, func(t *testing.T) store.Store { return newStore(t, nil) })
+	storetest.Test(t, func(t *testing.T) store.Store { return create(t, azurite(t), nil) })
 }
 
 func TestAzureInSmallPagesWithoutPrefixIsAStore(t *testing.T) {
-	newStore := azurite(t)
 	storetest.Test(t, func(t *testing.T) store.Store {
-		s := newStore(t, func(o *azure.Options) { o.Prefix = "" })
+		s := create(t, azurite(t), func(o *azure.Options) { o.Prefix = "" })
 		s.SmallPages(2)
 		s.CopyBlocks(100_000)
 		return s

