@@ -168,8 +168,29 @@ func (r *run) configIntoData(ctx context.Context) error {
 		if err := r.tree.write(name, b, os.FileMode(h.Mode)&0o777|0o600); err != nil {
 			return err
 		}
+		if err := r.includedDirs(name, b); err != nil {
+			return err
+		}
 		return r.listFile(name, int64(len(b)), h.ModTime, checksum(b))
 	})
+}
+
+// includedDirs makes the directories that the configuration file name in the data directory includes. PostgreSQL does not start where
+// one is not there, and a push saves none that is empty, as Debian's conf.d is.
+func (r *run) includedDirs(name string, conf []byte) error {
+	if isAccess(name) {
+		return nil
+	}
+	for _, found := range included.FindAllSubmatch(conf, -1) {
+		dir := path.Join(path.Dir(name), string(found[2]))
+		if !strings.Contains(strings.ToLower(string(found[1])), "include_dir") || path.IsAbs(string(found[2])) || !filepath.IsLocal(dir) {
+			continue
+		}
+		if err := r.tree.directory(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // placed matches settings that say where the files of the old cluster are.

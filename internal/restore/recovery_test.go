@@ -180,6 +180,21 @@ func TestConfiguration(t *testing.T) {
 	}
 }
 
+// PostgreSQL does not start without a directory that include_dir names. Debian's conf.d is empty, and so is in no backup.
+func TestConfigurationIncludesAnEmptyDirectory(t *testing.T) {
+	m := &storetest.Memory{}
+	a := backedUp(t, m, compress.Zstd, nil, small()...)
+	configured(t, m, tarpart.Entry{Path: "etc/postgresql/15/main/postgresql.conf", Mode: 0o644, Bare: true,
+		Content: []byte("include_dir = 'conf.d'\n#include_dir 'none.d'\ninclude_dir '../../../../up'\n")})
+	p, _ := must(t, a, func(r *restore.Request) { r.ConfigIntoData = true })
+	if info, err := os.Stat(filepath.Join(p.Destination, "conf.d")); err != nil || !info.IsDir() {
+		t.Errorf("conf.d: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(p.Destination, "none.d")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("none.d: %v, want none: the line is a comment", err)
+	}
+}
+
 // configured stores configuration beside the backup, as a push would: the main file first.
 func configured(t *testing.T, m *storetest.Memory, entries ...tarpart.Entry) {
 	t.Helper()
