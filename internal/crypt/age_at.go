@@ -45,8 +45,9 @@ type ageWindow struct {
 // ageWindows keeps memory for buf.
 var ageWindows = sync.Pool{New: func() any { return new([]byte) }}
 
-func (k *ageKeys) decryptAt(src io.ReaderAt, size int64) (io.ReaderAt, int64, error) {
-	f := &ageFile{src: src, size: size}
+// decryptAt opens an object that begins with begin.
+func (k *ageKeys) decryptAt(src io.ReaderAt, size int64, begin []byte) (io.ReaderAt, int64, error) {
+	f := &ageFile{src: src, size: size, head: begin}
 	w := &witness{}
 	header, err := age.ExtractHeader(bufio.NewReaderSize(&ageHead{f: f}, ageBlock))
 	if err != nil {
@@ -74,24 +75,30 @@ func (k *ageKeys) decryptAt(src io.ReaderAt, size int64) (io.ReaderAt, int64, er
 	return f, f.plain, nil
 }
 
-// An ageHead reads the beginning of src and keeps it.
-type ageHead struct{ f *ageFile }
+// An ageHead reads the beginning of an object and keeps it.
+type ageHead struct {
+	f  *ageFile
+	at int
+}
 
 func (h *ageHead) Read(p []byte) (int, error) {
 	f := h.f
-	at := int64(len(f.head))
-	if at >= ageHeader {
-		return 0, errHeader
+	if h.at == len(f.head) {
+		n := min(ageBlock, f.size-int64(h.at))
+		switch {
+		case n <= 0:
+			return 0, io.EOF
+		case h.at >= ageHeader:
+			return 0, errHeader
+		}
+		f.head = append(f.head, make([]byte, n)...)
+		if err := readAt(f.src, f.head[h.at:], int64(h.at)); err != nil {
+			return 0, err
+		}
 	}
-	n := min(int64(len(p)), f.size-at)
-	if n <= 0 {
-		return 0, io.EOF
-	}
-	if err := readAt(f.src, p[:n], at); err != nil {
-		return 0, err
-	}
-	f.head = append(f.head, p[:n]...)
-	return int(n), nil
+	n := copy(p, f.head[h.at:])
+	h.at += n
+	return n, nil
 }
 
 // window returns a window that is not in use.

@@ -12,10 +12,7 @@
 // crypto_secretstream_xchacha20poly1305, DARE 2.0. No error and no String has a secret in it.
 package crypt
 
-import (
-	"context"
-	"io"
-)
+import "io"
 
 // A Key encrypts and decrypts. Both directions pull in the caller's goroutine; errors come from Read, those of src as they are.
 // The caller closes what it got, at any time, which gives buffers back and leaves src alone. One stream may not be used by
@@ -111,46 +108,20 @@ type KMSKey struct {
 	SessionToken    string // AWS_SESSION_TOKEN
 }
 
-// A Keyring is all keys that are set. It is a Key and a RandomReader, for several goroutines at once.
-type Keyring struct{}
-
 // An ID tells people of one key.
 type ID struct {
 	Kind  Kind
-	ID    string // such as an age recipient or the long key id of an OpenPGP key; never a secret
+	ID    string // such as an age recipient, or the long id of the OpenPGP key that a message asks for; never a secret
 	Write bool   // what is written can be decrypted with it
-	Read  bool   // it can decrypt
-	Note  string // what else is worth knowing, such as when it expires; may be empty
+	Read  bool   // it can decrypt what we read
+	Note  string // what else is worth knowing, such as whose it is and when it expires; may be empty
 }
 
-// A Probe is what Probe found.
+// A Probe is what Keyring.Probe found.
 type Probe struct {
-	Wrote Kind   // empty: no key can write
+	Wrote Kind   // "": no key can write
 	Read  bool   // the probe was decrypted again
-	Note  string // why it was not; empty when it was
-}
-
-// Open reads the keys and checks that they can be used. It returns nil and no error when nothing is set; what is set and cannot be
-// used is an error that names the setting. It asks gpg for a public key if GPGKeyID is set; KMS it does not ask. ctx ends waits for gpg and
-// KMS as long as the Keyring is in use, for Encrypt and Decrypt take none.
-func Open(ctx context.Context, o Options) (*Keyring, error) { return nil, nil }
-
-// IDs lists the keys, those that write first.
-func (k *Keyring) IDs() []ID { return nil }
-
-// Probe encrypts a few bytes as an object is encrypted and, if there is a key to read them, decrypts them. It asks everything that is
-// otherwise asked when needed: passphrases, gpg and KMS.
-func (k *Keyring) Probe(ctx context.Context) (Probe, error) { return Probe{}, nil }
-
-// Encrypt implements Key with the keys of the kind that writes.
-func (k *Keyring) Encrypt(src io.Reader) io.ReadCloser { return nil }
-
-// Decrypt implements Key with whatever key fits.
-func (k *Keyring) Decrypt(src io.Reader) io.ReadCloser { return nil }
-
-// DecryptAt implements RandomReader: an object encrypted with age can be read anywhere.
-func (k *Keyring) DecryptAt(src io.ReaderAt, size int64) (plain io.ReaderAt, plainSize int64, err error) {
-	return nil, 0, nil
+	Note  string // why it was not, or what else is worth knowing; may be empty
 }
 
 // A SequentialError says that an object cannot be read from any offset.

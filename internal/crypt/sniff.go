@@ -116,8 +116,8 @@ const (
 
 // findDARE returns where the first package of a DARE 2.0 stream begins, after an encrypted data key; -1 if there is none.
 func findDARE(begin []byte, whole bool) int {
-	if beginsDARE(begin, kmsBlob, whole) {
-		return kmsBlob
+	if at := kmsBlob; len(begin) > at+4 && begin[at] == 0x20 && begin[at+1] <= 1 && (begin[at+4]&0x80 != 0 || begin[at+2]&begin[at+3] == 0xff) {
+		return at // where it should be, even if it is cut short
 	}
 	for at := kmsBlobMin; at <= min(kmsBlobMax, len(begin)-dareHead); at++ {
 		if beginsDARE(begin, at, whole) {
