@@ -23,6 +23,7 @@ import (
 // A standby that knows nothing but the archive follows a primary under load, sits out an outage of the archive, and a
 // server in recovery whose archive is gone stops instead of opening.
 func TestServerReplaysFromTheArchive(t *testing.T) {
+	t.Parallel()
 	p := pgtest.Require(t, 15)
 	program := pgtest.Build(t, "holdfast/cmd/holdfast")
 	dir := pgtest.Dir(t)
@@ -131,6 +132,7 @@ func logOf(t *testing.T, c *pgtest.Cluster) string {
 
 // Killed at any moment, wal-fetch and the process that fetches ahead leave nothing that is taken for a whole file.
 func TestKilledFetch(t *testing.T) {
+	t.Parallel()
 	program := pgtest.Build(t, "holdfast/cmd/holdfast")
 	home := t.TempDir()
 	s, err := file.Open(home)

@@ -567,6 +567,7 @@ func TestAheadRemovesWhatIsNotNeeded(t *testing.T) {
 }
 
 func TestAheadEndsWithTheRecovery(t *testing.T) {
+	t.Parallel()
 	for what, end := range map[string]func(v *server) error{
 		"promoted": func(v *server) error { return os.Remove(v.path("recovery.signal")) },
 		"stopped":  func(v *server) error { return os.Remove(v.path("postmaster.pid")) },
@@ -636,6 +637,7 @@ func (a *fussy) OpenWAL(ctx context.Context, name string) (io.ReadCloser, error)
 
 // Where the archive has a gap, or a file that cannot be had, what lies behind it is not kept for a server that may never come there.
 func TestAheadLeavesNothingBehindTheEnd(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		signal string
 		why    error
@@ -746,6 +748,7 @@ func TestAheadMakesNothingAnew(t *testing.T) {
 
 // What a process that was killed had fetched ahead is not left alone, even where there is enough of it for now.
 func TestLeftoversAreTakenCareOf(t *testing.T) {
+	t.Parallel()
 	v := newServer(t, filled(t, 1, 3))
 	v.write("pg_wal/.wal-g/prefetch/"+name(2), segment(name(2)))
 	v.write("pg_wal/.wal-g/prefetch/"+name(3), segment(name(3)))

@@ -1,11 +1,13 @@
 package crash_test
 
 import (
-	"fmt"
+	"bytes"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -44,16 +46,28 @@ func disk(t *testing.T, options string) string {
 	return dir
 }
 
-// ballast fills the disk but for some KiB, and returns how to take that back.
-func ballast(t *testing.T, disk string, free int) (lift func()) {
+// fill takes all the room that is left on the disk but for some KiB, and returns how to give that back.
+func fill(t *testing.T, disk string, free int64) (lift func()) {
 	t.Helper()
-	path := filepath.Join(disk, "ballast")
-	script := fmt.Sprintf(`dd if=/dev/zero of=%[1]s bs=1K count=$(($(df --output=avail -k %[2]s | tail -1) - %[3]d))`, path, disk, free)
-	if out, err := exec.Command("sh", "-c", script).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v: %s", script, err, out)
+	f, err := os.Create(filepath.Join(disk, "fill"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() // its content is nothing to lose
+	var size int64
+	for err == nil {
+		var n int
+		n, err = f.Write(make([]byte, 64<<10))
+		size += int64(n)
+	}
+	if !errors.Is(err, syscall.ENOSPC) {
+		t.Fatal(err)
+	}
+	if err := f.Truncate(size - free<<10); err != nil {
+		t.Fatal(err)
 	}
 	return func() {
-		if err := os.Remove(path); err != nil {
+		if err := os.Remove(f.Name()); err != nil {
 			t.Error(err)
 		}
 	}
@@ -76,7 +90,7 @@ func TestArchiveFull(t *testing.T) {
 	s.Switch(t)
 
 	// wal-push first: with WAL that does not compress to the little room there is.
-	lift := ballast(t, d, 1000)
+	lift := fill(t, d, 1000)
 	s.Exec(t, `insert into keepsake select g, md5(random()::text) from generate_series(1, 100000) g`)
 	segment := s.Value(t, `pg_walfile_name(pg_switch_wal())`)
 	s.Refused(t, 1, []string{noSpace, segment}, "wal-push", filepath.Join(s.Data, "pg_wal", segment))
@@ -92,7 +106,7 @@ func TestArchiveFull(t *testing.T) {
 
 	// Full to the last byte.
 	lift()
-	lift = ballast(t, d, 0)
+	lift = fill(t, d, 0)
 	r := s.Refused(t, 1, []string{noSpace}, "backup-push", s.Data)
 	if strings.Contains(r.Stderr, "goroutine") {
 		t.Error(r.Stderr)
@@ -118,35 +132,49 @@ func TestArchiveFull(t *testing.T) {
 	}
 }
 
-// A restore onto a disk that is too small is refused before it begins; one that fills its disk midway says so, does not start as a server, and goes
-// on with --resume once there is room.
+// A restore onto a disk that is too small, in bytes or in files, is refused before it begins; one whose disk fills up midway says so, does not start
+// as a server, and goes on with --resume once there is room.
 func TestRestoreOntoFullDisk(t *testing.T) {
 	s := primary(t, pgtest.Options{})
 	s.Push(t)
 	s.Switch(t)
 	want := site.Rows(t, s.Cluster, "keepsake")
 
-	small := filepath.Join(disk(t, "size=10m,mode=700"), "data")
-	s.Refused(t, 1, []string{"10 MiB free", "needs"}, "backup-fetch", small, "--target", "latest")
-	if _, err := os.Stat(small); err == nil {
-		t.Error("the refused restore made its destination")
+	for options, word := range map[string]string{"size=10m,mode=700": "10 MiB free", "size=300m,mode=700,nr_inodes=400": "more files"} {
+		small := filepath.Join(disk(t, options), "data")
+		s.Refused(t, 1, []string{word, small}, "backup-fetch", small, "--target", "latest")
+		if _, err := os.Stat(small); err == nil {
+			t.Errorf("%s: the refused restore made its destination", options)
+		}
 	}
 
-	// There are bytes enough, but not inodes, which no one can know before.
-	d := disk(t, "size=300m,mode=700,nr_inodes=400")
+	// There is room enough, until something else takes it.
+	d := disk(t, "size=300m,mode=700")
 	dir := filepath.Join(d, "data")
-	r := s.Refused(t, 1, []string{noSpace, dir}, "backup-fetch", dir, "--target", "latest")
+	fetch := s.Command(t, "backup-fetch", dir, "--target", "latest")
+	fetch.Env = append(fetch.Env, "WALG_NETWORK_RATE_LIMIT=1000000")
+	var stderr bytes.Buffer
+	fetch.Stderr = &stderr
+	if err := fetch.Start(); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Eventually(t, "some files are restored", func() bool {
+		files, err := filepath.Glob(filepath.Join(dir, "base", "*", "*"))
+		return err == nil && len(files) > 5
+	})
+	lift := fill(t, d, 0)
+	_ = fetch.Wait() // how it ended is checked below
+	r := site.Ended(fetch, "", stderr.String())
+	r.Check(t, "backup-fetch", 1, noSpace, dir)
 	if !strings.Contains(r.Stderr, "--resume") {
 		t.Errorf("no word of --resume:\n%s", r.Stderr)
 	}
+	s.Refused(t, 1, nil, "backup-fetch", dir, "--target", "latest", "--resume") // still full
+	lift()
 	if _, err := os.Stat(filepath.Join(dir, "global", "pg_control")); err == nil {
 		t.Error("there is a pg_control")
 	}
 	refusesToStart(t, s, dir)
-	s.Refused(t, 1, []string{noSpace}, "backup-fetch", dir, "--target", "latest", "--resume") // still full
-	if out, err := exec.Command("mount", "-o", "remount,size=300m,nr_inodes=100000", d).CombinedOutput(); err != nil {
-		t.Fatalf("remount: %v: %s", err, out)
-	}
 	s.OK(t, "backup-fetch", dir, "--target", "latest", "--resume")
 	c := s.Open(t, dir)
 	site.AwaitRecovery(t, c)
