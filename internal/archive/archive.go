@@ -10,7 +10,10 @@
 //	    push.json                            ours: who is writing this backup right now
 //	    tar_partitions/part_001.tar.<ext> …  the data; pg_control.tar and backup_label.tar last
 //	wal_005/<name of the WAL file>.<ext>
+//	wal_005/<name of the WAL file>.sum.json    ours: a note of its content, where the host that pushes cannot decrypt
 //	holdfast/cluster.json                    ours: the system identifier of the cluster that owns the archive
+//
+// With a key everything that holds content is encrypted after it was compressed; the JSON documents that WAL-G reads stay in clear.
 //
 // A backup is written through a Draft and appears with Commit. WAL is never overwritten: the same bytes again are
 // welcome, other bytes are a *ConflictError. Nothing read from the store is trusted; every document has a bound.
@@ -28,6 +31,7 @@ import (
 	"sync/atomic"
 
 	"holdfast/internal/compress"
+	"holdfast/internal/crypt"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/store"
 )
@@ -55,6 +59,11 @@ type Options struct {
 	Method   compress.Method // "" means zstd
 	Level    compress.Level
 	Parallel int // frames of one WAL file compressed at once; 0 means 1
+
+	// Key encrypts what is compressed, before it is stored: parts, configuration, manifests and WAL. nil leaves all as it is.
+	Key crypt.Key
+	// WriteOnly says that Key can encrypt and not decrypt, as on a host that has public keys only.
+	WriteOnly bool
 }
 
 // Archive is one cluster's archive in a store.
@@ -74,12 +83,33 @@ func New(s store.Store, opts Options) *Archive {
 // Store returns the store below the archive.
 func (a *Archive) Store() store.Store { return a.store }
 
-// compressed returns r compressed as new objects are, and a counter of the compressed bytes taken from it so far.
-func (a *Archive) compressed(r io.Reader, parallel int) (io.ReadCloser, *counter) {
-	z := compress.Compress(r, a.opts.Method, compress.Options{Level: a.opts.Level, Parallel: parallel})
+// packed returns r compressed and encrypted as new objects are, and a counter of the bytes taken from it so far.
+func (a *Archive) packed(r io.Reader, m compress.Method, parallel int) (io.ReadCloser, *counter) {
+	var z io.ReadCloser = compress.Compress(r, m, compress.Options{Level: a.opts.Level, Parallel: parallel})
+	if a.opts.Key != nil {
+		z = layers{a.opts.Key.Encrypt(z), z}
+	}
 	c := &counter{ReadCloser: z}
 	return c, c
 }
+
+// unpacked returns what raw holds, decrypted and decompressed, and closes raw with it. Errors name the object.
+func (a *Archive) unpacked(raw io.ReadCloser, name string, m compress.Method) io.ReadCloser {
+	if a.opts.Key != nil {
+		raw = layers{a.opts.Key.Decrypt(raw), raw}
+	}
+	return &named{ReadCloser: layers{compress.Decompress(raw, m), raw}, name: name}
+}
+
+// layers is a stream made of another one. It closes both.
+type layers struct {
+	io.ReadCloser
+	below io.Closer
+}
+
+func (l layers) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, l.ReadCloser) }
+
+func (l layers) Close() error { return errors.Join(l.ReadCloser.Close(), l.below.Close()) }
 
 // counter counts the bytes that pass, by Read or WriteTo.
 type counter struct {
@@ -199,28 +229,27 @@ func (a *Archive) Parts(ctx context.Context, name string) ([]Part, error) {
 	return parts, nil
 }
 
-// OpenPart reads a part's tar stream, decompressed. The caller closes it.
+// OpenPart reads a part's tar stream, decrypted and decompressed. The caller closes it.
 func (a *Archive) OpenPart(ctx context.Context, backup string, p Part) (io.ReadCloser, error) {
 	return a.open(ctx, partsDir(backup)+p.Name, p.Method)
 }
 
-// open reads an object decompressed.
+// open reads an object decrypted and decompressed.
 func (a *Archive) open(ctx context.Context, name string, method compress.Method) (io.ReadCloser, error) {
 	raw, err := a.store.Open(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	return &decompressed{ReadCloser: compress.Decompress(raw, method), raw: raw, name: name}, nil
+	return a.unpacked(raw, name, method), nil
 }
 
-// decompressed closes both ends and says which object an error came from.
-type decompressed struct {
+// named says which object an error came from.
+type named struct {
 	io.ReadCloser
-	raw  io.Closer
 	name string
 }
 
-func (d *decompressed) Read(p []byte) (int, error) {
+func (d *named) Read(p []byte) (int, error) {
 	n, err := d.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
 		err = fmt.Errorf("read %s: %w", d.name, err)
@@ -228,15 +257,13 @@ func (d *decompressed) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (d *decompressed) WriteTo(w io.Writer) (int64, error) {
+func (d *named) WriteTo(w io.Writer) (int64, error) {
 	n, err := io.Copy(w, d.ReadCloser)
 	if err != nil {
 		err = fmt.Errorf("read %s: %w", d.name, err)
 	}
 	return n, err
 }
-
-func (d *decompressed) Close() error { return errors.Join(d.ReadCloser.Close(), d.raw.Close()) }
 
 // exists reports whether there is an object of that name.
 func (a *Archive) exists(ctx context.Context, name string) (bool, error) {

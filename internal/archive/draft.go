@@ -70,7 +70,7 @@ const (
 // end, and says what was in it.
 func (d *Draft) PutPart(ctx context.Context, base string, tar io.Reader, members func() []tarpart.Member) error {
 	name := base + d.archive.opts.Method.Extension()
-	body, n := d.archive.compressed(tar, 1)
+	body, n := d.archive.packed(tar, d.archive.opts.Method, 1)
 	defer body.Close() // gives its buffers back
 	if err := d.put(ctx, partsDir(d.name)+name, body); err != nil {
 		return err
@@ -104,7 +104,7 @@ const ConfigName = "config.tar"
 
 // PutConfig stores a tar stream of configuration files beside the backup.
 func (d *Draft) PutConfig(ctx context.Context, tar io.Reader) error {
-	body, _ := d.archive.compressed(tar, 1)
+	body, _ := d.archive.packed(tar, d.archive.opts.Method, 1)
 	defer body.Close() // gives its buffers back
 	return d.put(ctx, Folder(d.name)+ConfigName+d.archive.opts.Method.Extension(), body)
 }
@@ -357,7 +357,7 @@ func (d *Draft) putManifest(ctx context.Context, s *Sentinel) error {
 		}
 		return nil
 	}, func(r io.Reader) error {
-		z := compress.Compress(r, compress.Zstd, compress.Options{})
+		z, _ := d.archive.packed(r, compress.Zstd, 1)
 		defer z.Close() // gives its buffers back
 		return d.put(ctx, Folder(d.name)+manifestName, z)
 	})

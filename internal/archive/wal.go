@@ -3,13 +3,15 @@ package archive
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"path"
-	"strings"
 	"sync"
+
+	"github.com/cespare/xxhash/v2"
 
 	"holdfast/internal/compress"
 	"holdfast/internal/pg/wal"
@@ -37,7 +39,7 @@ func (e *ConflictError) Hint() string {
 // other methods, and last the trailing dot that WAL-G before 3.0.9 wrote for no codec.
 func (a *Archive) walNames(name string) []walObject {
 	names := []walObject{{WALDir + name + a.opts.Method.Extension(), a.opts.Method}}
-	for _, m := range []compress.Method{compress.Zstd, compress.LZ4, compress.None} {
+	for _, m := range compress.Methods() {
 		if m != a.opts.Method {
 			names = append(names, walObject{WALDir + name + m.Extension(), m})
 		}
@@ -45,16 +47,9 @@ func (a *Archive) walNames(name string) []walObject {
 	return append(names, walObject{WALDir + name + ".", compress.None})
 }
 
-// foreignExtensions are those of codecs that WAL-G and WAL-E write and this release does not read.
-var foreignExtensions = [...]string{".br", ".lzma", ".gz", ".lzo"}
-
-// WALName returns the name of the WAL file that is archived as object, in whatever codec, also in one that this release does not
-// read.
+// WALName returns the name of the WAL file that is archived as object, in whatever codec.
 func WALName(object string) string {
 	name, _ := compress.Split(path.Base(object))
-	for _, ext := range foreignExtensions { // WAL-G may go on pushing beside us for a while
-		name = strings.TrimSuffix(name, ext)
-	}
 	return name
 }
 
@@ -71,27 +66,113 @@ func (a *Archive) PutWAL(ctx context.Context, name string, open func() (io.ReadC
 		return 0, fmt.Errorf("%q is not the name of a WAL file", name)
 	}
 	names := a.walNames(name)
-	if other, err := a.findWAL(ctx, names[1:]); err != nil {
+	look := names[1:]
+	if a.opts.WriteOnly {
+		look = names // before the note is left, which would speak for what is there
+	}
+	if other, err := a.findWAL(ctx, look); err != nil {
 		return 0, err
 	} else if other != nil {
 		return 0, a.sameWAL(ctx, name, *other, open)
+	}
+	var noted bool
+	if a.opts.WriteOnly {
+		if noted, err = a.leaveNote(ctx, name, open); err != nil {
+			return 0, err
+		}
 	}
 	src, err := open()
 	if err != nil {
 		return 0, err
 	}
 	defer src.Close() // only read: nothing to lose
-	body, n := a.compressed(src, a.opts.Parallel)
+	body, n := a.packed(src, a.opts.Method, a.opts.Parallel)
 	defer body.Close() // gives its buffers back
 	err = store.PutIfAbsent(ctx, a.store, names[0].name, body)
 	if errors.Is(err, fs.ErrExist) {
+		if noted { // it says nothing about what somebody without notes has just put
+			if err := a.store.Delete(ctx, WALDir+name+walNoteSuffix); err != nil {
+				return 0, err
+			}
+		}
 		return 0, a.sameWAL(ctx, name, names[0], open)
 	}
 	return n.n.Load(), err
 }
 
+// A walNote stands beside a WAL file as <name>.sum.json, before it. It says what is in the file where the host that pushes can encrypt and not
+// decrypt: with it a second push of the same content is told from a conflict. WAL-G passes it over, and deletes it with the file.
+type walNote struct {
+	Size int64  `json:"size"`     // bytes
+	Hash string `json:"xxhash64"` // of the content, hexadecimal
+}
+
+const walNoteSuffix = ".sum.json"
+
+// note returns the note of what open yields, as it is stored.
+func note(open func() (io.ReadCloser, error)) ([]byte, error) {
+	src, err := open()
+	if err != nil {
+		return nil, err
+	}
+	defer src.Close() // only read
+	hash := xxhash.New()
+	size, err := io.CopyBuffer(hash, struct{ io.Reader }{src}, make([]byte, 256<<10))
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(walNote{Size: size, Hash: fmt.Sprintf("%016x", hash.Sum64())})
+}
+
+// leaveNote stores the note of a WAL file; left says that there was none. One that is there already is of the same content, or the
+// error is a *ConflictError.
+func (a *Archive) leaveNote(ctx context.Context, name string, open func() (io.ReadCloser, error)) (left bool, err error) {
+	ours, err := note(open)
+	if err != nil {
+		return false, err
+	}
+	err = store.PutIfAbsent(ctx, a.store, WALDir+name+walNoteSuffix, bytes.NewReader(ours))
+	if errors.Is(err, fs.ErrExist) {
+		return false, a.compareNote(ctx, name, ours)
+	}
+	return err == nil, err
+}
+
+// compareNote returns nil where the note of a WAL file is ours, and a *ConflictError where it is another.
+func (a *Archive) compareNote(ctx context.Context, name string, ours []byte) error {
+	object := WALDir + name + walNoteSuffix
+	theirs, err := store.ReadFile(ctx, a.store, object, 4<<10)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &unreadableError{name}
+	}
+	if err == nil && !bytes.Equal(theirs, ours) {
+		err = &ConflictError{Name: name, Object: object}
+	}
+	return err
+}
+
+// unreadableError says that a WAL file is archived and nobody here can tell whether it is the same.
+type unreadableError struct{ name string }
+
+func (e *unreadableError) Error() string {
+	return fmt.Sprintf("WAL file '%s' already archived, and this host has no key to read it and compare", e.name)
+}
+
+// Hint says how to go on.
+func (e *unreadableError) Hint() string {
+	return "it was pushed by a program or a host that leaves no note of its content. Push it once with the key that reads the archive " +
+		"(HOLDFAST_AGE_IDENTITIES_PATH, or the secret key of OpenPGP), on a host that may have it"
+}
+
 // sameWAL returns nil when the archived object holds what open yields, and a *ConflictError when it does not.
 func (a *Archive) sameWAL(ctx context.Context, name string, o walObject, open func() (io.ReadCloser, error)) error {
+	if a.opts.WriteOnly {
+		ours, err := note(open)
+		if err != nil {
+			return err
+		}
+		return a.compareNote(ctx, name, ours)
+	}
 	theirs, err := a.open(ctx, o.name, o.method)
 	if err != nil {
 		return err
@@ -134,8 +215,7 @@ func sameContent(a, b io.Reader) (bool, error) {
 }
 
 // OpenWAL reads a WAL file, decompressed. A file that is not archived is fs.ErrNotExist, but only in an archive that is there:
-// where nothing at all is found, as when the storage is not mounted or the prefix is wrong, the error is another. It also is
-// where the file is there in a codec that this release does not read: the archive does not end there.
+// where nothing at all is found, as when the storage is not mounted or the prefix is wrong, the error is another.
 func (a *Archive) OpenWAL(ctx context.Context, name string) (io.ReadCloser, error) {
 	if wal.KindOf(name) == wal.Other {
 		return nil, fmt.Errorf("%q is not the name of a WAL file", name)
@@ -155,16 +235,6 @@ func (a *Archive) OpenWAL(ctx context.Context, name string) (io.ReadCloser, erro
 			err = fmt.Errorf("%v", err)
 		}
 		return r, err
-	}
-	var foreign []walObject
-	for _, ext := range foreignExtensions {
-		foreign = append(foreign, walObject{name: WALDir + name + ext})
-	}
-	if other, err = a.findWAL(ctx, foreign); err != nil {
-		return nil, err
-	}
-	if other != nil {
-		return nil, fmt.Errorf("%s cannot be read: this release knows zstd, lz4 and none", other.name)
 	}
 	there, err := a.there(ctx)
 	if err != nil {
