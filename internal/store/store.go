@@ -27,6 +27,7 @@ type Object struct {
 	Name     string    // from the store's root; a directory's ends in "/"
 	Size     int64     // bytes; 0 for a directory
 	Modified time.Time // when its content was last replaced; zero for a directory
+	Storage  string    // which of several stores it lies in, "" where there is one; "" for a directory, which may lie in many
 }
 
 // IsDir reports whether o stands for the objects below a prefix rather than for an object.

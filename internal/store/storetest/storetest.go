@@ -286,8 +286,8 @@ func listed(t *testing.T, s store.Store, dir, after string) []string {
 		if err != nil {
 			t.Fatalf("list %q after %q: %v", dir, after, err)
 		}
-		if o.IsDir() && (o.Size != 0 || !o.Modified.IsZero()) {
-			t.Errorf("directory %s has size %d and time %v", o.Name, o.Size, o.Modified)
+		if o.IsDir() && (o.Size != 0 || !o.Modified.IsZero() || o.Storage != "") {
+			t.Errorf("directory %s has size %d, time %v, storage %q", o.Name, o.Size, o.Modified, o.Storage)
 		}
 		names = append(names, o.Name)
 	}
@@ -414,6 +414,9 @@ func walk(t *testing.T, s store.Store) {
 			}
 			if i := slices.Index(names, o.Name); o.Size != int64(i) || o.Modified.IsZero() {
 				t.Errorf("walk %q yields %+v, want %d bytes and a time", dir, o, i)
+			}
+			if one, err := s.Stat(t.Context(), o.Name); err != nil || one.Storage != o.Storage {
+				t.Errorf("walk %q yields %s in storage %q; stat: %q, %v", dir, o.Name, o.Storage, one.Storage, err)
 			}
 			got = append(got, o.Name)
 		}
