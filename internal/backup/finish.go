@@ -41,7 +41,7 @@ func (r *run) stopBackup(ctx context.Context) (server.Stop, error) {
 
 // What awaitWAL waits between two looks at the archive: short at first, as the last segment is usually on its way.
 const (
-	firstLook = 50 * time.Millisecond
+	firstLook = 5 * time.Millisecond
 	longLook  = 5 * time.Second
 )
 
@@ -80,7 +80,7 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 			return context.Cause(ctx)
 		case <-time.After(pause):
 		}
-		pause = min(pause*5/4, longLook)
+		pause = min(pause*3/2, longLook)
 		// Segments before the first missing one are there and stay there.
 		if _, no, err := size.ParseSegment(missing[0]); err == nil {
 			first = no

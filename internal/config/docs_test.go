@@ -40,7 +40,7 @@ with ` + "`WALG_` or `HOLDFAST_`" + `, a value of the wrong type or out of range
 Sizes are bytes, or have a unit: ` + "`k`, `M`, `G`, `T`, also as `MB` or `MiB`" + `, in steps of 1024 as in PostgreSQL. Durations are written ` + "`30s`, `1h30m`" + `.
 Booleans are ` + "`true` and `false`" + `.
 `)
-	others := config.Table(2)
+	others := config.Table(64)
 	section := ""
 	for i, s := range config.Table(1) {
 		if s.Section != section {
@@ -71,7 +71,7 @@ Booleans are ` + "`true` and `false`" + `.
 		fmt.Fprintf(&b, "Takes: %s. ", kind)
 		switch {
 		case s.Default != others[i].Default:
-			b.WriteString("Default: the number of cores. ")
+			b.WriteString("Default: the number of cores, at least 4. ")
 		case s.Default != "":
 			fmt.Fprintf(&b, "Default: `%s`. ", s.Default)
 		}

@@ -76,7 +76,7 @@ var (
 	server   = []string{"backup-push"}
 )
 
-// Table returns all settings, by section. cores is the default number of workers.
+// Table returns all settings, by section. Defaults of how much is done at once follow from the number of cores.
 func Table(cores int) []Setting { return table(&Settings{}, cores) }
 
 // table returns the settings, with their places in s. Rows without a place are libpq's variables.
@@ -164,8 +164,8 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Where `.wal-g/prefetch` is kept; the directory of the destination when not set. It must be on the file system of the destination."},
 		}),
 		section("Backups", []Setting{
-			{Name: "WALG_UPLOAD_DISK_CONCURRENCY", Default: strconv.Itoa(cores), Min: 1, Max: 1000, Used: push, into: &s.Backup.Workers,
-				Meaning: "Parts filled and stored at once. The default is the number of cores; WAL-G's is 1."},
+			{Name: "WALG_UPLOAD_DISK_CONCURRENCY", Default: strconv.Itoa(max(cores, 4)), Min: 1, Max: 1000, Used: push, into: &s.Backup.Workers,
+				Meaning: "Parts filled and stored at once: where there are few cores some more than those, as one waits for the disk while another is compressed. WAL-G's default is 1."},
 			{Name: "WALG_TAR_SIZE_THRESHOLD", Default: "1073741823", Min: 64 << 10, Max: 128 << 30, Used: push, into: &s.Backup.PartSize,
 				Meaning: "Bytes of content after which a part is closed."},
 			{Name: "WALG_DISK_RATE_LIMIT", Default: "0", Used: push, into: &s.Backup.DiskRate,
