@@ -102,10 +102,12 @@ func (g *gpg) secretKeys(ctx context.Context) []string {
 	return ids
 }
 
-// session asks gpg for the key of the message that begins so.
-func (g *gpg) session(ctx context.Context, begin []byte) (sessionKey, error) {
-	// The message is not whole, so gpg fails, but only after it has said the session key. It says it on stderr too.
-	status, text, err := g.run(ctx, begin, "--status-fd", "1", "--show-session-key", "--yes", "--output", os.DevNull, "--decrypt")
+// session asks gpg for the session key that keys, the beginning of a message, have encrypted.
+func (g *gpg) session(ctx context.Context, keys []byte) (sessionKey, error) {
+	// gpg says the session key once it comes to the encrypted data, before it finds that this is none. It says it on stderr too.
+	message := append(append([]byte(nil), keys...), pgpData, 41, 1)
+	message = append(message, make([]byte, 40)...)
+	status, text, err := g.run(ctx, message, "--status-fd", "1", "--show-session-key", "--yes", "--output", os.DevNull, "--decrypt")
 	var missing, failed bool
 	for line := range strings.Lines(string(status)) {
 		word, rest, _ := strings.Cut(strings.TrimSpace(strings.TrimPrefix(line, "[GNUPG:] ")), " ")
@@ -126,7 +128,9 @@ func (g *gpg) session(ctx context.Context, begin []byte) (sessionKey, error) {
 		return sessionKey{}, ctx.Err()
 	case errors.Is(err, exec.ErrNotFound):
 		return sessionKey{}, errors.New("gpg is not installed, or not in PATH")
-	case failed || !missing:
+	case !failed && !missing:
+		return sessionKey{}, fmt.Errorf("gpg gave no session key: %s", oneLine(text))
+	case failed:
 		return sessionKey{}, fmt.Errorf("gpg cannot use its secret key (%s): it needs a passphrase in %s or in its agent", oneLine(text), g.setting)
 	}
 	return sessionKey{}, errors.New("gpg has none of the secret keys")

@@ -47,6 +47,7 @@ func (k *pgpKeys) decrypt(src *watch, in *bufio.Reader) (io.ReadCloser, error) {
 			if asked = append(asked, p); len(asked) > pgpMost {
 				return nil, errHeader
 			}
+			begin.keys = len(begin.b)
 			continue
 		case *packet.SymmetricKeyEncrypted:
 			passphrase = true
@@ -55,9 +56,9 @@ func (k *pgpKeys) decrypt(src *watch, in *bufio.Reader) (io.ReadCloser, error) {
 			if old, ok := p.(*packet.SymmetricallyEncrypted); ok && !old.IntegrityProtected {
 				return nil, errors.New("the message has no modification detection code, so that damage could not be told: refused")
 			}
-			begin.stop()
+			begin.done = true
 			src.limit(-1)
-			session, err := k.session(asked, passphrase, begin)
+			session, err := k.session(asked, passphrase, begin.b[:begin.keys])
 			if err != nil {
 				return nil, err
 			}
@@ -75,10 +76,11 @@ func (k *pgpKeys) decrypt(src *watch, in *bufio.Reader) (io.ReadCloser, error) {
 	}
 }
 
-// A recorder keeps what is read of a header, for gpg.
+// A recorder keeps what is read of a header.
 type recorder struct {
-	in   *bufio.Reader
+	in   io.Reader
 	b    []byte
+	keys int // bytes of b until behind the last encrypted session key
 	done bool
 }
 
@@ -90,15 +92,8 @@ func (r *recorder) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// stop ends the recording. A little of what comes next is added to it.
-func (r *recorder) stop() {
-	r.done = true
-	next, _ := r.in.Peek(64) // an error will come again
-	r.b = append(r.b, next...)
-}
-
-// session finds the key of a message that asks for the given keys: with the secret keys at hand, then with those that gpg has.
-func (k *pgpKeys) session(asked []*packet.EncryptedKey, passphrase bool, begin *recorder) (sessionKey, error) {
+// session finds the key of a message that asks for the given keys, and begins so: with the secret keys at hand, then with those that gpg has.
+func (k *pgpKeys) session(asked []*packet.EncryptedKey, passphrase bool, begin []byte) (sessionKey, error) {
 	var locked error
 	for _, p := range asked {
 		for _, s := range k.secret {
@@ -119,7 +114,7 @@ func (k *pgpKeys) session(asked []*packet.EncryptedKey, passphrase bool, begin *
 	case locked != nil:
 		return sessionKey{}, locked
 	case k.gpg != nil:
-		session, err := k.gpg.session(k.ctx, begin.b)
+		session, err := k.gpg.session(k.ctx, begin)
 		if err == nil {
 			return session, nil
 		}
