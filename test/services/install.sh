@@ -1,5 +1,5 @@
 #!/bin/bash
-# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, an S3 server (versitygw), a Google Cloud
+# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, gpg, age, an S3 server (versitygw), a Google Cloud
 # Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's openssh-server, which is not started).
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
@@ -202,7 +202,7 @@ flock 9 # one installation at a time
 
 failed=0
 packages=$(missing zstd lz4 patchelf openssl:openssl node:nodejs npm /usr/lib/postgresql/15/bin/postgres:postgresql-15 \
-  /usr/sbin/sshd:openssh-server \
+  /usr/sbin/sshd:openssh-server gpg:gnupg age \
   /usr/share/zoneinfo/UTC:tzdata ${bench:+pgbackrest} | tr '\n' ' ')
 if [ -z "${packages// /}" ]; then
   echo "packages       all there"
