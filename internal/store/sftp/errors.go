@@ -1,0 +1,161 @@
+package sftp
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"math/rand/v2"
+	"net"
+	"time"
+
+	"github.com/pkg/sftp"
+)
+
+// opError is what a call on the Store returns. It unwraps to what callers decide on: fs.ErrNotExist, fs.ErrExist,
+// fs.ErrPermission (the server refuses us), fs.ErrInvalid (what is asked for cannot be), or none of them, which means that trying
+// again may help.
+type opError struct {
+	op, name string
+	text     string
+	kind     error
+	err      error
+}
+
+func (e *opError) Error() string { return e.op + " " + e.name + ": " + e.text }
+
+func (e *opError) Unwrap() []error {
+	if e.kind == nil {
+		return []error{e.err}
+	}
+	return []error{e.kind, e.err}
+}
+
+func exists(name string) error { return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist} }
+
+// fail says what became of op on the object name. ctx is the caller's.
+func (s *Store) fail(ctx context.Context, op, name string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if own := (*opError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	e := &opError{op: op, name: name, err: err, text: err.Error()}
+	var answer *sftp.StatusError
+	switch done := ctx.Err(); {
+	case done != nil:
+		e.text, e.err = done.Error(), done
+	case errors.Is(err, fs.ErrNotExist):
+		e.text, e.err = fs.ErrNotExist.Error(), fs.ErrNotExist
+	case errors.Is(err, fs.ErrPermission):
+		e.kind = fs.ErrPermission
+		if refused := (*authError)(nil); !errors.As(err, &refused) {
+			e.text = fmt.Sprintf("permission denied: user %s may not do that below %s on %s: see SSH_USERNAME and the owner of the directory", s.o.User, s.o.Root, s.o.Host)
+		}
+	case stays(err):
+		e.kind = fs.ErrInvalid
+	case errors.As(err, &answer) && answer.FxCode() == sftp.ErrSSHFxOpUnsupported:
+		e.kind = errors.ErrUnsupported
+	case unexplained(err):
+		e.text = fmt.Sprintf("the server says %v, and not why", err)
+	}
+	return e
+}
+
+// answered reports whether err is what the server said to a call, rather than that it said nothing.
+func answered(err error) bool {
+	var status *sftp.StatusError
+	if errors.As(err, &status) {
+		return status.FxCode() != sftp.ErrSSHFxConnectionLost && status.FxCode() != sftp.ErrSSHFxNoConnection
+	}
+	if lost := (*lostError)(nil); errors.As(err, &lost) {
+		return false
+	}
+	var root *rootError
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrInvalid) || errors.Is(err, fs.ErrPermission) || errors.Is(err, io.EOF) || errors.As(err, &root)
+}
+
+// unexplained reports whether the server failed without a reason.
+func unexplained(err error) bool {
+	var status *sftp.StatusError
+	return errors.As(err, &status) && status.FxCode() == sftp.ErrSSHFxFailure
+}
+
+// stays reports whether err will be the same the next time.
+func stays(err error) bool {
+	var key *hostKeyError
+	var auth *authError
+	var setting *settingError
+	var root *rootError
+	var subsystem *subsystemError
+	var dns *net.DNSError
+	return errors.As(err, &key) || errors.As(err, &auth) || errors.As(err, &setting) || errors.As(err, &root) || errors.As(err, &subsystem) ||
+		errors.As(err, &dns) && dns.IsNotFound || errors.Is(err, errClosed)
+}
+
+// lostError is a connection that ended before the answer came. What it ended with may read as the end of a file.
+type lostError struct {
+	address string
+	err     error
+}
+
+func (e *lostError) Error() string { return fmt.Sprintf("connection to %s lost: %v", e.address, e.err) }
+
+// dialError is a connection that did not come about.
+type dialError struct {
+	address string
+	err     error
+}
+
+func (e *dialError) Error() string {
+	if dns := (*net.DNSError)(nil); errors.As(e.err, &dns) && dns.IsNotFound {
+		return fmt.Sprintf("connect to %s: %v: see WALG_SSH_PREFIX", e.address, e.err)
+	}
+	return fmt.Sprintf("connect to %s: %v: see WALG_SSH_PREFIX and SSH_PORT, or whether sshd is up", e.address, e.err)
+}
+
+// Unwrap hides what reads as the caller's own deadline and is that of the dialer.
+func (e *dialError) Unwrap() error {
+	if errors.Is(e.err, context.DeadlineExceeded) || errors.Is(e.err, io.EOF) {
+		return nil
+	}
+	return e.err
+}
+
+// hostKeyError is a host that is not known to be the right one.
+type hostKeyError struct{ text string }
+
+func (e *hostKeyError) Error() string { return e.text }
+
+// authError is a server that does not let us in.
+type authError struct{ text string }
+
+func (e *authError) Error() string { return e.text }
+func (e *authError) Unwrap() error { return fs.ErrPermission }
+
+// settingError is a setting that cannot be.
+type settingError struct{ text string }
+
+func (e *settingError) Error() string { return e.text }
+
+// subsystemError is a server without SFTP.
+type subsystemError struct {
+	address string
+	err     error
+}
+
+func (e *subsystemError) Error() string {
+	return fmt.Sprintf("begin SFTP with %s: %v: see Subsystem sftp in its sshd_config, and whether the user's shell prints something", e.address, e.err)
+}
+
+// rootError is an archive's directory that is not there, which must not read as a missing object.
+type rootError struct{ host, root string }
+
+func (e *rootError) Error() string {
+	return fmt.Sprintf("directory %s of the archive does not exist on %s: see WALG_SSH_PREFIX, create it, or check that its file system is mounted", e.root, e.host)
+}
+
+// jittered returns a time between half of d and d, so that those which failed together do not come again together.
+func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }
