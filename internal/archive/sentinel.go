@@ -1,10 +1,12 @@
 package archive
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"strconv"
 	"time"
@@ -46,6 +48,9 @@ type Sentinel struct {
 	CorruptBlocks int64  `json:"HoldfastCorruptBlocks,omitempty"` // pages whose checksum did not hold
 	WALIncomplete bool   `json:"HoldfastWALIncomplete,omitempty"` // taken with --no-wait-wal
 	Tool          string `json:"HoldfastVersion,omitempty"`       // the release that wrote it
+
+	// FilesEmbedded says that the list of files is in the sentinel itself, as before WAL-G 1.1.1. See Archive.ReadFileList.
+	FilesEmbedded bool `json:"-"`
 }
 
 // Metadata is the document that lists are made from, and where the permanent flag counts.
@@ -160,45 +165,145 @@ func trimSlashes(p string) string {
 	return p
 }
 
-// ParseSentinel decodes a sentinel of any WAL-G release or of WAL-E, and checks that a delta's names its parents.
-func ParseSentinel(b []byte) (*Sentinel, error) {
+// ParseSentinel decodes a sentinel that is in memory: see ReadSentinel.
+func ParseSentinel(b []byte) (*Sentinel, error) { return ReadSentinel(bytes.NewReader(b)) }
+
+// ReadSentinel decodes a sentinel of any WAL-G release or of WAL-E, and checks that a delta's names its parents. The list of
+// files in those of WAL-G before 1.1.1, which may be larger than memory, is passed over.
+func ReadSentinel(r io.Reader) (*Sentinel, error) {
+	s, err := readSentinel(r)
+	if err != nil {
+		return nil, fmt.Errorf("sentinel is not valid: %w", err)
+	}
+	return s, nil
+}
+
+func readSentinel(r io.Reader) (*Sentinel, error) {
+	d := newDocument(r)
+	if err := d.enter('{'); err != nil {
+		return nil, err
+	}
+	embedded := false
+	small := []byte{'{'} // the document without what may be large
+	for {
+		key, more, err := d.key()
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			break
+		}
+		switch key {
+		case "Files", "TarFileSets", "DatabasesByNames":
+			null, err := d.pass()
+			if err != nil {
+				return nil, err
+			}
+			embedded = embedded || key == "Files" && !null
+			continue
+		}
+		var value json.RawMessage
+		if err := d.value(&value); err != nil {
+			return nil, err
+		}
+		if len(small) > 1 {
+			small = append(small, ',')
+		}
+		name, err := json.Marshal(key)
+		if err != nil {
+			return nil, err
+		}
+		small = append(append(append(small, name...), ':'), value...)
+		if len(small) > maxDocument {
+			return nil, fmt.Errorf("it has more than %d bytes beside the list of files", maxDocument)
+		}
+	}
+	if err := d.end(); err != nil {
+		return nil, err
+	}
 	var doc struct {
 		Sentinel
 		DeltaFromLSN *wal.LSN        `json:"DeltaFromLSN"` // WAL-G before 1.1.1
 		WALESpec     *TablespaceSpec `json:"spec"`         // WAL-E; exact case wins in encoding/json
+
+		// WAL-E too; the offset has decimal digits.
+		StopSegment string `json:"wal_segment_backup_stop"`
+		StopOffset  string `json:"wal_segment_offset_backup_stop"`
+		Expanded    int64  `json:"expanded_size_bytes"`
 	}
-	if err := json.Unmarshal(b, &doc); err != nil {
-		return nil, fmt.Errorf("sentinel is not valid: %w", err)
+	if err := json.Unmarshal(append(small, '}'), &doc); err != nil {
+		return nil, err
 	}
 	s := doc.Sentinel
+	s.FilesEmbedded = embedded
 	if s.Spec == nil {
 		s.Spec = doc.WALESpec
 	}
 	if s.DeltaLSN == nil {
 		s.DeltaLSN = doc.DeltaFromLSN
 	}
+	if s.FinishLSN == nil {
+		s.FinishLSN = walEFinish(doc.StopSegment, doc.StopOffset)
+	}
+	if s.UncompressedSize == 0 {
+		s.UncompressedSize = max(0, doc.Expanded)
+	}
 	if s.DeltaFrom != "" {
 		switch {
 		case CheckBackupName(s.DeltaFrom) != nil:
-			return nil, fmt.Errorf("sentinel is not valid: DeltaFrom %q is not the name of a backup", s.DeltaFrom)
+			return nil, fmt.Errorf("DeltaFrom %q is not the name of a backup", s.DeltaFrom)
 		case s.DeltaLSN == nil || s.DeltaFullName == "" || s.DeltaCount <= 0:
-			return nil, errors.New("sentinel is not valid: DeltaFrom without DeltaLSN, DeltaFullName or DeltaCount")
+			return nil, errors.New("DeltaFrom without DeltaLSN, DeltaFullName or DeltaCount")
 		}
 	}
 	return &s, nil
 }
 
+// walEFinish returns where a backup of WAL-E was finished, nil where that is not known. Its segments have 16 MiB.
+func walEFinish(segment, offset string) *wal.LSN {
+	const size = wal.SegmentSize(16 << 20)
+	if !wal.IsSegment(segment) {
+		return nil
+	}
+	_, n, err := size.ParseSegment(segment)
+	at, errOffset := strconv.ParseUint(offset, 10, 32)
+	if err != nil || errOffset != nil || at >= uint64(size) {
+		return nil
+	}
+	finish := size.Start(n) + wal.LSN(at)
+	return &finish
+}
+
 // Sentinel reads a backup's sentinel. A backup that does not exist is fs.ErrNotExist.
 func (a *Archive) Sentinel(ctx context.Context, name string) (*Sentinel, error) {
-	b, err := store.ReadFile(ctx, a.store, sentinelName(name), MaxSentinel)
+	body, err := a.store.Open(ctx, sentinelName(name))
 	if err != nil {
 		return nil, err
 	}
-	s, err := ParseSentinel(b)
+	defer body.Close() // only read
+	s, err := ReadSentinel(body)
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", sentinelName(name), err)
 	}
 	return s, nil
+}
+
+// ServerVersion returns of which PostgreSQL a backup of WAL-E is, as server_version_num: its sentinel does not say, an object
+// beside it does. fs.ErrNotExist where there is none.
+func (a *Archive) ServerVersion(ctx context.Context, name string) (int, error) {
+	object := Folder(name) + "extended_version.txt"
+	b, err := store.ReadFile(ctx, a.store, object, 64<<10)
+	if err != nil {
+		return 0, err
+	}
+	var major, minor, patch int
+	if n, _ := fmt.Sscanf(string(b), "PostgreSQL %d.%d.%d", &major, &minor, &patch); n == 0 || min(major, minor, patch) < 0 || max(major, minor, patch) > 99 {
+		return 0, fmt.Errorf("read %s: %.80q does not begin with the version of a PostgreSQL", object, b)
+	}
+	if major < 10 {
+		return major*10000 + minor*100 + patch, nil
+	}
+	return major*10000 + minor, nil
 }
 
 // Metadata reads a backup's metadata.json. Backups before WAL-G 0.2.10 have none: fs.ErrNotExist.

@@ -57,7 +57,7 @@ func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) {
 		c.Backups = append(c.Backups, Backup{Name: f.Name, Modified: f.Object.Modified})
 		sizes = append(sizes, min(f.Object.Size, archive.MaxSentinel))
 	}
-	room := semaphore.NewWeighted(archive.MaxSentinel) // old ones may be that large, each
+	room := semaphore.NewWeighted(archive.MaxSentinel) // old ones may be that large and larger
 	group, loading := errgroup.WithContext(ctx)
 	group.SetLimit(inFlight)
 	for i := range c.Backups {
@@ -222,14 +222,20 @@ func (b *Backup) walE() (offset uint64, ok bool) {
 	return offset, err == nil
 }
 
+// IsWALE reports whether WAL-E took the backup: an offset ends the name, and it is no delta.
+func (b *Backup) IsWALE() bool {
+	return len(b.Name) == len("base_")+24+len("_00000028") && b.Name[len("base_")+24] == '_' && !b.IsDelta()
+}
+
 // SegmentSize returns the size of the cluster's WAL segments: what the sentinel says, or the only size for which the
-// backup's first position lies in the segment it is named after. WAL-E knew 16 MiB only.
+// backup's first position lies in the segment it is named after. WAL-E and the WAL-G that did not note the position knew
+// 16 MiB only.
 func (b *Backup) SegmentSize() (wal.SegmentSize, error) {
-	if _, ok := b.walE(); ok {
-		return 16 << 20, nil
+	if b.Sentinel == nil {
+		return 0, fmt.Errorf("backup %s cannot be read: %w", b.Name, b.Err)
 	}
-	if b.Sentinel == nil || b.Sentinel.LSN == nil {
-		return 0, fmt.Errorf("backup %s does not say where it starts", b.Name)
+	if b.IsWALE() || b.Sentinel.LSN == nil {
+		return 16 << 20, nil
 	}
 	if s := wal.SegmentSize(b.Sentinel.SegmentSize); s != 0 {
 		if !s.Valid() {

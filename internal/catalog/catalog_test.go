@@ -193,7 +193,7 @@ func TestReachNamesWhatItCannotRead(t *testing.T) {
 	if err := m.Delete(t.Context(), archive.WALDir+young+".lz4"); err != nil {
 		t.Fatal(err)
 	}
-	put(t, m, archive.WALDir+young+".br", "")
+	put(t, m, archive.WALDir+young+".xz", "")
 	choice, err := load(t, m).Choose("base_000000010000000000000004", catalog.Target{Kind: catalog.AtLSN, LSN: 0x7000001})
 	if err != nil {
 		t.Fatal(err)

@@ -56,13 +56,17 @@ func (e *MissingWALError) Hint() string {
 // is reached only PostgreSQL can tell.
 func (ch Choice) Reach(ctx context.Context, a *archive.Archive) (Reach, error) {
 	b := ch.Backup
-	start, ok := b.StartLSN()
-	if !ok {
-		return Reach{}, fmt.Errorf("backup %s does not say where it starts", b.Name)
-	}
 	size, err := b.SegmentSize()
 	if err != nil {
 		return Reach{}, err
+	}
+	start, ok := b.StartLSN()
+	if !ok { // of WAL-G before 0.1.3: somewhere in the segment it is named after
+		_, n, err := size.ParseSegment(b.Segment())
+		if err != nil {
+			return Reach{}, err
+		}
+		start = size.Start(n)
 	}
 	until, ok := b.FinishLSN()
 	if !ok {

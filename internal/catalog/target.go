@@ -97,8 +97,9 @@ func ParseTime(s string) (time.Time, error) {
 // Choice is the backup to restore for a target, and the log to replay over it.
 type Choice struct {
 	Backup *Backup
-	Target Target // with the timeline filled in
-	Path   Path   // leads to the target's timeline, to the backup's own where no recovery is asked for
+	Chain  []*Backup // what it is put together from: itself and, where it is a delta, its ancestors down to a full backup
+	Target Target    // with the timeline filled in
+	Path   Path      // leads to the target's timeline, to the backup's own where no recovery is asked for
 }
 
 // Choose picks the backup for a target. name is that of a backup, or "" or LATEST for the best one: for a time or an LSN
@@ -135,9 +136,9 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 	reasons := make([]string, 0, 4)
 	for i := range slices.Backward(c.Backups) {
 		b := &c.Backups[i]
-		err := b.usable(p, t)
+		chain, err := c.usable(b, p, t)
 		if err == nil {
-			return Choice{Backup: b, Target: t, Path: p}, nil
+			return Choice{Backup: b, Chain: chain, Target: t, Path: p}, nil
 		}
 		if len(reasons) < cap(reasons) {
 			reasons = append(reasons, b.Name+" "+err.Error())
@@ -164,8 +165,9 @@ func (c *Catalog) none(asked, t Target, reasons []string) error {
 		if err != nil {
 			continue
 		}
-		for _, b := range slices.Backward(c.Backups) {
-			if b.usable(p, t) == nil {
+		for i := range slices.Backward(c.Backups) {
+			b := &c.Backups[i]
+			if _, err := c.usable(b, p, t); err == nil {
 				e.Advice = fmt.Sprintf("backup %s would do on another timeline: --target-timeline %d", b.Name, other)
 				return e
 			}
@@ -176,8 +178,17 @@ func (c *Catalog) none(asked, t Target, reasons []string) error {
 
 // chooseFor fills in the timeline for a backup that is given.
 func (c *Catalog) chooseFor(b *Backup, t Target) (Choice, error) {
-	if t.Kind == None {
-		return Choice{Backup: b, Path: Path{{Timeline: b.Timeline()}}}, nil
+	if b.Sentinel == nil && t.Kind == None {
+		return Choice{}, fmt.Errorf("restore %s: %w", b.Name, b.Err)
+	}
+	if b.Sentinel != nil {
+		chain, err := c.Chain(b)
+		if err != nil {
+			return Choice{}, err
+		}
+		if t.Kind == None {
+			return Choice{Backup: b, Chain: chain, Path: Path{{Timeline: b.Timeline()}}}, nil
+		}
 	}
 	along := []wal.Timeline{t.Timeline}
 	if t.Timeline == 0 {
@@ -186,15 +197,24 @@ func (c *Catalog) chooseFor(b *Backup, t Target) (Choice, error) {
 	var because error
 	for _, t.Timeline = range along {
 		p, err := c.PathTo(t.Timeline)
+		var chain []*Backup
 		if err == nil {
-			err = b.usable(p, t)
+			chain, err = c.usable(b, p, t)
 		}
 		if err == nil {
-			return Choice{Backup: b, Target: t, Path: p}, nil
+			return Choice{Backup: b, Chain: chain, Target: t, Path: p}, nil
 		}
 		because = err // in the end that of the backup's own timeline, or of the one asked for
 	}
 	return Choice{}, &NoBackupError{Asked: t.String(), Reason: b.Name + " " + because.Error(), Advice: "leave the name away to have the right backup chosen"}
+}
+
+// usable returns what b is put together from, or an error where that lacks something or does not do for t along p.
+func (c *Catalog) usable(b *Backup, p Path, t Target) ([]*Backup, error) {
+	if err := b.usable(p, t); err != nil {
+		return nil, err
+	}
+	return c.chain(b)
 }
 
 // usable returns nil when recovery from the backup along p reaches t, as far as the backup itself tells.

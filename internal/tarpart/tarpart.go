@@ -64,7 +64,7 @@ func Name(path string) string {
 
 // Path is the way back from a member's name, with or without its leading slash, to a path of the data directory.
 func Path(name string) (string, error) {
-	p := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(name, "."), "/"), "/")
+	p := strings.TrimSuffix(strings.TrimPrefix(strings.TrimPrefix(name, "./"), "/"), "/")
 	if p == "" {
 		p = "."
 	}
