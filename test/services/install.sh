@@ -1,6 +1,6 @@
 #!/bin/bash
-# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, gpg, age, an S3 server (versitygw), a Google Cloud
-# Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's openssh-server, which is not started).
+# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, gpg, age, an S3 server (versitygw), a
+# Google Cloud Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's openssh-server, which is not started).
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
