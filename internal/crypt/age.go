@@ -60,16 +60,23 @@ func openAge(o AgeKeys, name func(string) string) (*ageKeys, error) {
 	return k, nil
 }
 
-// ageLines returns the keys in text, one a line or between commas.
+// ageLines returns the keys in text, one a line or between commas. A comma may also be in the comment behind an SSH key.
 func ageLines(text string) []string {
 	var keys []string
 	for line := range strings.Lines(text) {
 		if strings.HasPrefix(strings.TrimSpace(line), "#") {
 			continue
 		}
-		for key := range strings.SplitSeq(line, ",") {
-			if key = strings.TrimSpace(key); key != "" {
-				keys = append(keys, key)
+		ssh := false
+		for part := range strings.SplitSeq(line, ",") {
+			part = strings.TrimSpace(part)
+			begins := strings.HasPrefix(part, "age1") || strings.HasPrefix(part, "ssh-")
+			switch {
+			case ssh && !begins:
+				keys[len(keys)-1] += "," + part
+			case part != "":
+				keys = append(keys, part)
+				ssh = strings.HasPrefix(part, "ssh-")
 			}
 		}
 	}
@@ -177,7 +184,7 @@ func (k *ageKeys) encrypt(src *watch) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encrypt %s: %w", Age, err)
 	}
-	return io.NopCloser(r), nil
+	return io.NopCloser(struct{ io.Reader }{r}), nil
 }
 
 func (k *ageKeys) decrypt(src *watch, in *bufio.Reader) (io.ReadCloser, error) {

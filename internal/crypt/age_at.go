@@ -72,6 +72,7 @@ func (k *ageKeys) decryptAt(src io.ReaderAt, size int64, begin []byte) (io.Reade
 		return nil, 0, fmt.Errorf("damaged, or the end is missing: %w", err)
 	}
 	f.put(first)
+	f.plain = rest - (rest+ageSealed-1)/ageSealed*(ageSealed-agePiece) // which the library has verified
 	return f, f.plain, nil
 }
 
@@ -112,15 +113,9 @@ func (f *ageFile) window() (*ageWindow, error) {
 	}
 	f.mu.Unlock()
 	w := &ageWindow{f: f}
-	r, plain, err := age.DecryptReaderAt(w, f.size, f.key) // reads head and tail only
-	if err != nil {
-		return nil, err
-	}
+	r, _, err := age.DecryptReaderAt(w, f.size, f.key) // reads head and tail only
 	w.r = r
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.plain = plain
-	return w, nil
+	return w, err
 }
 
 func (f *ageFile) put(w *ageWindow) {

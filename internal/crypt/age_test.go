@@ -36,7 +36,7 @@ func TestAgeRecipients(t *testing.T) {
 	}
 	for _, w := range []crypt.AgeKeys{
 		{Recipients: strings.Join([]string{a, b, edPublic, rsaPublic}, ",")},
-		{Recipients: strings.Join([]string{"# ours", a, "", b, edPublic + " a comment", rsaPublic}, "\n")},
+		{Recipients: strings.Join([]string{"# ours", a, "", b, edPublic + " a comment, with comma", rsaPublic + " me," + a}, "\n")},
 		{Recipients: strings.Join([]string{a, b, edPublic, rsaPublic}, `\n`)},
 		{RecipientsPath: file(t, strings.Join([]string{"# ours", a, b, edPublic, rsaPublic}, "\r\n"))},
 		{Recipients: a + ", " + edPublic, RecipientsPath: file(t, b+"\n"+a+"\n"+rsaPublic+"\n")},

@@ -2,10 +2,11 @@
 //
 // A Keyring holds all keys that are set. It writes with one kind of them and reads what any of them can read, telling kinds
 // apart by the first bytes of an object. Both directions pull: reading from what Encrypt or Decrypt returned reads the source as
-// far as needed, in the caller's goroutine. Memory is a few buffers of at most 128 KiB per stream.
+// far as needed, in the caller's goroutine. Memory is a few buffers of at most 128 KiB per stream; an OpenPGP message of others, of
+// the kind with authenticated pieces, may ask for 8 MiB.
 //
-// Whatever the kind, a stream that ends early, at any byte, is an error (io.ErrUnexpectedEOF is in its tree), and so are a flipped
-// bit and bytes behind the end. Age, libsodium and KMS streams yield only bytes that are authentic; an OpenPGP message is
+// Whatever the kind, a stream that ends early, at any byte, is an error (io.ErrUnexpectedEOF where that can be told from damage), and so
+// are a flipped bit and bytes behind the end. Age, libsodium and KMS streams yield only bytes that are authentic; an OpenPGP message is
 // authenticated as a whole, at its end. In either case what was read before an error must not be relied on.
 //
 // The formats are those of WAL-G and of the age, gpg and libsodium programs: age-encryption.org/v1, RFC 4880 with RFC 9580,
@@ -67,6 +68,9 @@ type Options struct {
 	Name func(setting string) string
 }
 
+// String tells no secret.
+func (o Options) String() string { return "keys, not shown" }
+
 // AgeKeys are keys of age. Texts hold one key per line, or several between commas; empty lines and those that begin with # are
 // skipped, and a backslash followed by n is a line break.
 //
@@ -80,7 +84,8 @@ type AgeKeys struct {
 }
 
 // PGPKeys are keys of OpenPGP. Each of Key, KeyPath and GPGKeyID may hold several keys; what is written can be decrypted by all. Public keys
-// suffice to write. Secret keys are in Key and KeyPath, or stay with gpg, which is then asked for the key of each object.
+// suffice to write. Secret keys are in Key and KeyPath, or in gpg's key ring: then gpg is asked for the session key of each object, or
+// once for its secret key, if it has a passphrase and can be exported.
 type PGPKeys struct {
 	Key        string // armored, or with a backslash and n for each line break: WALG_PGP_KEY
 	KeyPath    string // a file, armored or binary: WALG_PGP_KEY_PATH

@@ -88,6 +88,9 @@ func offsets(n int) []int {
 	return all
 }
 
+// slow says which kinds need a millisecond for each object, with RSA.
+func slow(name string) bool { return name == "age rsa" || name == "openpgp" }
+
 // An object that is cut short anywhere is an error.
 func TestTruncationIsAnError(t *testing.T) {
 	for name, p := range pairs(t) {
@@ -99,6 +102,9 @@ func TestTruncationIsAnError(t *testing.T) {
 				}
 				sealed := encrypt(t, w, random(n))
 				for _, at := range offsets(len(sealed)) {
+					if n > 1000 && slow(name) && at%8 != 0 {
+						continue
+					}
 					got, err := decrypt(r, sealed[:at])
 					if err == nil {
 						t.Fatalf("%d bytes, cut to %d of %d: accepted as %d bytes", n, at, len(sealed), len(got))
@@ -124,6 +130,9 @@ func TestFlippedBitIsAnError(t *testing.T) {
 				bits := rand.New(rand.NewPCG(1, uint64(n)))
 				harmless := 0
 				for _, at := range offsets(len(sealed)) {
+					if n > 1000 && slow(name) && at%8 != 0 {
+						continue
+					}
 					bit := byte(1) << bits.IntN(8)
 					sealed[at] ^= bit
 					got, err := decrypt(r, sealed)
@@ -515,7 +524,7 @@ func TestProbeAndIDs(t *testing.T) {
 		if len(ids) != 2 || !ids[0].Write || ids[0].Read == public || !ids[1].Write || !ids[1].Read || ids[0].ID != ids[1].ID {
 			t.Errorf("%s: %+v", name, ids)
 		}
-		said := fmt.Sprintf("%+v %+v", ids, k)
+		said := fmt.Sprintf("%+v %+v %v %+v", ids, k, both, both)
 		for _, hush := range []string{both.Sodium.Key, both.KMS.SecretAccessKey, both.Age.Identities} {
 			if hush != "" && strings.Contains(said, hush) {
 				t.Errorf("%s: a secret is told: %s", name, said)

@@ -18,8 +18,8 @@ import (
 // gpgWait is how long gpg may take: the agent may have to wake a token up.
 const gpgWait = time.Minute
 
-// A gpg runs the local gpg with its key ring. Secret keys stay there: of an object, gpg gets the encrypted session keys and gives back the
-// session key, so that keys that cannot be exported, those of a token, do as well.
+// A gpg runs the local gpg with its key ring. Of an object, gpg gets the encrypted session keys and gives back the session key, so that
+// secret keys stay where they are, and those that cannot be exported, of a token, do as well.
 type gpg struct {
 	program, home string
 	id            string
@@ -83,6 +83,12 @@ func (g *gpg) export(ctx context.Context) ([]byte, error) {
 		return nil, errors.New("gpg has no such public key in its key ring")
 	}
 	return keys, nil
+}
+
+// exportSecret returns the secret keys of the id, which have their passphrase still. Those of a token cannot be had.
+func (g *gpg) exportSecret(ctx context.Context) ([]byte, error) {
+	keys, _, err := g.run(ctx, nil, "--export-secret-keys", "--", g.id)
+	return keys, err
 }
 
 // secretKeys returns the ids of the secret keys that gpg has for the id and that can decrypt; none if it cannot say.

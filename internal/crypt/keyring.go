@@ -3,7 +3,6 @@ package crypt
 import (
 	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -65,7 +64,10 @@ func Open(ctx context.Context, o Options) (*Keyring, error) {
 		}
 		return nil, nil
 	}
-	return k, k.choose(o.Write)
+	if err := k.choose(o.Write); err != nil {
+		return nil, err
+	}
+	return k, nil
 }
 
 // choose decides which kind writes.
@@ -203,9 +205,12 @@ func (k *Keyring) noKey(kind Kind, setting string) error {
 // kinds lists the kinds of which keys are set.
 func (k *Keyring) kinds() string {
 	var all []string
-	for _, id := range k.IDs() {
-		if !slices.Contains(all, string(id.Kind)) {
-			all = append(all, string(id.Kind))
+	for _, has := range []struct {
+		kind Kind
+		set  bool
+	}{{Age, k.age != nil}, {PGP, k.pgp != nil}, {KMS, k.kms != nil}, {Sodium, k.sodium != nil}} {
+		if has.set {
+			all = append(all, string(has.kind))
 		}
 	}
 	return strings.Join(all, ", ")
@@ -250,15 +255,16 @@ func (k *Keyring) IDs() []ID {
 	for i := range all {
 		all[i].Write = all[i].Write && all[i].Kind == k.write
 	}
-	slices.SortStableFunc(all, func(a, b ID) int { return cmp.Compare(btoi(b.Write), btoi(a.Write)) })
-	return all
-}
-
-func btoi(b bool) int {
-	if b {
+	slices.SortStableFunc(all, func(a, b ID) int {
+		switch {
+		case a.Write == b.Write:
+			return 0
+		case a.Write:
+			return -1
+		}
 		return 1
-	}
-	return 0
+	})
+	return all
 }
 
 // Probe encrypts a few bytes as an object is encrypted and, if there is a key to read them, decrypts them. It asks everything that is

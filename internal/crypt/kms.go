@@ -141,7 +141,7 @@ func (k *kmsKey) encrypt(src *watch) (io.ReadCloser, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encrypt %s: %w", KMS, err)
 	}
-	return io.NopCloser(io.MultiReader(bytes.NewReader(key.blob), r)), nil
+	return io.NopCloser(struct{ io.Reader }{io.MultiReader(bytes.NewReader(key.blob), r)}), nil
 }
 
 func (k *kmsKey) decrypt(_ *watch, in *bufio.Reader) (io.ReadCloser, error) {

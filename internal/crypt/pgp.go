@@ -23,7 +23,8 @@ type pgpKeys struct {
 	write      openpgp.EntityList // for whom we encrypt; no key twice
 	secret     []*secretKey       // those that can decrypt
 	passphrase []byte
-	gpg        *gpg // nil if no key of its ring is set
+	gpg        *gpg                // nil if no key of its ring is set
+	exported   func() []*secretKey // what gpg lets out of its key ring
 	name       func(string) string
 	settings   string // where keys come from or would
 }
@@ -47,6 +48,7 @@ func openPGP(ctx context.Context, o PGPKeys, name func(string) string) (*pgpKeys
 	}
 	if o.GPGKeyID != "" {
 		k.gpg = &gpg{program: o.GPGProgram, home: o.GPGHome, id: o.GPGKeyID, passphrase: o.Passphrase, setting: name("WALG_PGP_KEY_PASSPHRASE")}
+		k.exported = sync.OnceValue(k.export)
 		keys, err := k.gpg.export(ctx)
 		if err == nil {
 			err = k.add(keys)
@@ -58,10 +60,23 @@ func openPGP(ctx context.Context, o PGPKeys, name func(string) string) (*pgpKeys
 	if len(k.write) == 0 && o.Passphrase != "" {
 		return nil, fmt.Errorf("%s is set, but no key: see %s", name("WALG_PGP_KEY_PASSPHRASE"), k.settings)
 	}
-	if _, _, err := pgpRecipients(k.write, time.Now()); err != nil && len(k.secret) == 0 && k.gpg == nil {
-		return nil, fmt.Errorf("openpgp: %w", err) // it can neither write nor read
+	if _, _, err := pgpHead(k.write, time.Now()); err != nil && len(k.secret) == 0 && k.gpg == nil {
+		return nil, fmt.Errorf("%s: %w", k.settings, err) // it can neither write nor read
 	}
 	return k, nil
+}
+
+// export returns the secret keys of gpg's that have a passphrase and can be had: with them gpg takes half a second for each object.
+func (k *pgpKeys) export() []*secretKey {
+	if len(k.passphrase) == 0 {
+		return nil
+	}
+	b, err := k.gpg.exportSecret(k.ctx)
+	ring := &pgpKeys{}
+	if err != nil || ring.add(b) != nil {
+		return nil // gpg is asked for each object
+	}
+	return ring.secret
 }
 
 // add takes all keys in b, which is armored, in one piece or several, or not.

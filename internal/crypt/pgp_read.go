@@ -92,33 +92,25 @@ func (r *recorder) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// session finds the key of a message that asks for the given keys, and begins so: with the secret keys at hand, then with those that gpg has.
+// session finds the key of a message that asks for the given keys, and begins so: with the secret keys at hand, then with gpg.
 func (k *pgpKeys) session(asked []*packet.EncryptedKey, passphrase bool, begin []byte) (sessionKey, error) {
-	var locked error
-	for _, p := range asked {
-		for _, s := range k.secret {
-			if p.KeyId != 0 && p.KeyId != s.key.KeyId {
-				continue
-			}
-			if err := s.unlock(k.passphrase); err != nil {
-				locked = fmt.Errorf("secret key %s: %w: see %s", s.key.KeyIdString(), err, k.name("WALG_PGP_KEY_PASSPHRASE"))
-				continue
-			}
-			if err := p.Decrypt(s.key, nil); err == nil {
-				return sessionKey{p.CipherFunc, p.Key}, nil
-			}
-		}
+	s, locked := k.try(k.secret, asked)
+	if s.key == nil && k.gpg != nil {
+		s, _ = k.try(k.exported(), asked)
+	}
+	if s.key != nil {
+		return s, nil
 	}
 	var why string
 	switch {
-	case locked != nil:
-		return sessionKey{}, locked
 	case k.gpg != nil:
 		session, err := k.gpg.session(k.ctx, begin)
 		if err == nil {
 			return session, nil
 		}
 		why = err.Error()
+	case locked != nil:
+		return sessionKey{}, locked
 	case len(k.secret) == 0:
 		why = "no secret key is set in " + k.settings
 	default:
@@ -137,6 +129,26 @@ func (k *pgpKeys) session(asked []*packet.EncryptedKey, passphrase bool, begin [
 		return sessionKey{}, errors.New("it is encrypted with a passphrase, not for a key")
 	}
 	return sessionKey{}, errors.New("it is for no key")
+}
+
+// try decrypts one of the asked session keys with one of the secret ones. It returns none if none fits, and an error if one could not be
+// unlocked.
+func (k *pgpKeys) try(secret []*secretKey, asked []*packet.EncryptedKey) (s sessionKey, locked error) {
+	for _, p := range asked {
+		for _, s := range secret {
+			if p.KeyId != 0 && p.KeyId != s.key.KeyId {
+				continue
+			}
+			if err := s.unlock(k.passphrase); err != nil {
+				locked = fmt.Errorf("secret key %s: %w: see %s", s.key.KeyIdString(), err, k.name("WALG_PGP_KEY_PASSPHRASE"))
+				continue
+			}
+			if err := p.Decrypt(s.key, nil); err == nil {
+				return sessionKey{p.CipherFunc, p.Key}, nil
+			}
+		}
+	}
+	return sessionKey{}, locked
 }
 
 // pgpContent is the content of encrypted data. verify is called once all has been read, and says whether it is authentic.

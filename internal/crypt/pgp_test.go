@@ -111,6 +111,9 @@ func TestGPGReadsAndWrites(t *testing.T) {
 			{"--sign", "-u", "ec@x"},
 			{"-r", "rsa@x", "-r", "ec@x", "-z", "0"},
 		} {
+			if name != "ec" && len(how) != 2 {
+				continue // the ways to encrypt data have nothing to do with keys
+			}
 			arg := append([]string{"--encrypt", "-r", name + "@x"}, how...)
 			for _, n := range []int{0, 100, 100_000} {
 				plain := random(n)
@@ -258,7 +261,7 @@ func TestPGPFormat(t *testing.T) {
 
 // Messages with authenticated encryption, which newer programs write, are read.
 func TestPGPWithAEAD(t *testing.T) {
-	config := &packet.Config{Algorithm: packet.PubKeyAlgoEdDSA, AEADConfig: &packet.AEADConfig{DefaultMode: packet.AEADModeOCB}}
+	config := &packet.Config{Algorithm: packet.PubKeyAlgoEdDSA, AEADConfig: &packet.AEADConfig{DefaultMode: packet.AEADModeOCB, ChunkSize: 1 << 8}}
 	e, err := openpgp.NewEntity("new", "", "new@example.org", config)
 	if err != nil {
 		t.Fatal(err)
@@ -268,10 +271,10 @@ func TestPGPWithAEAD(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.Write(random(5000))
+	w.Write(random(1000))
 	w.Close()
 	k := open(t, crypt.Options{PGP: crypt.PGPKeys{Key: armored(t, e, true)}})
-	if got, err := decrypt(k, sealed.Bytes()); err != nil || !bytes.Equal(got, random(5000)) {
+	if got, err := decrypt(k, sealed.Bytes()); err != nil || !bytes.Equal(got, random(1000)) {
 		t.Errorf("%d bytes, %v", len(got), err)
 	}
 	b := sealed.Bytes()
@@ -280,7 +283,7 @@ func TestPGPWithAEAD(t *testing.T) {
 			t.Fatalf("cut to %d of %d: accepted", at, len(b))
 		}
 		b[at] ^= 1
-		if got, err := decrypt(k, b); err == nil && !bytes.Equal(got, random(5000)) {
+		if got, err := decrypt(k, b); err == nil && !bytes.Equal(got, random(1000)) {
 			t.Fatalf("changed at %d: accepted", at)
 		}
 		b[at] ^= 1

@@ -68,17 +68,9 @@ var pgpBuffers = sync.Pool{New: func() any { return new(pgpBuffer) }}
 
 // encryptPGP encrypts src for all of to.
 func encryptPGP(to openpgp.EntityList, src io.Reader) (io.ReadCloser, error) {
-	keys, cipher, err := pgpRecipients(to, time.Now())
+	head, session, err := pgpHead(to, time.Now())
 	if err != nil {
 		return nil, err
-	}
-	session := make([]byte, cipher.KeySize())
-	rand.Read(session)
-	var head bytes.Buffer
-	for _, k := range keys {
-		if err := packet.SerializeEncryptedKeyAEAD(&head, k, cipher, false, session, nil); err != nil {
-			return nil, fmt.Errorf("for key %s: %w", k.KeyIdString(), err)
-		}
 	}
 	block, err := aes.NewCipher(session)
 	if err != nil {
@@ -86,7 +78,24 @@ func encryptPGP(to openpgp.EntityList, src io.Reader) (io.ReadCloser, error) {
 	}
 	w := &pgpWriter{src: src, cfb: newCFB(block), sum: sha1.New(), buf: pgpBuffers.Get().(*pgpBuffer), first: true}
 	w.buf.out[pgpRoom], w.used = 1, 1 // the version, which is not encrypted
-	return &chunks{next: w.next, free: func() { pgpBuffers.Put(w.buf) }, rest: head.Bytes()}, nil
+	return &chunks{next: w.next, free: func() { pgpBuffers.Put(w.buf) }, rest: head}, nil
+}
+
+// pgpHead makes a session key and encrypts it for all of to.
+func pgpHead(to openpgp.EntityList, now time.Time) (head, session []byte, err error) {
+	keys, cipher, err := pgpRecipients(to, now)
+	if err != nil {
+		return nil, nil, err
+	}
+	session = make([]byte, cipher.KeySize())
+	rand.Read(session)
+	var b bytes.Buffer
+	for _, k := range keys {
+		if err := packet.SerializeEncryptedKeyAEAD(&b, k, cipher, false, session, nil); err != nil {
+			return nil, nil, fmt.Errorf("key %s: %w", k.KeyIdString(), err)
+		}
+	}
+	return b.Bytes(), session, nil
 }
 
 // pgpRecipients returns the keys that encrypt for to at a moment, and the cipher: AES-256 unless one of them does not list it.
