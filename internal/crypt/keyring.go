@@ -1,7 +1,6 @@
 package crypt
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -124,10 +123,9 @@ func (k *Keyring) Decrypt(src io.Reader) io.ReadCloser { return newStream(src, k
 
 // open finds out what src holds, and decrypts it.
 func (k *Keyring) open(src *watch) (io.ReadCloser, error) {
-	in := inputs.Get().(*bufio.Reader)
-	in.Reset(src)
+	in := newInput(src, k.lookAhead())
 	o := &object{in: in}
-	begin, err := in.Peek(lookAhead)
+	begin, err := in.Peek(k.lookAhead())
 	if err != nil && err != io.EOF {
 		o.Close()
 		return nil, err
@@ -152,6 +150,14 @@ func (k *Keyring) open(src *watch) (io.ReadCloser, error) {
 		return nil, err
 	}
 	return o, nil
+}
+
+// lookAhead returns how many bytes tell what an object is.
+func (k *Keyring) lookAhead() int {
+	if k.kms != nil {
+		return kmsAhead
+	}
+	return lookAhead
 }
 
 // kind returns the kind of an object that begins with begin, plainText included. It is an error if it cannot be read: without a key of
@@ -219,7 +225,7 @@ func (k *Keyring) kinds() string {
 // DecryptAt implements RandomReader: an object encrypted with age can be read anywhere, and so can one that is not encrypted, if that
 // is allowed.
 func (k *Keyring) DecryptAt(src io.ReaderAt, size int64) (plain io.ReaderAt, plainSize int64, err error) {
-	begin := make([]byte, max(min(size, lookAhead), 0))
+	begin := make([]byte, max(min(size, int64(k.lookAhead())), 0))
 	if err := readAt(src, begin, 0); err != nil {
 		return nil, 0, err
 	}

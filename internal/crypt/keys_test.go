@@ -163,6 +163,9 @@ type kmsServer struct {
 	mu    sync.Mutex
 	calls map[string]int
 	fail  string // the code of an error to answer
+
+	misleading string            // what encrypted data keys have in their middle
+	misled     map[string][]byte // as they would be without
 }
 
 func fakeKMS(t testing.TB, blob int) *kmsServer {
@@ -170,7 +173,7 @@ func fakeKMS(t testing.TB, blob int) *kmsServer {
 	rand.Read(key)
 	block, _ := aes.NewCipher(key)
 	aead, _ := cipher.NewGCM(block)
-	s := &kmsServer{aead: aead, blob: blob, calls: map[string]int{}}
+	s := &kmsServer{aead: aead, blob: blob, calls: map[string]int{}, misled: map[string][]byte{}}
 	s.Server = httptest.NewServer(s)
 	t.Cleanup(s.Close)
 	return s
@@ -206,8 +209,17 @@ func (s *kmsServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		nonce := make([]byte, 12)
 		rand.Read(nonce)
 		answer["Plaintext"] = plain[:32]
-		answer["CiphertextBlob"] = append(bytes.Clone(begin), s.aead.Seal(nonce, nonce, plain, begin)...)
+		blob := append(bytes.Clone(begin), s.aead.Seal(nonce, nonce, plain, begin)...)
+		if s.misleading != "" {
+			was := bytes.Clone(blob)
+			copy(blob[len(blob)/2:], s.misleading)
+			s.misled[string(blob)] = was
+		}
+		answer["CiphertextBlob"] = blob
 	case call == "Decrypt" && len(in.CiphertextBlob) > len(begin)+12:
+		if was := s.misled[string(in.CiphertextBlob)]; was != nil {
+			in.CiphertextBlob = was
+		}
 		blob := in.CiphertextBlob[len(begin):]
 		plain, err := s.aead.Open(nil, blob[:12], blob[12:], in.CiphertextBlob[:len(begin)])
 		if err != nil {

@@ -145,7 +145,7 @@ func (k *kmsKey) encrypt(src *watch) (io.ReadCloser, error) {
 }
 
 func (k *kmsKey) decrypt(_ *watch, in *bufio.Reader) (io.ReadCloser, error) {
-	begin, err := in.Peek(lookAhead)
+	begin, err := in.Peek(kmsAhead)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}

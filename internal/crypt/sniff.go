@@ -112,17 +112,24 @@ const (
 	kmsBlobMax = 6144 // more than KMS takes
 	dareHead   = 16
 	darePiece  = 64 << 10
+
+	// kmsAhead is how much of an object has to be seen to tell where the data key ends: all of it, if one package follows.
+	kmsAhead = kmsBlobMax + dareHead + darePiece + 16 + 1
 )
 
-// findDARE returns where the first package of a DARE 2.0 stream begins, after an encrypted data key; -1 if there is none.
+// findDARE returns where the first package of a DARE 2.0 stream begins, after an encrypted data key; -1 if there is none. begin is kmsAhead
+// bytes, or the whole object; of a longer object less will do if the data key is as long as AWS's.
 func findDARE(begin []byte, whole bool) int {
-	if at := kmsBlob; len(begin) > at+4 && begin[at] == 0x20 && begin[at+1] <= 1 && (begin[at+4]&0x80 != 0 || begin[at+2]&begin[at+3] == 0xff) {
-		return at // where it should be, even if it is cut short
+	if beginsDARE(begin, kmsBlob, whole) {
+		return kmsBlob
 	}
 	for at := kmsBlobMin; at <= min(kmsBlobMax, len(begin)-dareHead); at++ {
 		if beginsDARE(begin, at, whole) {
 			return at
 		}
+	}
+	if at := kmsBlob; whole && len(begin) >= at+dareHead && begin[at] == 0x20 && begin[at+1] <= 1 && begin[at+4]&0x80 != 0 {
+		return at // where it should be, with a length that it should not have
 	}
 	return -1
 }
@@ -137,11 +144,7 @@ func beginsDARE(begin []byte, at int, whole bool) bool {
 	if begin[at+4]&0x80 == 0 {
 		return length == darePiece
 	}
-	if end := at + dareHead + length + 16; whole {
-		return end == len(begin)
-	} else {
-		return end > len(begin)
-	}
+	return whole && at+dareHead+length+16 == len(begin)
 }
 
 // plainName says what an object is that is not encrypted, if its first bytes tell; "" if not.

@@ -189,12 +189,21 @@ func fill(src io.Reader, p []byte) (n int, err error) {
 	return n, err
 }
 
-// lookAhead is how much of an object can be looked at before it is read: enough for the first chunk of libsodium and the longest
-// data key of KMS.
+// lookAhead is how much of an object is looked at before it is read, unless there is a key of KMS: enough for the first chunk of libsodium.
 const lookAhead = 16 << 10
 
 // inputs are what cipher text is read through.
 var inputs = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, lookAhead) }}
+
+// newInput returns a reader of src that can look at least n bytes ahead.
+func newInput(src io.Reader, n int) *bufio.Reader {
+	in := inputs.Get().(*bufio.Reader)
+	if in.Size() < n {
+		in = bufio.NewReaderSize(nil, n)
+	}
+	in.Reset(src)
+	return in
+}
 
 // An object is encrypted text being decrypted. It is whole when both the plain text and the source have come to their ends.
 type object struct {
