@@ -51,6 +51,9 @@ type Piece struct {
 	max      int64 // bytes
 	size     int64 // bytes
 	chunks   [][]byte
+
+	mu    sync.Mutex // held while a reader copies
+	fills int        // how often it was filled or released
 }
 
 // Take returns an empty piece that can hold size bytes, once the budget has room for them and for beside bytes that whoever
@@ -73,7 +76,9 @@ func (b *Budget) count(n int64) {
 }
 
 // Fill empties p and then reads r until p is full or r ends, which it reports. What is read goes into sum too, where that is not nil.
+// Readers of what was in p before end in an error.
 func (p *Piece) Fill(ctx context.Context, r io.Reader, sum hash.Hash) (ended bool, err error) {
+	p.cutOff()
 	p.size = 0
 	for i := 0; !ended && p.size < p.max; i++ {
 		if i == len(p.chunks) {
@@ -114,8 +119,9 @@ func (p *Piece) giveBack(n int64) {
 	p.budget.free.Release(n)
 }
 
-// Release gives all memory back. p and its readers must not be used any more.
+// Release gives all memory back. p must not be used any more, and its readers end in an error.
 func (p *Piece) Release() {
+	p.cutOff()
 	b := p.budget
 	b.mu.Lock()
 	for _, chunk := range p.chunks {
@@ -139,20 +145,36 @@ func (b *Budget) chunk() []byte {
 	return make([]byte, chunkSize)
 }
 
+// cutOff takes the memory from the readers there are. An HTTP client may still read the body of a request that was answered.
+func (p *Piece) cutOff() {
+	p.mu.Lock()
+	p.fills++
+	p.mu.Unlock()
+}
+
 // Reader returns a reader of what is in p, from its beginning; a request that is made again rewinds it or takes another.
-func (p *Piece) Reader() io.ReadSeeker { return &reader{piece: p} }
+func (p *Piece) Reader() io.ReadSeeker { return &reader{piece: p, fill: p.fills, size: p.size} }
 
 type reader struct {
 	piece *Piece
+	fill  int
+	size  int64 // of the piece
 	at    int64
 }
 
+var errCutOff = errors.New("this piece of the stream is not in memory any more")
+
 func (r *reader) Read(b []byte) (int, error) {
+	p := r.piece
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if r.fill != p.fills {
+		return 0, errCutOff
+	}
 	n := 0
-	for n < len(b) && r.at < r.piece.size {
+	for n < len(b) && r.at < r.size {
 		from := r.at % chunkSize
-		chunk := r.piece.chunks[r.at/chunkSize]
-		m := copy(b[n:], chunk[from:min(chunkSize, from+r.piece.size-r.at)])
+		m := copy(b[n:], p.chunks[r.at/chunkSize][from:min(chunkSize, from+r.size-r.at)])
 		n, r.at = n+m, r.at+int64(m)
 	}
 	if n == 0 && len(b) > 0 {
@@ -166,7 +188,7 @@ func (r *reader) Seek(offset int64, whence int) (int64, error) {
 	case io.SeekCurrent:
 		offset += r.at
 	case io.SeekEnd:
-		offset += r.piece.size
+		offset += r.size
 	}
 	if offset < 0 {
 		return 0, errors.New("seek before the beginning of a piece")

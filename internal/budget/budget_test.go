@@ -70,6 +70,34 @@ func TestAFailingSourceFailsTheFilling(t *testing.T) {
 	}
 }
 
+func TestReadersOfWhatIsGoneEnd(t *testing.T) {
+	b := budget.New(4 << 20)
+	p := take(t, b, 1<<20, 0)
+	fill := func() {
+		t.Helper()
+		if _, err := p.Fill(t.Context(), bytes.NewReader(content(100)), nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fill()
+	before := p.Reader()
+	fill()
+	after := p.Reader()
+	if n, err := before.Read(make([]byte, 10)); n != 0 || err == nil || err == io.EOF {
+		t.Errorf("after another filling: %d bytes, %v", n, err)
+	}
+	if got, err := io.ReadAll(after); err != nil || !bytes.Equal(got, content(100)) {
+		t.Errorf("of the filling: %d bytes, %v", len(got), err)
+	}
+	if _, err := after.Seek(0, io.SeekStart); err != nil {
+		t.Error(err)
+	}
+	p.Release()
+	if n, err := after.Read(make([]byte, 10)); n != 0 || err == nil || err == io.EOF {
+		t.Errorf("after the release: %d bytes, %v", n, err)
+	}
+}
+
 func TestTheSumStaysBelowTheBound(t *testing.T) {
 	const total, size, beside = 8 << 20, 2 << 20, 1 << 20
 	b := budget.New(total)
