@@ -10,7 +10,8 @@ import (
 	"filippo.io/age"
 )
 
-// How age-encryption.org/v1 cuts what follows the header and 16 bytes of nonce: pieces of 64 KiB of plain text, each with a MAC.
+// How age-encryption.org/v1 cuts what follows the header and 16 bytes of nonce: pieces of 64 KiB of plain text, each with a
+// MAC.
 const (
 	agePiece  = 64 << 10
 	ageSealed = agePiece + 16
@@ -19,8 +20,9 @@ const (
 	ageBlock  = 4 << 10
 )
 
-// An ageFile is an object that is decrypted here and there. The library reads one piece at a time, which in a store would be a request
-// each; so every reader of the library's reads from an ageWindow, into which all that is needed has been read before.
+// An ageFile is an object that is decrypted here and there. The library reads one piece at a time, which in a store would be
+// a request each; so every reader of the library's reads from an ageWindow, into which all that is needed has been read
+// before.
 type ageFile struct {
 	src   io.ReaderAt
 	size  int64

@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 )
 
-// A cfb is AES in the cipher feedback mode of OpenPGP's encrypted data: the initial vector is zero (RFC 9580, 5.13.1). The stream of
-// go-crypto goes byte by byte, at a third of the speed.
+// A cfb is AES in the cipher feedback mode of OpenPGP's encrypted data: the initial vector is zero (RFC 9580, 5.13.1). The
+// stream of go-crypto goes byte by byte, at a third of the speed.
 type cfb struct {
 	block cipher.Block
 	mask  [16]byte // for the bytes to come, of which used have been, and are cipher text

@@ -1,13 +1,15 @@
-// Package crypt encrypts and decrypts the objects of an archive with the operator's keys: age, OpenPGP, AWS KMS envelopes, libsodium.
+// Package crypt encrypts and decrypts the objects of an archive with the operator's keys: age, OpenPGP, AWS KMS envelopes,
+// libsodium.
 //
 // A Keyring holds all keys that are set. It writes with one kind of them and reads what any of them can read, telling kinds
-// apart by the first bytes of an object. Both directions pull: reading from what Encrypt or Decrypt returned reads the source as
-// far as needed, in the caller's goroutine. Memory is a few buffers of at most 128 KiB per stream; an OpenPGP message of others, of
-// the kind with authenticated pieces, may ask for 8 MiB.
+// apart by the first bytes of an object. Both directions pull: reading from what Encrypt or Decrypt returned reads the
+// source as far as needed, in the caller's goroutine. Memory is a few buffers of at most 128 KiB per stream; an OpenPGP
+// message of others, of the kind with authenticated pieces, may ask for 8 MiB.
 //
-// Whatever the kind, a stream that ends early, at any byte, is an error (io.ErrUnexpectedEOF where that can be told from damage), and so
-// are a flipped bit and bytes behind the end. Age, libsodium and KMS streams yield only bytes that are authentic; an OpenPGP message is
-// authenticated as a whole, at its end. In either case what was read before an error must not be relied on.
+// Whatever the kind, a stream that ends early, at any byte, is an error (io.ErrUnexpectedEOF where that can be told from
+// damage), and so are a flipped bit and bytes behind the end. Age, libsodium and KMS streams yield only bytes that are
+// authentic; an OpenPGP message is authenticated as a whole, at its end. In either case what was read before an error must
+// not be relied on.
 //
 // The formats are those of WAL-G and of the age, gpg and libsodium programs: age-encryption.org/v1, RFC 4880 with RFC 9580,
 // crypto_secretstream_xchacha20poly1305, DARE 2.0. No error and no String has a secret in it.
@@ -38,7 +40,7 @@ type RandomReader interface {
 type Kind string
 
 const (
-	Age    Kind = "age"       // age-encryption.org/v1; the one we recommend: writing needs public keys only, any part can be read alone
+	Age    Kind = "age"       // age-encryption.org/v1, which we recommend: public keys write, any part can be read alone
 	PGP    Kind = "openpgp"   // OpenPGP messages with MDC, as gpg and WAL-G write them
 	KMS    Kind = "aws-kms"   // a data key encrypted by AWS KMS, then DARE 2.0
 	Sodium Kind = "libsodium" // secretstream with one secret key
@@ -50,8 +52,9 @@ type Options struct {
 	// Write says which kind encrypts. It may be empty unless keys of several kinds can: HOLDFAST_ENCRYPTION.
 	Write Kind
 	// AllowPlain makes Decrypt pass on an object that is not encrypted, so that encryption can be turned on over an archive:
-	// HOLDFAST_ALLOW_UNENCRYPTED. Whoever can write to the archive can then have his own bytes restored. Where a libsodium key is set, which
-	// has no mark to know its objects by, only what is recognised is passed: zstd, lz4, gzip, lzop, lzma, tar and WAL.
+	// HOLDFAST_ALLOW_UNENCRYPTED. Whoever can write to the archive can then have his own bytes restored. Where a libsodium
+	// key is set, which has no mark to know its objects by, only what is recognised is passed: zstd, lz4, gzip, lzop, lzma,
+	// tar and WAL.
 	AllowPlain bool
 
 	Age    AgeKeys
@@ -74,8 +77,9 @@ func (o Options) String() string { return "keys, not shown" }
 // AgeKeys are keys of age. Texts hold one key per line, or several between commas; empty lines and those that begin with # are
 // skipped, and a backslash followed by n is a line break.
 //
-// A recipient is a public key: age1… (X25519), age1pq1… (post-quantum; not to be mixed with others), ssh-ed25519 or ssh-rsa. All of them can
-// decrypt what is written. An identity is a secret key: AGE-SECRET-KEY-1…, AGE-SECRET-KEY-PQ-1… or an SSH key in PEM without passphrase.
+// A recipient is a public key: age1… (X25519), age1pq1… (post-quantum; not to be mixed with others), ssh-ed25519 or ssh-rsa.
+// All of them can decrypt what is written. An identity is a secret key: AGE-SECRET-KEY-1…, AGE-SECRET-KEY-PQ-1… or an SSH
+// key in PEM without passphrase.
 type AgeKeys struct {
 	Recipients     string // HOLDFAST_AGE_RECIPIENTS
 	RecipientsPath string // HOLDFAST_AGE_RECIPIENTS_PATH
@@ -83,9 +87,9 @@ type AgeKeys struct {
 	IdentitiesPath string // HOLDFAST_AGE_IDENTITIES_PATH
 }
 
-// PGPKeys are keys of OpenPGP. Each of Key, KeyPath and GPGKeyID may hold several keys; what is written can be decrypted by all. Public keys
-// suffice to write. Secret keys are in Key and KeyPath, or in gpg's key ring: then gpg is asked for the session key of each object, or
-// once for its secret key, if it has a passphrase and can be exported.
+// PGPKeys are keys of OpenPGP. Each of Key, KeyPath and GPGKeyID may hold several keys; what is written can be decrypted by
+// all. Public keys suffice to write. Secret keys are in Key and KeyPath, or in gpg's key ring: then gpg is asked for the
+// session key of each object, or once for its secret key, if it has a passphrase and can be exported.
 type PGPKeys struct {
 	Key        string // armored, or with a backslash and n for each line break: WALG_PGP_KEY
 	KeyPath    string // a file, armored or binary: WALG_PGP_KEY_PATH

@@ -72,7 +72,8 @@ func TestEmpty(t *testing.T) {
 	}
 }
 
-// offsets returns all offsets in a short object, and of a long one those around its ends and the borders of pieces, and some between.
+// offsets returns all offsets in a short object, and of a long one those around its ends and the borders of pieces, and some
+// between.
 func offsets(n int) []int {
 	var all []int
 	for i := range n {
@@ -118,8 +119,8 @@ func TestTruncationIsAnError(t *testing.T) {
 	}
 }
 
-// A flipped bit anywhere is an error. Only OpenPGP has bits that mean nothing, in the header of an encrypted session key; then what is
-// read is right.
+// A flipped bit anywhere is an error. Only OpenPGP has bits that mean nothing, in the header of an encrypted session key;
+// then what is read is right.
 func TestFlippedBitIsAnError(t *testing.T) {
 	for name, p := range pairs(t) {
 		t.Run(name, func(t *testing.T) {

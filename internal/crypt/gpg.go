@@ -18,8 +18,8 @@ import (
 // gpgWait is how long gpg may take: the agent may have to wake a token up.
 const gpgWait = time.Minute
 
-// A gpg runs the local gpg with its key ring. Of an object, gpg gets the encrypted session keys and gives back the session key, so that
-// secret keys stay where they are, and those that cannot be exported, of a token, do as well.
+// A gpg runs the local gpg with its key ring. Of an object, gpg gets the encrypted session keys and gives back the session
+// key, so that secret keys stay where they are, and those that cannot be exported, of a token, do as well.
 type gpg struct {
 	program, home string
 	id            string
@@ -137,7 +137,8 @@ func (g *gpg) session(ctx context.Context, keys []byte) (sessionKey, error) {
 	case !failed && !missing:
 		return sessionKey{}, fmt.Errorf("gpg gave no session key: %s", oneLine(text))
 	case failed:
-		return sessionKey{}, fmt.Errorf("gpg cannot use its secret key (%s): it needs a passphrase in %s or in its agent", oneLine(text), g.setting)
+		return sessionKey{}, fmt.Errorf("gpg cannot use its secret key (%s): it needs a passphrase in %s or in its agent",
+			oneLine(text), g.setting)
 	}
 	return sessionKey{}, errors.New("gpg has none of the secret keys")
 }

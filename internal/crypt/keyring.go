@@ -23,9 +23,10 @@ type Keyring struct {
 	sodium *sodiumKey
 }
 
-// Open reads the keys and checks that they can be used. It returns nil and no error when nothing is set; what is set and cannot be
-// used is an error that names the setting. It asks gpg for a public key if GPGKeyID is set; KMS it does not ask. ctx ends waits for
-// gpg and KMS as long as the Keyring is in use, because Encrypt and Decrypt, which are read from like any stream, take none.
+// Open reads the keys and checks that they can be used. It returns nil and no error when nothing is set; what is set and
+// cannot be used is an error that names the setting. It asks gpg for a public key if GPGKeyID is set; KMS it does not ask.
+// ctx ends waits for gpg and KMS as long as the Keyring is in use, because Encrypt and Decrypt, which are read from like any
+// stream, take none.
 func Open(ctx context.Context, o Options) (*Keyring, error) {
 	k := &Keyring{allowPlain: o.AllowPlain, name: o.Name}
 	if k.name == nil {
@@ -37,7 +38,8 @@ func Open(ctx context.Context, o Options) (*Keyring, error) {
 		{o.EnvelopePGPKeyPath, "WALG_ENVELOPE_PGP_KEY_PATH"},
 	} {
 		if refused.value != "" {
-			return nil, fmt.Errorf("%s: keys in Yandex's KMS are not supported: use %s", k.name(refused.setting), k.name("HOLDFAST_AGE_RECIPIENTS"))
+			return nil, fmt.Errorf("%s: keys in Yandex's KMS are not supported: use %s",
+				k.name(refused.setting), k.name("HOLDFAST_AGE_RECIPIENTS"))
 		}
 	}
 	var err error
@@ -160,8 +162,8 @@ func (k *Keyring) lookAhead() int {
 	return lookAhead
 }
 
-// kind returns the kind of an object that begins with begin, plainText included. It is an error if it cannot be read: without a key of
-// that kind, or not encrypted.
+// kind returns the kind of an object that begins with begin, plainText included. It is an error if it cannot be read:
+// without a key of that kind, or not encrypted.
 func (k *Keyring) kind(begin []byte, whole bool) (Kind, error) {
 	kind, sure := recognise(begin, whole)
 	if !sure && k.sodium != nil && opensSodium(&k.sodium.key, begin) {
@@ -188,7 +190,8 @@ func (k *Keyring) kind(begin []byte, whole bool) (Kind, error) {
 		if k.allowPlain {
 			return plainText, nil
 		}
-		return "", fmt.Errorf("the object is not encrypted (it is %s), and a key is set: %s lets such be read", plainName(begin), k.name("HOLDFAST_ALLOW_UNENCRYPTED"))
+		return "", fmt.Errorf("the object is not encrypted (it is %s), and a key is set: %s lets such be read",
+			plainName(begin), k.name("HOLDFAST_ALLOW_UNENCRYPTED"))
 	}
 	switch {
 	case len(begin) == 0 && !k.allowPlain:
@@ -200,8 +203,8 @@ func (k *Keyring) kind(begin []byte, whole bool) (Kind, error) {
 	case whole && k.kms != nil:
 		return KMS, nil // which says what is missing
 	}
-	return "", fmt.Errorf("the object does not begin like anything that is encrypted with %s: it is not encrypted, or damaged, or of libsodium or KMS: "+
-		"see %s and %s", k.kinds(), k.name("WALG_LIBSODIUM_KEY"), k.name("WALG_CSE_KMS_ID"))
+	return "", fmt.Errorf("the object does not begin like anything that is encrypted with %s: it is not encrypted, or damaged, "+
+		"or of libsodium or KMS: see %s and %s", k.kinds(), k.name("WALG_LIBSODIUM_KEY"), k.name("WALG_CSE_KMS_ID"))
 }
 
 func (k *Keyring) noKey(kind Kind, setting string) error {
@@ -222,8 +225,8 @@ func (k *Keyring) kinds() string {
 	return strings.Join(all, ", ")
 }
 
-// DecryptAt implements RandomReader: an object encrypted with age can be read anywhere, and so can one that is not encrypted, if that
-// is allowed.
+// DecryptAt implements RandomReader: an object encrypted with age can be read anywhere, and so can one that is not
+// encrypted, if that is allowed.
 func (k *Keyring) DecryptAt(src io.ReaderAt, size int64) (plain io.ReaderAt, plainSize int64, err error) {
 	begin := make([]byte, max(min(size, int64(k.lookAhead())), 0))
 	if err := readAt(src, begin, 0); err != nil {
@@ -273,8 +276,8 @@ func (k *Keyring) IDs() []ID {
 	return all
 }
 
-// Probe encrypts a few bytes as an object is encrypted and, if there is a key to read them, decrypts them. It asks everything that is
-// otherwise asked when needed: passphrases, gpg and KMS.
+// Probe encrypts a few bytes as an object is encrypted and, if there is a key to read them, decrypts them. It asks
+// everything that is otherwise asked when needed: passphrases, gpg and KMS.
 func (k *Keyring) Probe(ctx context.Context) (Probe, error) {
 	if k.pgp != nil {
 		if err := k.pgp.unlock(); err != nil {

@@ -23,8 +23,8 @@ const (
 	kmsKeys = 256         // data keys that are remembered for reading: WAL-G makes one for each WAL segment
 )
 
-// A kmsKey asks AWS KMS for data keys. An object is a data key, encrypted by KMS, and what is encrypted with it as DARE 2.0. One data
-// key serves all that a process writes: its streams have random nonces of 95 bits.
+// A kmsKey asks AWS KMS for data keys. An object is a data key, encrypted by KMS, and what is encrypted with it as DARE 2.0.
+// One data key serves all that a process writes: its streams have random nonces of 95 bits.
 type kmsKey struct {
 	ctx    context.Context
 	client *kms.Client
@@ -57,7 +57,8 @@ func openKMS(ctx context.Context, o KMSKey, name func(string) string) (*kmsKey, 
 		load = append(load, config.WithRegion(o.Region))
 	}
 	if o.AccessKeyID != "" {
-		load = append(load, config.WithCredentialsProvider(credentials.NewStaticCredentialsProvider(o.AccessKeyID, o.SecretAccessKey, o.SessionToken)))
+		fixed := credentials.NewStaticCredentialsProvider(o.AccessKeyID, o.SecretAccessKey, o.SessionToken)
+		load = append(load, config.WithCredentialsProvider(fixed))
 	}
 	cfg, err := config.LoadDefaultConfig(ctx, load...)
 	if err != nil {
@@ -85,10 +86,12 @@ func (k *kmsKey) dataKey() (dataKey, error) {
 	defer cancel()
 	out, err := k.client.GenerateDataKey(ctx, &kms.GenerateDataKeyInput{KeyId: &k.id, KeySpec: types.DataKeySpecAes256})
 	if err != nil {
-		return dataKey{}, fmt.Errorf("ask KMS for a data key: %w: see %s and %s", err, k.name("WALG_CSE_KMS_ID"), k.name("WALG_CSE_KMS_REGION"))
+		return dataKey{}, fmt.Errorf("ask KMS for a data key: %w: see %s and %s", err,
+			k.name("WALG_CSE_KMS_ID"), k.name("WALG_CSE_KMS_REGION"))
 	}
 	if len(out.Plaintext) != 32 || len(out.CiphertextBlob) < kmsBlobMin || len(out.CiphertextBlob) > kmsBlobMax {
-		return dataKey{}, fmt.Errorf("KMS gave a data key of %d bytes in %d: want 32 in %d to %d", len(out.Plaintext), len(out.CiphertextBlob), kmsBlobMin, kmsBlobMax)
+		return dataKey{}, fmt.Errorf("KMS gave a data key of %d bytes in %d: want 32 in %d to %d",
+			len(out.Plaintext), len(out.CiphertextBlob), kmsBlobMin, kmsBlobMax)
 	}
 	k.own = dataKey{out.Plaintext, out.CiphertextBlob}
 	k.read[string(k.own.blob)] = k.own.plain
@@ -107,8 +110,8 @@ func (k *kmsKey) open(blob []byte) ([]byte, error) {
 	defer cancel()
 	out, err := k.client.Decrypt(ctx, &kms.DecryptInput{CiphertextBlob: blob})
 	if err != nil {
-		return nil, fmt.Errorf("KMS does not decrypt the data key: %w: the object is of another key, or damaged, or this role may not: see %s and %s", err,
-			k.name("WALG_CSE_KMS_ID"), k.name("WALG_CSE_KMS_REGION"))
+		return nil, fmt.Errorf("KMS does not decrypt the data key: %w: the object is of another key, or damaged, "+
+			"or this role may not: see %s and %s", err, k.name("WALG_CSE_KMS_ID"), k.name("WALG_CSE_KMS_REGION"))
 	}
 	if len(out.Plaintext) != 32 {
 		return nil, fmt.Errorf("KMS gave a data key of %d bytes: want 32", len(out.Plaintext))
@@ -180,5 +183,6 @@ func (r dareReader) Read(p []byte) (int, error) {
 }
 
 func (k *kmsKey) ids() []ID {
-	return []ID{{Kind: KMS, ID: k.id, Write: true, Read: true, Note: "in " + k.client.Options().Region + "; whether its role may, only KMS knows"}}
+	note := "in " + k.client.Options().Region + "; whether its role may, only KMS knows"
+	return []ID{{Kind: KMS, ID: k.id, Write: true, Read: true, Note: note}}
 }

@@ -47,7 +47,8 @@ func openPGP(ctx context.Context, o PGPKeys, name func(string) string) (*pgpKeys
 		}
 	}
 	if o.GPGKeyID != "" {
-		k.gpg = &gpg{program: o.GPGProgram, home: o.GPGHome, id: o.GPGKeyID, passphrase: o.Passphrase, setting: name("WALG_PGP_KEY_PASSPHRASE")}
+		k.gpg = &gpg{program: o.GPGProgram, home: o.GPGHome, id: o.GPGKeyID, passphrase: o.Passphrase,
+			setting: name("WALG_PGP_KEY_PASSPHRASE")}
 		k.exported = sync.OnceValue(k.export)
 		keys, err := k.gpg.export(ctx)
 		if err == nil {
@@ -66,7 +67,8 @@ func openPGP(ctx context.Context, o PGPKeys, name func(string) string) (*pgpKeys
 	return k, nil
 }
 
-// export returns the secret keys of gpg's that have a passphrase and can be had: with them gpg takes half a second for each object.
+// export returns the secret keys of gpg's that have a passphrase and can be had: with them gpg takes half a second for each
+// object.
 func (k *pgpKeys) export() []*secretKey {
 	if len(k.passphrase) == 0 {
 		return nil
@@ -109,7 +111,8 @@ func (k *pgpKeys) add(b []byte) error {
 	}
 }
 
-// addRing takes all keys of a ring. One that the library does not understand is an error, for nothing would be encrypted for it.
+// addRing takes all keys of a ring. One that the library does not understand is an error, for nothing would be encrypted for
+// it.
 func (k *pgpKeys) addRing(r io.Reader) error {
 	packets := packet.NewReader(r)
 	for n := 0; ; n++ {

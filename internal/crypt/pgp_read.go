@@ -32,8 +32,8 @@ type sessionKey struct {
 	key    []byte
 }
 
-// decrypt reads a message of any form that gpg writes: encrypted session keys, then encrypted data with integrity protection, in which
-// there is literal data, compressed and signed or not. Signatures are not looked at.
+// decrypt reads a message of any form that gpg writes: encrypted session keys, then encrypted data with integrity
+// protection, in which there is literal data, compressed and signed or not. Signatures are not looked at.
 func (k *pgpKeys) decrypt(src *watch, in *bufio.Reader) (io.ReadCloser, error) {
 	src.limit(pgpHeader)
 	begin := &recorder{in: in}
@@ -124,15 +124,20 @@ func (k *pgpKeys) session(asked []*packet.EncryptedKey, passphrase bool, begin [
 	}
 	switch {
 	case len(who) > 0:
-		return sessionKey{}, fmt.Errorf("it is for the keys %s; %s", strings.ReplaceAll(strings.Join(who, ", "), "0000000000000000", "(hidden)"), why)
+		for i := range who {
+			if who[i] == "0000000000000000" {
+				who[i] = "(hidden)"
+			}
+		}
+		return sessionKey{}, fmt.Errorf("it is for the keys %s; %s", strings.Join(who, ", "), why)
 	case passphrase:
 		return sessionKey{}, errors.New("it is encrypted with a passphrase, not for a key")
 	}
 	return sessionKey{}, errors.New("it is for no key")
 }
 
-// try decrypts one of the asked session keys with one of the secret ones. It returns none if none fits, and an error if one could not be
-// unlocked.
+// try decrypts one of the asked session keys with one of the secret ones. It returns none if none fits, and an error if one
+// could not be unlocked.
 func (k *pgpKeys) try(secret []*secretKey, asked []*packet.EncryptedKey) (s sessionKey, locked error) {
 	for _, p := range asked {
 		for _, s := range secret {

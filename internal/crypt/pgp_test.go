@@ -146,7 +146,8 @@ func TestGPGReadsAndWrites(t *testing.T) {
 	}
 }
 
-// A key in gpg's key ring writes and reads without leaving it, with its passphrase where it has one; what does not work is said.
+// A key in gpg's key ring writes and reads without leaving it, with its passphrase where it has one; what does not work is
+// said.
 func TestGPGKeyID(t *testing.T) {
 	g := newGPG(t)
 	g.key("plain", "", "future-default")
@@ -219,7 +220,8 @@ func TestGPGKeyID(t *testing.T) {
 	}
 }
 
-// The library of WAL-G reads what we write: with AES-256 if all recipients know it, else AES-128, and in the form that every program knows.
+// The library of WAL-G reads what we write: with AES-256 if all recipients know it, else AES-128, and in the form that every
+// program knows.
 func TestPGPFormat(t *testing.T) {
 	a, b := pgpKey(t, "a", packet.PubKeyAlgoEdDSA), pgpKey(t, "b", packet.PubKeyAlgoEdDSA)
 	old, err := openpgp.NewEntity("old", "", "old@example.org", &packet.Config{Algorithm: packet.PubKeyAlgoEdDSA, DefaultCipher: packet.CipherAES128})
@@ -293,7 +295,8 @@ func TestPGPWithAEAD(t *testing.T) {
 	}
 }
 
-// A message that is not encrypted, or without a modification detection code, or with a passphrase, is refused: anybody could have made it.
+// A message that is not encrypted, or without a modification detection code, or with a passphrase, is refused: anybody could
+// have made it.
 func TestPGPRefuses(t *testing.T) {
 	e := pgpKey(t, "a", packet.PubKeyAlgoEdDSA)
 	k := open(t, crypt.Options{PGP: crypt.PGPKeys{Key: armored(t, e, true)}})

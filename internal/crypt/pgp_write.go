@@ -201,7 +201,8 @@ func (w *pgpWriter) refill() error {
 	return nil
 }
 
-// pgpLength writes the length of n bytes at the end of room, whether or not more follow, and returns where it begins (RFC 9580, 4.2.1).
+// pgpLength writes the length of n bytes at the end of room, whether or not more follow, and returns where it begins (RFC
+// 9580, 4.2.1).
 func pgpLength(room []byte, n int, last bool) int {
 	end := len(room)
 	switch {

@@ -22,9 +22,9 @@ import (
 //	chunk     8192 bytes of plain text as 1 byte of tag, the text, 16 bytes of MAC; tag MESSAGE
 //	last      the same with 0 to 8191 bytes of plain text; tag FINAL
 //
-// A chunk is what ChaCha20-Poly1305 of RFC 8439 makes of a block of 64 bytes, the tag and zeros, followed by the text, except that
-// all of the block but its first byte is left out, and that the MAC covers other padding when the text's length is no multiple of 8.
-// The nonce is a counter of chunks, from 1, and 8 bytes that every MAC is mixed into.
+// A chunk is what ChaCha20-Poly1305 of RFC 8439 makes of a block of 64 bytes, the tag and zeros, followed by the text,
+// except that all of the block but its first byte is left out, and that the MAC covers other padding when the text's length
+// is no multiple of 8. The nonce is a counter of chunks, from 1, and 8 bytes that every MAC is mixed into.
 const (
 	sodiumKeySize  = 32
 	sodiumHeader   = 24
@@ -73,7 +73,8 @@ func (s *secretstream) next(mac []byte) error {
 	return nil
 }
 
-// seal encrypts the text b[64:] in place, for which b has a capacity of 16 bytes more. It returns the chunk, which begins at b[63].
+// seal encrypts the text b[64:] in place, for which b has a capacity of 16 bytes more. It returns the chunk, which begins at
+// b[63].
 func (s *secretstream) seal(b []byte, tag byte) ([]byte, error) {
 	clear(b[:64])
 	b[0] = tag

@@ -22,8 +22,9 @@ var marks = []struct {
 	{envelopePGP, "envelope-yc-kms\x01"},
 }
 
-// recognise returns the kind of the object that begins with begin, and whether that is sure. It is "" if it has none of the marks; then
-// it may be of libsodium, which has no marks, as an object of any kind that is not sure may. begin is the whole object if whole.
+// recognise returns the kind of the object that begins with begin, and whether that is sure. It is "" if it has none of the
+// marks; then it may be of libsodium, which has no marks, as an object of any kind that is not sure may. begin is the whole
+// object if whole.
 func recognise(begin []byte, whole bool) (kind Kind, sure bool) {
 	for _, m := range marks {
 		if bytes.HasPrefix(begin, []byte(m.bytes)) {
@@ -46,8 +47,8 @@ func recognise(begin []byte, whole bool) (kind Kind, sure bool) {
 	return "", false
 }
 
-// beginsPGP reports whether begin is the beginning of an encrypted OpenPGP message: of a packet with an encrypted session key, in either of
-// the two header formats (RFC 9580, 4.2), or of encrypted data without one.
+// beginsPGP reports whether begin is the beginning of an encrypted OpenPGP message: of a packet with an encrypted session
+// key, in either of the two header formats (RFC 9580, 4.2), or of encrypted data without one.
 func beginsPGP(begin []byte) bool {
 	at := func(i int, ok func(byte) bool) bool { return i >= len(begin) || ok(begin[i]) } // what is not there fits
 	is := func(set ...byte) func(byte) bool {
@@ -117,8 +118,8 @@ const (
 	kmsAhead = kmsBlobMax + dareHead + darePiece + 16 + 1
 )
 
-// findDARE returns where the first package of a DARE 2.0 stream begins, after an encrypted data key; -1 if there is none. begin is kmsAhead
-// bytes, or the whole object; of a longer object less will do if the data key is as long as AWS's.
+// findDARE returns where the first package of a DARE 2.0 stream begins, after an encrypted data key; -1 if there is none.
+// begin is kmsAhead bytes, or the whole object; of a longer object less will do if the data key is as long as AWS's.
 func findDARE(begin []byte, whole bool) int {
 	if beginsDARE(begin, kmsBlob, whole) {
 		return kmsBlob
@@ -134,8 +135,9 @@ func findDARE(begin []byte, whole bool) int {
 	return -1
 }
 
-// beginsDARE reports whether at begin[at:] there is the header of a first package: version 2.0, a cipher, a length less one, and in
-// the nonce's first bit whether it is the last one too. One that is not the last is full; one that is has the rest of the object.
+// beginsDARE reports whether at begin[at:] there is the header of a first package: version 2.0, a cipher, a length less one,
+// and in the nonce's first bit whether it is the last one too. One that is not the last is full; one that is has the rest of
+// the object.
 func beginsDARE(begin []byte, at int, whole bool) bool {
 	if len(begin) < at+dareHead || begin[at] != 0x20 || begin[at+1] > 1 {
 		return false
@@ -172,8 +174,8 @@ func plainName(begin []byte) string {
 	return ""
 }
 
-// isWAL reports whether begin is that of a WAL segment: the magic of PostgreSQL 9.2 to 20 or so (XLOG_PAGE_MAGIC in xlog_internal.h), a long header,
-// and in it a size of segments and pages (XLogLongPageHeaderData), in either byte order.
+// isWAL reports whether begin is that of a WAL segment: the magic of PostgreSQL 9.2 to 20 or so (XLOG_PAGE_MAGIC in
+// xlog_internal.h), a long header, and in it a size of segments and pages (XLogLongPageHeaderData), in either byte order.
 func isWAL(begin []byte) bool {
 	if len(begin) < 40 {
 		return false

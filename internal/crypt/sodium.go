@@ -32,7 +32,8 @@ func openSodium(o SodiumKey, name func(string) string) (*sodiumKey, error) {
 		text = bytes.TrimSpace(b)
 	case o.Key == "":
 		if o.Transform != "" && o.Transform != "none" {
-			return nil, fmt.Errorf("%s is set, but neither %s nor %s", name("WALG_LIBSODIUM_KEY_TRANSFORM"), k.setting, name("WALG_LIBSODIUM_KEY_PATH"))
+			return nil, fmt.Errorf("%s is set, but neither %s nor %s",
+				name("WALG_LIBSODIUM_KEY_TRANSFORM"), k.setting, name("WALG_LIBSODIUM_KEY_PATH"))
 		}
 		return nil, nil
 	}

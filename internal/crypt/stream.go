@@ -15,15 +15,16 @@ var (
 	errTrailing = errors.New("there is more behind the end of what is encrypted")
 )
 
-// A watch passes src on and remembers how it failed. To what reads from it, any failure is errSource: several libraries take a source's
-// io.ErrUnexpectedEOF for its end, and would make a whole object of half a one.
+// A watch passes src on and remembers how it failed. To what reads from it, any failure is errSource: several libraries take
+// a source's io.ErrUnexpectedEOF for its end, and would make a whole object of half a one.
 type watch struct {
 	src  io.Reader
 	err  error // of src, not io.EOF
 	left int64 // bytes that may still be read; negative: any number
 }
 
-// limit lets n bytes more be read, or any number if n is negative. Headers are read with a limit, for libraries keep all of them.
+// limit lets n bytes more be read, or any number if n is negative. Headers are read with a limit, for libraries keep all of
+// them.
 func (w *watch) limit(n int64) { w.left = n }
 
 func (w *watch) Read(p []byte) (int, error) {
@@ -126,8 +127,8 @@ func notEOF(err error) error {
 	return err
 }
 
-// chunks reads what next makes, without another buffer. next returns a chunk that is valid until it is called again, and may return
-// an error with it; it is not called after that.
+// chunks reads what next makes, without another buffer. next returns a chunk that is valid until it is called again, and may
+// return an error with it; it is not called after that.
 type chunks struct {
 	next func() ([]byte, error)
 	free func()
@@ -189,7 +190,8 @@ func fill(src io.Reader, p []byte) (n int, err error) {
 	return n, err
 }
 
-// lookAhead is how much of an object is looked at before it is read, unless there is a key of KMS: enough for the first chunk of libsodium.
+// lookAhead is how much of an object is looked at before it is read, unless there is a key of KMS: enough for the first
+// chunk of libsodium.
 const lookAhead = 16 << 10
 
 // inputs are what cipher text is read through.
