@@ -17,7 +17,7 @@ const scope = "https://www.googleapis.com/auth/devstorage.read_write"
 func (s *Store) client() (*http.Client, error) {
 	// Nothing of the service redirects, and credentials do not follow to where somebody else sends them.
 	stay := func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	if s.o.Anonymous {
+	if s.anonymous {
 		return &http.Client{Transport: s.transport, CheckRedirect: stay}, nil
 	}
 	creds, err := credentials.DetectDefault(&credentials.DetectOptions{

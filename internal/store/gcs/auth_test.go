@@ -75,7 +75,7 @@ func TestAServiceAccountsKeyOpensTheBucket(t *testing.T) {
 	endpoint := guarded(t)
 	url, asked := tokens(t, nil)
 	file := keyFile(t, url)
-	s := made(t, endpoint, func(o *gcs.Options) { o.Anonymous, o.CredentialsFile = false, file })
+	s := made(t, endpoint, func(o *gcs.Options) { o.CredentialsFile = file })
 	put(t, s, "small", []byte("x"))
 	put(t, s, "large", content(3<<20))
 	wantContent(t, s, "large", content(3<<20))
@@ -83,7 +83,9 @@ func TestAServiceAccountsKeyOpensTheBucket(t *testing.T) {
 		t.Errorf("a token was asked for %d times", asked.Load())
 	}
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file) // where Google's tools look
-	wantContent(t, open(t, endpoint, func(o *gcs.Options) { o.Anonymous = false }), "small", []byte("x"))
+	byDefault := open(t, endpoint, nil)
+	byDefault.UseDefaultCredentials()
+	wantContent(t, byDefault, "small", []byte("x"))
 }
 
 func TestTheMachinesOwnAccountOpensTheBucket(t *testing.T) {
@@ -99,7 +101,11 @@ func TestTheMachinesOwnAccountOpensTheBucket(t *testing.T) {
 	t.Setenv("GCE_METADATA_HOST", strings.TrimPrefix(metadata.URL, "http://"))
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", "")
 	t.Setenv("HOME", t.TempDir())
-	s := made(t, guarded(t), func(o *gcs.Options) { o.Anonymous = false })
+	s := open(t, guarded(t), nil)
+	s.UseDefaultCredentials()
+	if err := s.CreateBucket(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	put(t, s, "o", []byte("x"))
 	wantContent(t, s, "o", []byte("x"))
 }
@@ -114,7 +120,7 @@ func TestATokenThatIsLateIsWaitedFor(t *testing.T) {
 	})
 	var log logs
 	endpoint, file := guarded(t), keyFile(t, url)
-	s := open(t, endpoint, func(o *gcs.Options) { o.Anonymous, o.CredentialsFile, o.Logger = false, file, log.logger() })
+	s := open(t, endpoint, func(o *gcs.Options) { o.CredentialsFile, o.Logger = file, log.logger() })
 	for _, err := range s.List(t.Context(), "", "") {
 		if !strings.Contains(fmt.Sprint(err), "there is no bucket") { // which is what was to be learned
 			t.Errorf("list: %v", err)
@@ -161,7 +167,7 @@ func TestCredentialsThatAreRefusedAreExplained(t *testing.T) {
 		}
 		var log logs
 		endpoint := guarded(t)
-		s := open(t, endpoint, func(o *gcs.Options) { o.Anonymous, o.CredentialsFile, o.Logger = false, file, log.logger() })
+		s := open(t, endpoint, func(o *gcs.Options) { o.CredentialsFile, o.Logger = file, log.logger() })
 		for op, err := range eachCall(t, s) {
 			if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: %v; want …%s…", op, err, want)
@@ -178,9 +184,9 @@ func TestCredentialsThatAreRefusedAreExplained(t *testing.T) {
 	}
 }
 
-func TestNoCredentialsAreAnonymous(t *testing.T) {
+func TestAServiceThatStandsInMayWantCredentials(t *testing.T) {
 	s := open(t, guarded(t), nil)
-	if _, err := s.Stat(t.Context(), "o"); !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "the service wants credentials: set GOOGLE_APPLICATION_CREDENTIALS") {
+	if _, err := s.Stat(t.Context(), "o"); !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "the service at STORAGE_EMULATOR_HOST wants credentials: set GOOGLE_APPLICATION_CREDENTIALS") {
 		t.Errorf("stat: %v", err)
 	}
 }

@@ -257,8 +257,8 @@ func (s *Store) judgeAnswer(err *googleapi.Error) (kind error, hint string) {
 		if skew := skewOf(err.Header); skew.Abs() > 5*time.Minute {
 			return fs.ErrPermission, "the clock of this machine is wrong" + byHow(skew) + ": synchronize it"
 		}
-		if s.o.Anonymous {
-			return fs.ErrPermission, "the service wants credentials: set GOOGLE_APPLICATION_CREDENTIALS"
+		if s.anonymous {
+			return fs.ErrPermission, "the service at STORAGE_EMULATOR_HOST wants credentials: set GOOGLE_APPLICATION_CREDENTIALS"
 		}
 		return fs.ErrPermission, "the service does not know these credentials: see GOOGLE_APPLICATION_CREDENTIALS"
 	case c == http.StatusForbidden:

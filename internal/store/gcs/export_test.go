@@ -21,7 +21,7 @@ func (s *Store) CreateBucket(ctx context.Context) error {
 
 // somewhere returns the place of s, in a bucket that may be missing.
 func (s *Store) somewhere(ctx context.Context) (*place, error) {
-	anywhere := &Store{o: s.o, transport: s.transport, retry: s.retry}
+	anywhere := &Store{o: s.o, anonymous: s.anonymous, transport: s.transport, retry: s.retry}
 	anywhere.o.RawPrefix = true
 	return anywhere.place(ctx)
 }
@@ -59,3 +59,6 @@ func (s *Store) SweepOlder(ctx context.Context, stale time.Time) ([]string, erro
 
 // MostMemory returns how many bytes the puts of s had taken at once.
 func (s *Store) MostMemory() int64 { return s.budget.Most() }
+
+// UseDefaultCredentials makes s look for credentials where Google's tools do, as it does without an Endpoint.
+func (s *Store) UseDefaultCredentials() { s.anonymous = false }

@@ -44,13 +44,12 @@ import (
 // with the field that it goes to; it may be written with WALG_ or WALE_ in front.
 type Options struct {
 	Bucket    string // the host of WALG_GS_PREFIX
-	Prefix    string // the path of WALG_GS_PREFIX, from the slash behind the bucket on; slashes at its ends do not count unless RawPrefix
-	RawPrefix bool   // GCS_NORMALIZE_PREFIX=false: of the path only the one slash behind the bucket goes, as archives of WAL-E need. Nothing is looked for then
+	Prefix    string // the path of WALG_GS_PREFIX without the slash behind the bucket; slashes at its ends do not count unless RawPrefix
+	RawPrefix bool   // GCS_NORMALIZE_PREFIX=false: Prefix is taken as it is, as archives of WAL-E need it that begin with a slash. Nothing is looked for then
 
 	CredentialsFile string // GOOGLE_APPLICATION_CREDENTIALS: a service account's key, or a workload identity; "" looks where Google's tools do, ending with the machine's own account
 	EncryptionKey   string // GCS_ENCRYPTION_KEY: 32 bytes in base64; then every object is encrypted with this key, which the service forgets
-	Anonymous       bool   // no credentials are sent; WAL-G does so where STORAGE_EMULATOR_HOST is set
-	Endpoint        string // STORAGE_EMULATOR_HOST: URL, or host and port, of a service that stands in for Google's
+	Endpoint        string // STORAGE_EMULATOR_HOST: URL, or host and port, of a service that stands in for Google's; it is asked without credentials unless CredentialsFile is set
 
 	Timeout    time.Duration // GCS_CONTEXT_TIMEOUT (seconds there): of one call with all its tries; 0 means none. Reading a body is not bounded by it
 	ChunkSize  int64         // GCS_MAX_CHUNK_SIZE: bytes that one request of a larger object sends at most, rounded down to 256 KiB; 0 means 16 MiB
@@ -73,6 +72,7 @@ const chunkUnit = 256 << 10
 // Store keeps objects in a bucket. It is a store.PutIfAbsenter, Copier, ManyDeleter, Walker and Sweeper.
 type Store struct {
 	o         Options
+	anonymous bool        // no credentials are sent
 	key       http.Header // the customer's key, for objects
 	sourceKey http.Header // and for the source of a copy
 	budget    *budget.Budget
@@ -100,6 +100,7 @@ func New(o Options) (*Store, error) {
 	if err := s.setKey(); err != nil {
 		return nil, fmt.Errorf("storage gs://%s: %w", o.Bucket, err)
 	}
+	s.anonymous = s.o.Endpoint != "" && s.o.CredentialsFile == ""
 	s.budget = budget.New(s.o.Buffer)
 	s.transport = stall.NewTransport(s.o.StallTimeout, s.o.Wrap)
 	s.retry = &patience.Policy{Service: "GCS", MaxRetries: s.o.MaxRetries, MaxBackoff: s.o.MaxBackoff, Patience: s.o.Patience,
@@ -112,9 +113,7 @@ func (o *Options) complete() error {
 	if o.Bucket == "" || strings.Contains(o.Bucket, "/") {
 		return fmt.Errorf("%q is not the name of a bucket", o.Bucket)
 	}
-	if o.RawPrefix {
-		o.Prefix = strings.TrimPrefix(o.Prefix, "/")
-	} else {
+	if !o.RawPrefix {
 		o.Prefix = strings.Trim(o.Prefix, "/")
 	}
 	if o.Prefix != "" && !strings.HasSuffix(o.Prefix, "/") {

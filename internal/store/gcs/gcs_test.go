@@ -80,7 +80,7 @@ func behind(t *testing.T, service string, front func(w http.ResponseWriter, r *h
 // open returns a store; change, where not nil, may change its options.
 func open(t *testing.T, endpoint string, change func(*gcs.Options)) *gcs.Store {
 	t.Helper()
-	o := gcs.Options{Bucket: "archive", Prefix: "/pre/fix", Anonymous: true, Endpoint: endpoint, ChunkSize: 1 << 20, Buffer: 8 << 20, MaxRetries: 3, MaxBackoff: 10 * time.Millisecond}
+	o := gcs.Options{Bucket: "archive", Prefix: "pre/fix", Endpoint: endpoint, ChunkSize: 1 << 20, Buffer: 8 << 20, MaxRetries: 3, MaxBackoff: 10 * time.Millisecond}
 	if change != nil {
 		change(&o)
 	}
@@ -104,7 +104,7 @@ func made(t *testing.T, endpoint string, change func(*gcs.Options)) *gcs.Store {
 func TestGCSIsAStore(t *testing.T) {
 	for what, change := range map[string]func(*gcs.Options){
 		"WithoutPrefix":     func(o *gcs.Options) { o.Prefix = "" },
-		"WithALeadingSlash": func(o *gcs.Options) { o.Prefix, o.RawPrefix = "//path", true },
+		"WithALeadingSlash": func(o *gcs.Options) { o.Prefix, o.RawPrefix = "/path", true },
 	} {
 		t.Run(what, func(t *testing.T) {
 			t.Parallel()
