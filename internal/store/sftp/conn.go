@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -145,7 +146,10 @@ func (p *pool) dial(ctx context.Context) (*conn, error) {
 	c.sftp, err = sftp.NewClient(c.ssh, sftp.UseConcurrentWrites(true), sftp.UseFstat(true))
 	if err != nil {
 		c.close()
-		return nil, &subsystemError{address, err}
+		if strings.Contains(err.Error(), "subsystem request failed") || strings.Contains(err.Error(), "packet too long") {
+			return nil, &subsystemError{address, err}
+		}
+		return nil, &dialError{address, err}
 	}
 	if !stop() { // ctx is done, and the connection closed
 		c.close()

@@ -58,10 +58,11 @@ func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool
 	if err == nil {
 		err = u.publish()
 	}
-	u.drop()
 	if err == nil {
+		u.drop(false)
 		return nil
 	}
+	u.drop(true)
 	if errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 		if missing := s.rootMissing(ctx); missing != nil {
 			err = missing
@@ -114,7 +115,7 @@ func (u *upload) keep(step func() error) error {
 		if err == nil || answered(err) || errors.Is(err, errForgotten) || u.ctx.Err() != nil {
 			return err
 		}
-		u.drop()
+		u.drop(false)
 		if err := u.tries.again(u.ctx, fmt.Sprintf("put %s from byte %d on", u.name, u.confirmed), err); err != nil {
 			return err
 		}
@@ -399,19 +400,24 @@ func (u *upload) link() error {
 	})
 }
 
-// drop lets go of the connection.
-func (u *upload) drop() {
+// drop lets go of the connection. It waits for the server to close the file, and free what it took of a disk, only when told to.
+func (u *upload) drop(wait bool) {
 	if u.conn == nil {
 		return
 	}
 	c, f := u.conn, u.file
 	u.conn, u.file = nil, nil
-	go func() { // nobody waits for it
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
 		if f != nil {
 			c.call(context.WithoutCancel(u.ctx), u.store.o.StallTimeout, f.Close)
 		}
 		c.release()
 	}()
+	if wait {
+		<-done
+	}
 }
 
 // discard removes the temporary file, and what it was alone in, even when ctx is done.

@@ -19,7 +19,8 @@
 //     draft wants it.
 //
 // A host's key must be in the known_hosts files; there is no way around it. Calls share a few connections, and a connection over
-// which nothing comes is given up and made anew: reads and puts under way go on where they were. Each of them takes up to 2 MiB.
+// which nothing comes is given up and made anew: reads and puts under way go on where they were. Each of them takes 3 MiB of memory,
+// and each connection what SSH lets be under way, 2 MiB.
 package sftp
 
 import (
@@ -382,7 +383,7 @@ func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 func (s *Store) sweep(ctx context.Context, dir string, stale time.Time) (removed []string, err error) {
 	entries, err := s.readDir(ctx, dir)
 	if err != nil {
-		return nil, err
+		return nil, s.fail(ctx, "list", cmp.Or(dir, "/"), err)
 	}
 	var errs []error
 	for _, e := range entries {
