@@ -7,14 +7,16 @@ import (
 
 // ChainError says that a delta cannot be restored because of one of the backups it builds on.
 type ChainError struct {
-	Backup  string // the delta
-	Reason  string
+	Backup  string  // the delta
+	Err     error   // why
 	Instead *Backup // the newest other backup of the cluster that has all it builds on; nil for none
 }
 
 func (e *ChainError) Error() string {
-	return fmt.Sprintf("backup %s cannot be restored: %s", e.Backup, e.Reason)
+	return fmt.Sprintf("backup %s cannot be restored: %s", e.Backup, e.Err)
 }
+
+func (e *ChainError) Unwrap() error { return e.Err }
 
 // Hint says what can be restored.
 func (e *ChainError) Hint() string {
@@ -31,7 +33,7 @@ func (c *Catalog) Chain(b *Backup) ([]*Backup, error) {
 	if err == nil {
 		return chain, nil
 	}
-	e := &ChainError{Backup: b.Name, Reason: err.Error()}
+	e := &ChainError{Backup: b.Name, Err: err}
 	for i := range slices.Backward(c.Backups) {
 		other := &c.Backups[i]
 		if other == b || other.Sentinel == nil || otherCluster(b, other) {

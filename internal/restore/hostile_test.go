@@ -57,7 +57,7 @@ func foreign(t *testing.T, members ...tar.Header) *archive.Archive {
 	put(archive.Folder(ours)+"tar_partitions/part_001.tar", pack(members...))
 	put(archive.Folder(ours)+"tar_partitions/backup_label.tar", pack(regular("/backup_label", "START WAL LOCATION: 0/2000028\n")))
 	put(archive.Folder(ours)+"tar_partitions/pg_control.tar.", pack(regular("/global/pg_control", string(controlFile(t)))))
-	sentinel, err := json.Marshal(map[string]any{"LSN": 0x2000028, "FinishLSN": 0x2000100, "PgVersion": 150004, "Version": 2})
+	sentinel, err := json.Marshal(map[string]any{"LSN": 0x2000028, "FinishLSN": 0x2000100, "PgVersion": 150004, "Version": 2, "FilesMetadataDisabled": true})
 	if err != nil {
 		t.Fatal(err)
 	}

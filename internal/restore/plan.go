@@ -24,6 +24,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
+	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/tarpart"
 )
@@ -61,8 +62,10 @@ type Plan struct {
 	Resume      bool         `json:"resume,omitempty"`
 	Mask        string       `json:"mask,omitempty"` // restored are the files that match it, and nothing else
 
-	Verified bool   `json:"verified"` // contents are checked against the backup's manifest
-	Parts    int    `json:"parts"`
+	Chain []Link `json:"chain,omitempty"` // of a delta: what it is put together from, newest first
+
+	Verified bool   `json:"verified"`        // contents are checked against the backup's manifest
+	Parts    int    `json:"parts"`           // to be read
 	Files    int64  `json:"files,omitempty"` // 0 where there is no manifest
 	Stored   int64  `json:"stored_bytes"`    // to be read from the archive
 	Bytes    int64  `json:"bytes"`           // to be written
@@ -84,7 +87,11 @@ type Plan struct {
 	systemIdentifier uint64
 	startLSN         wal.LSN
 	finishLSN        wal.LSN
-	parts            []archive.Part
+	newest           *catalog.Backup
+	parts            []archive.Part // of the newest backup
+	links            []link         // what is restored without a manifest, newest first
+	files            *table         // of links; nil where there is no list
+	control          *control.Data  // nil where it was not read yet
 	settingsFile     string
 	continues        bool  // an interrupted restore, whose marker is there
 	config           moved // where configuration goes that is put into the data directory
@@ -131,19 +138,14 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	if b.Sentinel == nil {
 		return nil, fmt.Errorf("restore %s: %w", b.Name, b.Err)
 	}
-	if b.IsDelta() {
-		return nil, &RefusedError{
-			fmt.Sprintf("backup %s is a delta, which this release does not restore", b.Name),
-			fmt.Sprintf("restore a full backup, such as the one it is based on, %s; with a target the WAL brings that to the same moment", b.Sentinel.DeltaFullName),
-		}
-	}
-	if b.Sentinel.ChkpNum != nil {
-		return nil, &RefusedError{fmt.Sprintf("backup %s is of a cluster with OrioleDB, which is not supported", b.Name), "restore it with the program that took it"}
+	chain, err := chainOf(r.Choice)
+	if err != nil {
+		return nil, err
 	}
 	p := &Plan{
 		Backup: b.Name, Started: b.Started(), Finished: b.Created(), Timeline: b.Timeline(), PgVersion: b.Sentinel.PgVersion,
 		Destination: filepath.Clean(r.Destination), Resume: r.Resume, Mask: strings.TrimPrefix(r.Mask, "/"),
-		ConfigDir: r.ConfigDir, ConfigIntoData: r.ConfigIntoData,
+		ConfigDir: r.ConfigDir, ConfigIntoData: r.ConfigIntoData, newest: b,
 	}
 	if !filepath.IsAbs(p.Destination) {
 		return nil, fmt.Errorf("restore to %s: the destination must be an absolute path", r.Destination)
@@ -160,7 +162,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	steps := []func() error{
 		func() error { return p.placeTablespaces(r) },
 		func() error { return p.checkDestinations() },
-		func() error { return p.survey(ctx, a, b) },
+		func() error { return p.survey(ctx, a, chain) },
 		func() error { return p.checkConfig(ctx, a) },
 		func() error { return p.findOwner(ctx, a, r.Owner) },
 		func() error { return p.reachWAL(ctx, a, r) },
@@ -170,7 +172,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 		steps = []func() error{
 			func() error { return p.checkMask(r) },
 			func() error { return p.checkDestinations() },
-			func() error { return p.survey(ctx, a, b) },
+			func() error { return p.survey(ctx, a, chain) },
 			func() error { return p.findOwner(ctx, a, r.Owner) },
 		}
 	}
@@ -325,31 +327,34 @@ func (p *Plan) checkDestinations() error {
 	return nil
 }
 
-// survey looks at what there is to restore: the parts, and what the manifest says of them.
-func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup) (err error) {
-	if p.parts, err = a.Parts(ctx, b.Name); err != nil {
+// survey looks at what there is to restore: the parts, and what the manifest or the lists of files say of them.
+func (p *Plan) survey(ctx context.Context, a *archive.Archive, chain []*catalog.Backup) (err error) {
+	b := chain[0]
+	if p.parts, err = p.partsOf(ctx, a, b); err != nil {
 		return err
 	}
-	if len(p.parts) == 0 {
-		return fmt.Errorf("restore %s: the backup has no parts", b.Name)
+	if !b.IsWALE() && !slices.ContainsFunc(p.parts, archive.Part.IsControl) {
+		return fmt.Errorf("restore %s: the backup has no part with pg_control", p.Backup)
 	}
-	if err := p.checkParts(); err != nil {
-		return err
+	if len(chain) > 1 {
+		return p.surveyLists(ctx, a, chain)
 	}
 	m, err := a.OpenManifest(ctx, b.Name)
 	if errors.Is(err, fs.ErrNotExist) {
-		p.note("the contents cannot be verified: the backup has no manifest with checksums, WAL-G and WAL-E made none")
-		if p.Mask == "" {
-			p.Bytes = b.Sentinel.UncompressedSize
-		}
-		// How the bytes divide among tablespaces is not known: they are all asked of the destination's file system.
-		return p.measure(map[string]int64{p.Destination: p.Bytes}, nil)
+		return p.surveyLists(ctx, a, chain)
 	}
 	if err != nil {
 		return err
 	}
 	defer m.Close() // only read
 	p.Verified = true
+	p.Parts = len(p.parts)
+	for _, part := range p.parts {
+		p.Stored += part.Size
+	}
+	if err := p.readable(b.Name, p.parts); err != nil {
+		return err
+	}
 	sizes := make(map[string]int64, len(p.parts))
 	for _, part := range p.parts {
 		sizes[part.Name] = part.Size
@@ -398,8 +403,7 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup
 		p.note("%d files in all had corrupt pages", corrupt)
 	}
 	if p.Files == 0 && p.Mask != "" {
-		return &RefusedError{fmt.Sprintf("backup %s holds no file that matches %q", b.Name, p.Mask),
-			"a mask is matched with whole paths in the data directory, such as base/16384/2619; * does not match a slash"}
+		return p.noMatch()
 	}
 	for name := range sizes {
 		p.note("%s lies beside the backup's parts but the manifest does not list it: it is left alone", name)
@@ -409,24 +413,6 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, b *catalog.Backup
 
 // maxCorruptNotes is how many files with corrupt pages a plan names.
 const maxCorruptNotes = 10
-
-// checkParts adds the parts up, and refuses what could only fail later.
-func (p *Plan) checkParts() error {
-	p.Parts = len(p.parts)
-	hasControl := false
-	for _, part := range p.parts {
-		p.Stored += part.Size
-		hasControl = hasControl || part.IsControl()
-		if !strings.HasSuffix(part.Base, ".tar") {
-			return &RefusedError{fmt.Sprintf("%s of backup %s is compressed in a way that this release does not read", part.Name, p.Backup),
-				"restore it with the program that wrote it"}
-		}
-	}
-	if !hasControl {
-		return fmt.Errorf("restore %s: the backup has no part with pg_control", p.Backup)
-	}
-	return nil
-}
 
 // directoryOf returns which destination a member goes to.
 func (p *Plan) directoryOf(member string) string {

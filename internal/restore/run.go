@@ -57,7 +57,9 @@ type Report struct {
 	Bytes       int64    `json:"bytes"`      // of their contents
 	KeptFiles   int64    `json:"kept_files"` // found whole from before the interruption
 	KeptBytes   int64    `json:"kept_bytes"`
-	Verified    bool     `json:"verified"` // all contents agree with the backup's manifest
+	Verified    bool     `json:"verified"`                // all contents agree with the backup's manifest
+	Pages       int64    `json:"pages_checked,omitempty"` // whose checksum was looked at, where there is no manifest
+	BadPages    int64    `json:"bad_pages,omitempty"`     // of them those whose checksum did not hold; see Notes
 	Target      string   `json:"target,omitempty"`
 	Notes       []string `json:"notes,omitempty"`
 
@@ -71,6 +73,9 @@ type run struct {
 	plan    *Plan
 	tree    *tree
 	notes   notes
+
+	pages pages
+	owed  sets
 
 	files, bytes, keptFiles, keptBytes atomic.Int64
 
@@ -140,6 +145,8 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 	}
 	defer marker.Close() // synced already; this ends the lock
 	r := &run{Options: opts, archive: a, plan: p, tree: t, held: map[string]*heldFile{}, split: map[*splitFile]struct{}{}}
+	r.owed.root = t.data
+	r.pages.setUp(p.control)
 	defer r.abandon()
 	report := &Report{Backup: p.Backup, Destination: p.Destination, Verified: p.Verified, Target: p.Target, Seconds: map[string]float64{}}
 	for _, phase := range []struct {
@@ -159,6 +166,9 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 	}
 	report.Files, report.Bytes = r.files.Load(), r.bytes.Load()
 	report.KeptFiles, report.KeptBytes = r.keptFiles.Load(), r.keptBytes.Load()
+	if !p.Verified && !r.pages.off {
+		report.Pages, report.BadPages = r.pages.checked.Load(), r.pages.bad.Load()
+	}
 	report.Notes = r.notes.all
 	return report, nil
 }
@@ -186,8 +196,9 @@ func (e *interruptedError) Hint() string {
 	return resume
 }
 
-// abandon closes what a failed run left open.
+// abandon closes what a run left open.
 func (r *run) abandon() {
+	r.owed.close()
 	for s := range r.split {
 		s.close()
 	}
@@ -201,12 +212,44 @@ func (r *run) copy(ctx context.Context) error {
 	if err := r.prepare(); err != nil {
 		return err
 	}
+	if r.plan.Verified {
+		if err := r.share(ctx, r.deal); err != nil {
+			return err
+		}
+	}
+	for level := range r.plan.links { // the newest first: what it has nobody else writes
+		deal := func(ctx context.Context, units chan<- unit) ([]unit, error) { return r.dealLink(ctx, level, units) }
+		if err := r.share(ctx, deal); err != nil {
+			return err
+		}
+	}
+	if err := r.allCame(ctx); err != nil {
+		return err
+	}
+	switch {
+	case r.plan.Mask != "":
+		return nil
+	case r.held[control.Name] == nil:
+		return fmt.Errorf("the backup holds no %s", control.Name)
+	case r.held[labelFile] == nil: // PostgreSQL would start, replay from the wrong place, and be corrupt
+		c, err := control.Decode(r.held[control.Name].content.Bytes())
+		if err == nil && c.State == control.ShutDown && r.plan.newest.IsWALE() { // wal-e backup-push --while-offline
+			r.notes.add("the backup was taken while the server was shut down: it is consistent as it is")
+			return nil
+		}
+		return fmt.Errorf("the backup holds no %s, without which it is not consistent", labelFile)
+	}
+	return nil
+}
+
+// share has workers do what deal hands out, and then, one after the other, what it keeps for the end.
+func (r *run) share(ctx context.Context, deal func(context.Context, chan<- unit) ([]unit, error)) error {
 	var last []unit
 	group, copying := errgroup.WithContext(ctx)
 	units := make(chan unit)
 	group.Go(func() (err error) {
 		defer close(units)
-		last, err = r.deal(copying, units)
+		last, err = deal(copying, units)
 		return err
 	})
 	for range r.Workers {
@@ -231,14 +274,6 @@ func (r *run) copy(ctx context.Context) error {
 			return err
 		}
 	}
-	switch {
-	case r.plan.Mask != "":
-		return nil
-	case r.held[control.Name] == nil:
-		return fmt.Errorf("the backup holds no %s", control.Name)
-	case r.held[labelFile] == nil: // PostgreSQL would start, replay from the wrong place, and be corrupt
-		return fmt.Errorf("the backup holds no %s, without which it is not consistent", labelFile)
-	}
 	return nil
 }
 
@@ -251,23 +286,13 @@ func (r *run) prepare() error {
 				return err
 			}
 		}
-	}
-	for _, ts := range r.plan.Tablespaces {
-		if err := r.tree.mkdir(r.tree.data, "pg_tblspc"); err != nil {
+		if err := r.tree.bringStraysBack(); err != nil {
 			return err
 		}
-		link := "pg_tblspc/" + ts.OID
-		if old, err := r.tree.data.Readlink(link); err == nil && old != ts.To {
-			return fmt.Errorf("%s leads to %s already", link, old)
-		} else if err != nil {
-			if err := r.tree.data.Symlink(ts.To, link); err != nil {
-				return err
-			}
-		}
-		if o := r.tree.owner; o != nil {
-			if err := r.tree.data.Lchown(link, o.UID, o.GID); err != nil {
-				return err
-			}
+	}
+	for _, ts := range r.plan.Tablespaces {
+		if err := r.tree.link(ts.OID, ts.To); err != nil {
+			return err
 		}
 	}
 	if !r.plan.Verified || r.plan.PgVersion < 130000 || r.plan.Mask != "" {
@@ -320,10 +345,15 @@ func (r *run) finish(ctx context.Context) error {
 			return err
 		}
 	}
-	if m := r.held[mapFile]; m != nil {
-		moved, err := r.plan.moveMap(m.content.Bytes())
+	if m := r.held[mapFile]; m != nil && r.plan.Mask == "" {
+		moved, strays, err := r.plan.moveMap(m.content.Bytes())
 		if err != nil {
 			return err
+		}
+		for _, oid := range strays {
+			if err := r.placeStray(oid); err != nil {
+				return err
+			}
 		}
 		m.content.Reset()
 		m.content.Write(moved)
@@ -369,9 +399,11 @@ func (r *run) seal(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s in the backup: %w", control.Name, err)
 	}
-	if s := r.plan.systemIdentifier; s != 0 && s != data.SystemIdentifier {
-		return fmt.Errorf("%s in the backup is of the cluster with system identifier %d, the backup says %d", control.Name, data.SystemIdentifier, s)
+	if err := r.plan.checkSystem(data); err != nil {
+		return err
 	}
+	r.pages.settle(&data)
+	r.pages.tell(&r.notes)
 	if err := r.listFile(control.Name, int64(c.content.Len()), c.modTime, checksum(c.content.Bytes())); err != nil {
 		return err
 	}
@@ -398,9 +430,52 @@ func (r *run) closeList() error {
 	return err
 }
 
+// strayDir is where in the data directory tablespaces go of which the backup does not say where they lay.
+const strayDir = "holdfast_tablespaces"
+
+// placeStray moves what was restored of a stray tablespace to where its link may lead: PostgreSQL accepts nothing but links in
+// pg_tblspc.
+func (r *run) placeStray(oid string) error {
+	link, to := "pg_tblspc/"+oid, path.Join(strayDir, oid)
+	if err := r.tree.mkdir(r.tree.data, strayDir); err != nil {
+		return err
+	}
+	err := r.tree.data.Rename(link, to)
+	if errors.Is(err, fs.ErrNotExist) { // nothing was in it
+		err = r.tree.mkdir(r.tree.data, to)
+	}
+	if err == nil {
+		err = r.tree.link(oid, path.Join(r.plan.Destination, to))
+	}
+	r.notes.add("tablespace %s is in %s/%s: the backup does not say where it lay. --restore-spec puts it elsewhere", oid, r.plan.Destination, to)
+	return err
+}
+
+// bringStraysBack undoes placeStray, for an attempt that goes on.
+func (t *tree) bringStraysBack() error {
+	dir, err := t.data.Open(strayDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer dir.Close() // only read
+	names, err := dir.Readdirnames(-1)
+	for _, oid := range names {
+		link := "pg_tblspc/" + oid
+		if info, errThere := t.data.Lstat(link); errThere == nil && info.Mode()&fs.ModeSymlink != 0 {
+			err = errors.Join(err, t.data.Remove(link))
+		}
+		err = errors.Join(err, t.data.Rename(path.Join(strayDir, oid), link))
+	}
+	return err
+}
+
 // moveMap rewrites a tablespace_map for where the tablespaces are now: PostgreSQL makes the links anew by it. A line is
-// an object identifier, a space and a directory, in which a backslash stands before line ends and backslashes.
-func (p *Plan) moveMap(was []byte) ([]byte, error) {
+// an object identifier, a space and a directory, in which a backslash stands before line ends and backslashes. Tablespaces
+// that the plan does not know are strays: they go below strayDir, for where they lay another cluster may be using them.
+func (p *Plan) moveMap(was []byte) (_ []byte, strays []string, err error) {
 	var out bytes.Buffer
 	for len(was) > 0 {
 		end, escaped := 0, false
@@ -410,44 +485,33 @@ func (p *Plan) moveMap(was []byte) ([]byte, error) {
 		}
 		line := was[:end]
 		was = was[min(end+1, len(was)):]
-		oid, _, ok := bytes.Cut(line, []byte(" "))
-		if !ok || escaped {
-			return nil, fmt.Errorf("line %q of the backup's %s is not an identifier and a directory", line, mapFile)
+		oid, _, ok := strings.Cut(string(line), " ")
+		if !ok || escaped || oid == "" || strings.Trim(oid, "0123456789") != "" {
+			return nil, nil, fmt.Errorf("line %q of the backup's %s is not an identifier and a directory", line, mapFile)
 		}
-		i := slices.IndexFunc(p.Tablespaces, func(t Tablespace) bool { return t.OID == string(oid) })
-		if i >= 0 {
-			line = []byte(p.Tablespaces[i].OID + " " + strings.NewReplacer("\n", "\\\n", "\r", "\\\r", `\`, `\\`).Replace(p.Tablespaces[i].To))
+		to := path.Join(p.Destination, strayDir, oid)
+		if i := slices.IndexFunc(p.Tablespaces, func(t Tablespace) bool { return t.OID == oid }); i >= 0 {
+			to = p.Tablespaces[i].To
+		} else if !slices.Contains(strays, oid) {
+			strays = append(strays, oid)
 		}
-		out.Write(line)
-		out.WriteByte('\n')
+		out.WriteString(oid + " " + strings.NewReplacer("\n", "\\\n", "\r", "\\\r", `\`, `\\`).Replace(to) + "\n")
 	}
-	return out.Bytes(), nil
+	return out.Bytes(), strays, nil
 }
 
-// deal hands the backup's contents out in units of work, and returns those that must come last.
+// send hands out a unit, unless nobody takes it any more.
+func send(ctx context.Context, units chan<- unit, u unit) error {
+	select {
+	case units <- u:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// deal hands the contents of a backup with a manifest out in units of work, and returns those that must come last.
 func (r *run) deal(ctx context.Context, units chan<- unit) (last []unit, err error) {
-	send := func(u unit) error {
-		select {
-		case units <- u:
-			return nil
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
-	if !r.plan.Verified {
-		parts := slices.Clone(r.plan.parts)
-		slices.SortStableFunc(parts, func(x, y archive.Part) int {
-			return cmp.Or(cmp.Compare(lastRank(x), lastRank(y)), cmp.Compare(y.Size, x.Size)) // the largest first
-		})
-		for _, p := range parts {
-			if lastRank(p) > 0 {
-				last = append(last, unit{part: p})
-			} else if err := send(unit{part: p}); err != nil {
-				return nil, err
-			}
-		}
-		return last, nil
-	}
 	parts := make(map[string]archive.Part, len(r.plan.parts))
 	for _, p := range r.plan.parts {
 		parts[p.Name] = p
@@ -477,7 +541,7 @@ func (r *run) deal(ctx context.Context, units chan<- unit) (last []unit, err err
 		for _, u := range cut {
 			if lastRank(part) > 0 {
 				last = append(last, u)
-			} else if err := send(u); err != nil {
+			} else if err := send(ctx, units, u); err != nil {
 				return nil, err
 			}
 		}

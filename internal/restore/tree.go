@@ -138,6 +138,25 @@ func (t *tree) symlink(p, target string) error {
 	return nil
 }
 
+// link makes the link of a tablespace.
+func (t *tree) link(oid, to string) error {
+	if err := t.mkdir(t.data, "pg_tblspc"); err != nil {
+		return err
+	}
+	link := "pg_tblspc/" + oid
+	if old, err := t.data.Readlink(link); err == nil && old != to {
+		return fmt.Errorf("%s leads to %s already", link, old)
+	} else if err != nil {
+		if err := t.data.Symlink(to, link); err != nil {
+			return err
+		}
+	}
+	if t.owner != nil {
+		return t.data.Lchown(link, t.owner.UID, t.owner.GID)
+	}
+	return nil
+}
+
 // A folder is one directory held open: files of one directory tend to come one after the other, and each step of a path
 // that need not be walked again is a system call saved.
 type folder struct {
@@ -202,6 +221,22 @@ func (f *folder) create(t *tree, p string, mode fs.FileMode) (*os.File, error) {
 		return nil, errors.Join(err, w.Close())
 	}
 	return w, nil
+}
+
+// open opens the file p that create made.
+func (f *folder) open(t *tree, p string) (*os.File, error) {
+	name, err := f.enter(t, p)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.root.Lstat(name)
+	if err == nil && !info.Mode().IsRegular() {
+		err = errors.New("it is no file any more")
+	}
+	if err != nil {
+		return nil, err
+	}
+	return f.root.OpenFile(name, os.O_WRONLY, 0)
 }
 
 // settle gives the file p of an earlier attempt what create and touch give a new one: that attempt may have ended between them.

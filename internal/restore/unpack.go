@@ -2,7 +2,6 @@ package restore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -13,7 +12,6 @@ import (
 	"sync"
 
 	"holdfast/internal/archive"
-	"holdfast/internal/compress"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/tarpart"
 )
@@ -37,6 +35,10 @@ type unit struct {
 	part   archive.Part
 	ranges *archive.Ranges // nil: the part is read from its beginning
 	pieces []piece         // what is in it; nil where only the part's own headers say
+
+	// Of a backup that is restored by the parts' own headers:
+	level int               // its index in the chain
+	sums  map[string]uint32 // checksums of contents by path, where it has a manifest
 }
 
 // piece is a member, or a stretch of a large one.
@@ -152,7 +154,7 @@ func (w *worker) do(u unit) error {
 	if u.pieces != nil {
 		err = w.listed(u)
 	} else {
-		err = w.unlisted(u.part)
+		err = w.unlisted(u)
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", u.part.Name, err)
@@ -478,78 +480,4 @@ func (s *sink) close() {
 	if s.open && s.file != nil && s.pieces[0].split == nil {
 		s.file.Close() // the run has failed
 	}
-}
-
-// unlisted restores a part by its own headers: there is nothing to verify contents against.
-func (w *worker) unlisted(part archive.Part) error {
-	body, err := w.archive.OpenPart(w.ctx, w.plan.Backup, part)
-	if err != nil {
-		return err
-	}
-	defer body.Close() // only read
-	err = tarpart.Each(body, func(h tarpart.Header, content io.Reader) error {
-		if err := w.member(h, content); err != nil {
-			return fmt.Errorf("%s: %w", h.Path, err)
-		}
-		return nil
-	})
-	if errors.Is(err, tarpart.ErrNoEnd) && part.Method != compress.None {
-		// Of a remote backup by WAL-G. That nothing is missing the codec says, which knows where its stream ends.
-		_, err = io.Copy(io.Discard, body)
-	}
-	return err
-}
-
-// member restores one member of a part without a manifest.
-func (w *worker) member(h tarpart.Header, content io.Reader) error {
-	mode := fs.FileMode(h.Mode) & 0o777
-	switch {
-	case w.ctx.Err() != nil:
-		return context.Cause(w.ctx)
-	case !w.plan.wants(h.Path, h.Type):
-		return nil
-	case h.Skipped != "":
-		w.notes.add("%s is left out: %s", h.Path, h.Skipped)
-		return nil
-	case h.Type != tarpart.File:
-		return w.other(h.Path, h.Type, mode, h.Link)
-	case w.plan.leaves(h.Path):
-		w.notes.add("%s of the backup is left out", h.Path)
-		return nil
-	case isHeld(h.Path):
-		held, err := w.hold(h.Path, h.Size, mode)
-		if err == nil {
-			held.modTime = h.ModTime
-			_, err = io.Copy(&held.content, content)
-		}
-		return err
-	}
-	f, err := w.folder.create(w.tree, h.Path, mode)
-	if err != nil {
-		return err
-	}
-	_, err = io.CopyBuffer(&flushing{run: w.run, file: f}, content, w.buf)
-	if err = errors.Join(err, f.Close()); err != nil {
-		return err
-	}
-	w.files.Add(1)
-	w.bytes.Add(h.Size)
-	return w.folder.touch(w.tree, h.Path, h.ModTime)
-}
-
-// flushing writes a file and has the system begin to write it to disk.
-type flushing struct {
-	run       *run
-	file      *os.File
-	at, begun int64
-}
-
-func (f *flushing) Write(b []byte) (int, error) {
-	n, err := f.file.Write(b)
-	if f.at += int64(n); f.at-f.begun >= writeBackEvery {
-		writeBack(f.file, f.begun, f.at-f.begun)
-		f.begun = f.at
-	}
-	f.run.Progress.done.Add(int64(n))
-	return n, err
 }
