@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -96,6 +97,7 @@ func (a *app) backupFetch() *cobra.Command {
 	flags.BoolVar(&reverse, "reverse-unpack", false, "accepted for WAL-G's sake")
 	flags.BoolVar(&skip, "skip-redundant-tars", false, "accepted for WAL-G's sake")
 	flags.StringArrayVar(&only, "restore-only", nil, "of WAL-G, refused")
+	targetFlag(cmd)
 	for _, name := range []string{"reverse-unpack", "skip-redundant-tars", "restore-only"} {
 		_ = flags.MarkHidden(name) // it was made above
 	}
@@ -133,7 +135,7 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 		f.recovery.Command = restore.Command(a.env.Program, file)
 		r.Recovery = &f.recovery
 	}
-	ar, err := a.openArchive(ctx, s)
+	ar, err := a.openArchive(ctx, s, toRead)
 	if err != nil {
 		return err
 	}
@@ -172,13 +174,14 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 	return nil
 }
 
-// outside names the settings that say where the archive is and are not in the settings file, each with where it came from.
+// outside names the settings that wal-fetch needs to find and read the archive and that are not in the settings file, each with where it
+// came from.
 func outside(s *config.Settings) (names []string) {
+	sections := []string{"Archive", "Several storages", "Encryption", s.Storage.Section()}
 	values := s.Effective()
 	for i, row := range config.Table(1) {
 		where := values[i].Source
-		if (row.Section == "Archive" || row.Section == "S3" && s.Storage.S3.Bucket != "") && row.Used == nil &&
-			(strings.HasPrefix(where, "environment ") || strings.HasPrefix(where, "flag ")) {
+		if slices.Contains(sections, row.Section) && row.Used == nil && (strings.HasPrefix(where, "environment ") || strings.HasPrefix(where, "flag ")) {
 			names = append(names, row.Name+" ("+where+")")
 		}
 	}

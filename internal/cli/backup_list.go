@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -19,12 +20,8 @@ import (
 	"holdfast/internal/config"
 )
 
-// storageName is what lists call the store: this release knows one.
-const storageName = "default"
-
 func (a *app) backupList() *cobra.Command {
 	var pretty, asJSON, detail bool
-	var storage string
 	cmd := &cobra.Command{
 		Use:   "backup-list",
 		Short: "List the backups of the archive",
@@ -37,9 +34,6 @@ func (a *app) backupList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if storage != "" && storage != storageName && storage != "all" {
-				return fmt.Errorf("--target-storage %s: there is one storage, %s", storage, storageName)
-			}
 			return a.list(cmd.Context(), s, pretty, asJSON, detail)
 		},
 	}
@@ -47,7 +41,7 @@ func (a *app) backupList() *cobra.Command {
 	f.BoolVar(&pretty, "pretty", false, "print a table with borders; with --json indent")
 	f.BoolVar(&asJSON, "json", false, "print JSON")
 	f.BoolVar(&detail, "detail", false, "print what is known of each backup")
-	f.StringVar(&storage, "target-storage", "", "storage to list: default")
+	targetFlag(cmd)
 	return cmd
 }
 
@@ -62,7 +56,7 @@ type listed struct {
 }
 
 func (a *app) list(ctx context.Context, s *config.Settings, pretty, asJSON, detail bool) error {
-	ar, err := a.openArchive(ctx, s)
+	ar, err := a.openArchive(ctx, s, toList)
 	if err != nil {
 		return err
 	}
@@ -71,6 +65,10 @@ func (a *app) list(ctx context.Context, s *config.Settings, pretty, asJSON, deta
 		return err
 	}
 	backups := c.Backups
+	storages, err := a.storageNames(ctx, s, ar)
+	if err != nil {
+		return err
+	}
 	started := func(b catalog.Backup) bool { return b.Started().IsZero() }
 	if detail && !slices.ContainsFunc(backups, started) {
 		slices.SortStableFunc(backups, func(x, y catalog.Backup) int { return x.Started().Compare(y.Started()) })
@@ -78,7 +76,7 @@ func (a *app) list(ctx context.Context, s *config.Settings, pretty, asJSON, deta
 	rows := make([]listed, len(backups))
 	for i := range backups {
 		b := &backups[i]
-		rows[i] = listed{Name: b.Name, Time: b.Created().UTC(), Segment: b.Segment(), Storage: storageName}
+		rows[i] = listed{Name: b.Name, Time: b.Created().UTC(), Segment: b.Segment(), Storage: cmp.Or(storages[b.Name], s.InUse()[0].Name)}
 		if detail {
 			rows[i].Metadata = b.Details()
 		}
@@ -103,6 +101,21 @@ func (a *app) list(ctx context.Context, s *config.Settings, pretty, asJSON, deta
 		return a.listTable(rows, detail)
 	}
 	return a.listPlain(rows, detail)
+}
+
+// storageNames returns which storage each backup lies in, where there are several.
+func (a *app) storageNames(ctx context.Context, s *config.Settings, ar *archive.Archive) (map[string]string, error) {
+	names := map[string]string{}
+	if len(s.InUse()) == 1 {
+		return names, nil
+	}
+	for f, err := range ar.Backups(ctx) {
+		if err != nil {
+			return nil, err
+		}
+		names[f.Name] = f.Object.Storage
+	}
+	return names, nil
 }
 
 // listPlain prints columns with spaces between them, as scripts expect them.

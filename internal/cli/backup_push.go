@@ -6,11 +6,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/signal"
+	"syscall"
 	"time"
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"holdfast/internal/archive"
 	"holdfast/internal/backup"
 	"holdfast/internal/config"
 	"holdfast/internal/pg/server"
@@ -25,12 +28,13 @@ func (a *app) backupPush() *cobra.Command {
 		Short: "Take a base backup",
 		Long: "Takes a base backup of the running server whose data directory is PGDATA (or the setting of that name), on a primary or a\n" +
 			"standby. The backup counts once all the WAL it needs is in the archive: backup-push waits for that.\n\n" +
-			"Exit status: 0 the backup is made; 3 it is made, and has pages that were corrupt on disk already; 1 there is no backup, and\n" +
-			"what had been stored of it is removed.",
+			"Exit status: 0 the backup is made, also when its report could not be printed; 3 it is made, and has pages that were corrupt on\n" +
+			"disk already; 1 there is no backup, and what had been stored of it is removed.",
 		Example: "  holdfast backup-push /var/lib/postgresql/15/main\n" +
 			"  holdfast backup-push --permanent --add-user-data '{\"before\":\"upgrade\"}' \"$PGDATA\"",
 		Args: a.args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			signal.Ignore(syscall.SIGPIPE) // who reads our words may leave; the backup goes on
 			s, err := a.load(cmd)
 			if err != nil {
 				return err
@@ -54,8 +58,8 @@ func (a *app) backupPush() *cobra.Command {
 				return err
 			}
 			if asJSON {
-				if err := a.printJSON(report); err != nil {
-					return err
+				if err := a.printJSON(report); err != nil { // nobody should take another backup for that
+					a.log.Warn(fmt.Sprintf("the backup %s is made, and its report could not be printed: %v", report.Name, err))
 				}
 			}
 			if report.CorruptBlocks > 0 {
@@ -73,12 +77,13 @@ func (a *app) backupPush() *cobra.Command {
 	f.BoolVar(&opts.Adopt, "adopt", false, "take over an archive that belongs to another cluster, as after pg_upgrade")
 	f.BoolVar(&opts.NoWaitWAL, "no-wait-wal", false, "do not wait for the WAL that the backup needs")
 	f.BoolVar(&asJSON, "json", false, "print a report as JSON")
+	targetFlag(cmd)
 	return cmd
 }
 
 // push connects, takes the backup and tells how it goes.
 func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts backup.Options) (*backup.Report, error) {
-	ar, err := a.openArchive(ctx, s)
+	ar, err := a.openArchive(ctx, s, toWrite)
 	if err != nil {
 		return nil, err
 	}
@@ -106,7 +111,15 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	took := time.Duration(report.Seconds["copy"] * float64(time.Second))
 	a.log.Info(fmt.Sprintf("%d files, %s, stored as %s in %s", report.Files, humanize.IBytes(uint64(report.UncompressedSize)),
 		humanize.IBytes(uint64(report.CompressedSize)), took.Round(10*time.Millisecond)))
-	a.log.Info(fmt.Sprintf("Wrote backup with name %s to storage default", report.Name))
+	a.log.Info(fmt.Sprintf("Wrote backup with name %s to storage %s", report.Name, a.storageOf(ctx, s, ar, report.Name)))
 	a.sweep(ctx, s)
 	return report, nil
+}
+
+// storageOf returns the name of the storage, or of the storages, that a new backup is in.
+func (a *app) storageOf(ctx context.Context, s *config.Settings, ar *archive.Archive, backup string) string {
+	if names, err := a.storageNames(ctx, s, ar); err == nil && names[backup] != "" {
+		return names[backup]
+	}
+	return s.InUse()[0].Name
 }

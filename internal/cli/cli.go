@@ -10,9 +10,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -22,6 +24,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"holdfast/internal/archive"
 	"holdfast/internal/config"
 	"holdfast/internal/store/meter"
 )
@@ -112,6 +115,7 @@ type app struct {
 	log     *slog.Logger
 	logFile *os.File
 	traffic meter.Counters // with the store
+	dirs    []string       // archives that are directories here
 }
 
 // report turns an error into words for people and a status for programs.
@@ -129,9 +133,8 @@ func (a *app) report(err error) int {
 	for _, log := range logs {
 		for _, one := range parts(err) {
 			log.Error(one.Error())
-			var hinted interface{ Hint() string }
-			if errors.As(one, &hinted) && hinted.Hint() != "" {
-				log.Error("hint: " + hinted.Hint())
+			if hint := a.hint(one); hint != "" {
+				log.Error("hint: " + hint)
 			}
 		}
 	}
@@ -140,6 +143,39 @@ func (a *app) report(err error) int {
 		return coded.code
 	}
 	return exitFailed
+}
+
+// hint says what the operator can do about an error, "" when nothing is known.
+func (a *app) hint(err error) string {
+	var hinted interface{ Hint() string }
+	if errors.As(err, &hinted) && hinted.Hint() != "" {
+		return hinted.Hint()
+	}
+	var path *fs.PathError
+	if len(a.dirs) == 0 || !errors.As(err, &path) || !isObject(path) {
+		return ""
+	}
+	dirs := strings.Join(a.dirs, " or ")
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "the archive is the directory " + dirs + ": the account that runs this must own it, and what is in it, or be let in by its mode"
+	case errors.Is(err, syscall.EROFS):
+		return "the archive is the directory " + dirs + ", on a file system that is mounted for reading only"
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
+		return "the archive is the directory " + dirs + ": its file system, or the account's quota, is full"
+	}
+	return ""
+}
+
+// isObject reports whether it was an object of an archive, and not a file, with which something went wrong.
+func isObject(e *fs.PathError) bool {
+	switch e.Op {
+	case "put", "delete", "list":
+		return !filepath.IsAbs(e.Path)
+	case "open", "stat":
+		return slices.ContainsFunc([]string{archive.BackupDir, archive.WALDir, "holdfast/"}, func(dir string) bool { return strings.HasPrefix(e.Path, dir) })
+	}
+	return false
 }
 
 // parts takes errors apart that were joined, so that each gets a line and a hint of its own.
@@ -200,6 +236,14 @@ func (a *app) root() *cobra.Command {
 	})
 	root.AddCommand(a.commands()...)
 	return root
+}
+
+// targetStorage is the flag that is short for WALG_TARGET_STORAGE, as in WAL-G.
+const targetStorage = "target-storage"
+
+// targetFlag adds it to a command.
+func targetFlag(cmd *cobra.Command) {
+	cmd.Flags().String(targetStorage, "", "use the storage of this name alone, where there are several")
 }
 
 // settingFlags returns the name of the setting for each hidden flag: a setting's names in lower case with dashes. Those of secrets
@@ -298,7 +342,11 @@ func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 		src.Command = ""
 	}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
-		if name, ok := a.settingFlags[f.Name]; ok {
+		name, ok := a.settingFlags[f.Name]
+		if f.Name == targetStorage {
+			name, ok = "WALG_TARGET_STORAGE", true
+		}
+		if ok {
 			src.Flags = append(src.Flags, config.Flag{Flag: "--" + f.Name, Setting: name, Value: f.Value.String()})
 		}
 	})
@@ -308,6 +356,11 @@ func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 	}
 	if err := a.openLog(s); err != nil {
 		return nil, err
+	}
+	for _, st := range s.Storages() {
+		if st.Dir != "" {
+			a.dirs = append(a.dirs, st.Dir)
+		}
 	}
 	for _, n := range s.Notices() {
 		a.log.Info(n)

@@ -4,7 +4,7 @@ import "github.com/spf13/cobra"
 
 // onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
 var onlyWALG = []string{"backup-mark", "catchup-fetch", "catchup-list", "catchup-push", "catchup-receive", "catchup-send", "copy", "daemon",
-	"delete", "pgbackrest", "st", "wal-receive", "wal-restore", "wal-show", "wal-verify"}
+	"delete", "pgbackrest", "wal-receive", "wal-restore", "wal-show", "wal-verify"}
 
 // commands lists the commands in the order of the help.
 func (a *app) commands() []*cobra.Command {
@@ -15,6 +15,8 @@ func (a *app) commands() []*cobra.Command {
 		a.walPush(),
 		a.walFetch(),
 		a.walPrefetch(),
+		a.st(),
+		a.key(),
 		a.settings(),
 		a.completion(),
 		a.demo(),

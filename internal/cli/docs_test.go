@@ -1,7 +1,11 @@
 package cli_test
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,6 +18,30 @@ import (
 
 func TestDocsAreCurrent(t *testing.T) {
 	golden.Same(t, "../../docs/commands.md", markdown(), "make docs")
+}
+
+// What docs/security.md shows of policies is what lies in docs/policies, to the letter, and what is JSON there can be read.
+func TestPoliciesAreInTheText(t *testing.T) {
+	text, err := os.ReadFile("../../docs/security.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("../../docs/policies/*")
+	if err != nil || len(files) < 10 {
+		t.Fatalf("policies %q, %v", files, err)
+	}
+	for _, file := range files {
+		policy, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Contains(text, append([]byte("\n"), append(policy, "```\n"...)...)) || !bytes.Contains(text, []byte("docs/policies/"+filepath.Base(file)+"`")) {
+			t.Errorf("%s is not what docs/security.md shows", file)
+		}
+		if filepath.Ext(file) == ".json" && !json.Valid(policy) {
+			t.Errorf("%s is not JSON", file)
+		}
+	}
 }
 
 // markdown is docs/commands.md.

@@ -2,76 +2,222 @@ package cli
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
+	"iter"
+	"net"
+	"os"
+	"path/filepath"
 	"runtime"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/compress"
 	"holdfast/internal/config"
 	"holdfast/internal/store"
+	"holdfast/internal/store/azure"
+	"holdfast/internal/store/failover"
 	"holdfast/internal/store/file"
+	"holdfast/internal/store/gcs"
 	"holdfast/internal/store/meter"
 	"holdfast/internal/store/retry"
 	"holdfast/internal/store/s3"
+	"holdfast/internal/store/sftp"
 	"holdfast/internal/store/throttle"
 )
 
-// bareStore opens the store that the settings name. Its connections, where it has such, are under limit; nil is none.
-func (a *app) bareStore(ctx context.Context, s *config.Settings, limit *throttle.Limit) (store.Store, error) {
+// advised is an error with what the operator can do.
+type advised struct {
+	error
+	hint string
+}
+
+func (e *advised) Hint() string  { return e.hint }
+func (e *advised) Unwrap() error { return e.error }
+
+// bareStore opens one storage. Its connections, where it has such, are under limit; nil is none.
+func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Storage, limit *throttle.Limit) (store.Store, error) {
+	var wrap func(net.Conn) net.Conn
+	if limit != nil {
+		wrap = limit.Conn
+	}
+	buffer := s.MemoryBudget / 2 / int64(len(s.InUse())) // parts on their way get half of the memory
+	switch {
+	case st.Dir != "":
+		return file.Open(st.Dir)
+	case st.S3.Bucket != "":
+		o := s3Options(&st.S3, buffer)
+		o.Logger, o.Wrap = a.log, wrap
+		return s3.New(ctx, o)
+	case st.GCS.Bucket != "":
+		g := &st.GCS
+		return gcs.New(gcs.Options{
+			Bucket: g.Bucket, Prefix: g.Path, RawPrefix: g.Raw, CredentialsFile: g.CredentialsFile, EncryptionKey: g.EncryptionKey, Endpoint: g.Endpoint,
+			Timeout: g.Timeout, ChunkSize: g.ChunkSize, MaxRetries: orNone(g.Retries), Buffer: buffer, Wrap: wrap, Logger: a.log,
+		})
+	case st.Azure.Container != "":
+		z := &st.Azure
+		return azure.New(azure.Options{
+			Container: z.Container, Prefix: z.Path, Account: z.Account, AccessKey: z.AccessKey, SASToken: z.SASToken,
+			Environment: z.Environment, EndpointSuffix: z.EndpointSuffix, Endpoint: z.Endpoint, CAFile: z.CACert, APIVersion: z.APIVersion,
+			BlockSize: z.BlockSize, Concurrency: z.Blocks, Buffer: max(z.BlockSize, buffer), TryTimeout: z.TryTimeout, MaxRetries: orNone(z.Retries),
+			Wrap: wrap, Logger: a.log,
+		})
+	case st.SFTP.Host != "":
+		h := &st.SFTP
+		o := sftp.Options{
+			Host: h.Host, Root: h.Dir, Port: h.Port, User: h.User, PrivateKeyFile: h.PrivateKeyFile, Passphrase: h.Passphrase,
+			AgentSocket: h.AgentSocket, Password: h.Password, MaxRetries: orNone(h.Retries), Wrap: wrap, Logger: a.log,
+		}
+		if h.KnownHosts != "" {
+			o.KnownHosts = []string{h.KnownHosts}
+		}
+		return sftp.New(o)
+	}
+	return nil, fmt.Errorf("storage %s: this release cannot keep archives at %s", st.Name, st.Location())
+}
+
+// orNone turns a setting's number of retries into that of a store's Options, where 0 is the store's own default.
+func orNone(retries int) int {
+	if retries == 0 {
+		return -1
+	}
+	return retries
+}
+
+// s3Options says which bucket the settings name, and how to use it. Parts on their way take up to buffer bytes.
+func s3Options(b *config.S3, buffer int64) s3.Options {
+	return s3.Options{
+		Bucket: b.Bucket, Prefix: b.Path,
+		Endpoint: b.Endpoint, Region: b.Region, PathStyle: b.PathStyle, DualStack: b.DualStack, CAFile: b.CACert, ListV1: b.ListV1,
+		AccessKey: b.AccessKeyID, SecretKey: b.SecretAccessKey, SessionToken: b.SessionToken,
+		RoleARN: b.RoleARN, RoleSessionName: b.RoleSessionName,
+		Profile: b.Profile, ConfigFile: b.ConfigFile, CredentialsFile: b.CredentialsFile,
+		StorageClass: b.StorageClass, SSE: b.SSE, SSEKMSKeyID: b.SSEKMSKeyID, SSECKey: b.SSECustomerKey,
+		ObjectLockMode: b.LockMode, ObjectLockRetention: b.LockTime,
+		PartSize: b.PartSize, Concurrency: b.Parts, Buffer: max(b.PartSize, buffer), DeleteBatch: b.DeleteBatch,
+		MaxRetries: orNone(b.Retries), Disable100Continue: b.NoContinue, Headers: b.Headers,
+	}
+}
+
+// sweep removes what writers that died long ago left unfinished in the storages. Nobody reads that, so failing here fails nothing.
+func (a *app) sweep(ctx context.Context, s *config.Settings) {
+	for _, one := range s.InUse() {
+		var removed []string
+		st, err := a.bareStore(ctx, s, &one, nil)
+		if sweeper, ok := st.(store.Sweeper); err == nil && ok {
+			removed, err = sweeper.Sweep(ctx)
+		}
+		if len(removed) > 0 {
+			a.log.Info(fmt.Sprintf("removed %d unfinished files that broken-off pushes had left", len(removed)))
+		}
+		if err != nil {
+			a.log.Warn(fmt.Sprintf("what broken-off pushes left was not all removed: %v", err))
+		}
+	}
+}
+
+// A purpose is what an archive is opened for. It decides what a storage that is down means, and which keys are needed.
+type purpose int
+
+const (
+	toRead  purpose = iota // what is missing counts as missing only when all storages said so
+	toList                 // storages that are down are passed over, with a warning
+	toWrite                // so they are, and there must be a key that encrypts if there is any
+)
+
+// stores opens the storages that a command works with: calls counted, slowed to the limit of the network, and tried again when
+// what failed may pass.
+func (a *app) stores(ctx context.Context, s *config.Settings) ([]failover.Member, error) {
 	if err := s.RequireStorage(); err != nil {
 		return nil, err
 	}
-	if s.Storage.Dir != "" {
-		return file.Open(s.Storage.Dir)
-	}
-	o := s3Options(s)
-	o.Logger = a.log
-	if limit != nil {
-		o.Wrap = limit.Conn
-	}
-	return s3.New(ctx, o)
-}
-
-// sweep removes what writers that died long ago left unfinished in the store. Nobody reads that, so failing here fails nothing.
-func (a *app) sweep(ctx context.Context, s *config.Settings) {
-	st, err := a.bareStore(ctx, s, nil)
-	if err != nil {
-		a.log.Warn(fmt.Sprintf("what broken-off pushes left was not looked for: %v", err))
-		return
-	}
-	sweeper, ok := st.(store.Sweeper)
-	if !ok {
-		return
-	}
-	removed, err := sweeper.Sweep(ctx)
-	if len(removed) > 0 {
-		a.log.Info(fmt.Sprintf("removed %d unfinished files that broken-off pushes had left", len(removed)))
-	}
-	if err != nil {
-		a.log.Warn(fmt.Sprintf("what broken-off pushes left was not all removed: %v", err))
-	}
-}
-
-// openStore opens the store that the settings name: its calls counted, slowed to the limit of the network, and tried again when
-// what failed may pass.
-func (a *app) openStore(ctx context.Context, s *config.Settings) (store.Store, error) {
 	var limit *throttle.Limit
-	if s.Storage.NetworkRate > 0 {
-		limit = throttle.New(s.Storage.NetworkRate)
+	if s.NetworkRate > 0 {
+		limit = throttle.New(s.NetworkRate)
 	}
-	st, err := a.bareStore(ctx, s, limit)
+	var all []failover.Member
+	several := len(s.InUse()) > 1
+	for _, one := range s.InUse() {
+		st, err := a.bareStore(ctx, s, &one, limit)
+		if err != nil && several && one.Dir != "" {
+			st, err = &away{err}, nil // a directory that is not mounted is a storage that is down
+		}
+		if err != nil {
+			return nil, err
+		}
+		_, gone := st.(*away)
+		st = meter.New(st, &a.traffic)
+		if one.Dir != "" && !gone { // others try again by themselves, request by request; their connections have the limit
+			if limit != nil {
+				st = limit.Store(st)
+			}
+			st = retry.New(st, retry.Options{Logger: a.log})
+		}
+		all = append(all, failover.Member{Name: one.Name, Store: st})
+	}
+	return all, nil
+}
+
+// away is a storage that cannot be reached.
+type away struct{ err error }
+
+func (s *away) Open(context.Context, string) (io.ReadCloser, error) { return nil, s.err }
+func (s *away) OpenRange(context.Context, string, int64, int64) (io.ReadCloser, error) {
+	return nil, s.err
+}
+func (s *away) Put(context.Context, string, io.Reader) error         { return s.err }
+func (s *away) PutIfAbsent(context.Context, string, io.Reader) error { return s.err }
+func (s *away) Stat(context.Context, string) (store.Object, error)   { return store.Object{}, s.err }
+func (s *away) Delete(context.Context, string) error                 { return s.err }
+func (s *away) List(context.Context, string, string) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) { yield(store.Object{}, s.err) }
+}
+
+// openStore opens what the settings name as one store.
+func (a *app) openStore(ctx context.Context, s *config.Settings, p purpose) (store.Store, error) {
+	members, err := a.stores(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	st = meter.New(st, &a.traffic)
-	if s.Storage.Dir == "" {
-		return st, nil // S3 tries again by itself, request by request and as often as it was told to; its connections have the limit
+	if len(members) == 1 {
+		return members[0].Store, nil
 	}
-	if limit != nil {
-		st = limit.Store(st)
+	several, err := a.failover(s, members)
+	if err != nil {
+		return nil, err
 	}
-	return retry.New(st, retry.Options{Logger: a.log}), nil
+	if p == toRead {
+		return several.Union(), nil
+	}
+	return several.Alive(), nil
+}
+
+// failover makes one of several storages.
+func (a *app) failover(s *config.Settings, members []failover.Member) (*failover.Stores, error) {
+	o := failover.Options{
+		NoCheck: !s.Health.Check, CheckTimeout: s.Health.Timeout, CheckSize: s.Health.Size, CacheLifetime: s.Health.Lifetime, Logger: a.log,
+	}
+	if dir, err := stateDir(s); err != nil {
+		a.log.Warn(fmt.Sprintf("which storages are alive is not remembered: %v", err))
+	} else {
+		o.CacheFile = filepath.Join(dir, "alive.json")
+	}
+	return failover.New(members, o)
+}
+
+// stateDir returns the directory for what this host remembers of this set of storages, and makes it.
+func stateDir(s *config.Settings) (string, error) {
+	if s.StateDir == "" {
+		return "", &advised{errors.New("this account has no home directory to keep state in"), "set HOLDFAST_STATE_DIR to a directory that stays"}
+	}
+	all := *s
+	all.Target = ""
+	sum := sha256.Sum256([]byte(all.Location()))
+	dir := filepath.Join(s.StateDir, hex.EncodeToString(sum[:8]))
+	return dir, os.MkdirAll(dir, 0o700)
 }
 
 // tellTraffic logs what went to and came from the store, for those who look for where time goes.
@@ -93,33 +239,13 @@ func (a *app) tellTraffic() {
 	}
 }
 
-// s3Options says which bucket the settings name, and how to use it. Parts on their way get half of the memory.
-func s3Options(s *config.Settings) s3.Options {
-	b := s.Storage.S3
-	retries := b.Retries
-	if retries == 0 {
-		retries = -1 // none; 0 would be the store's own default
-	}
-	return s3.Options{
-		Bucket: b.Bucket, Prefix: b.Path,
-		Endpoint: b.Endpoint, Region: b.Region, PathStyle: b.PathStyle, DualStack: b.DualStack, CAFile: b.CACert, ListV1: b.ListV1,
-		AccessKey: b.AccessKeyID, SecretKey: b.SecretAccessKey, SessionToken: b.SessionToken,
-		RoleARN: b.RoleARN, RoleSessionName: b.RoleSessionName,
-		Profile: b.Profile, ConfigFile: b.ConfigFile, CredentialsFile: b.CredentialsFile,
-		StorageClass: b.StorageClass, SSE: b.SSE, SSEKMSKeyID: b.SSEKMSKeyID, SSECKey: b.SSECustomerKey,
-		ObjectLockMode: b.LockMode, ObjectLockRetention: b.LockTime,
-		PartSize: b.PartSize, Concurrency: b.Parts, Buffer: max(b.PartSize, s.MemoryBudget/2), DeleteBatch: b.DeleteBatch,
-		MaxRetries: retries, Disable100Continue: b.NoContinue, Headers: b.Headers,
-	}
-}
-
 // openArchive opens the archive that the settings name.
-func (a *app) openArchive(ctx context.Context, s *config.Settings) (*archive.Archive, error) {
-	st, err := a.openStore(ctx, s)
+func (a *app) openArchive(ctx context.Context, s *config.Settings, p purpose) (*archive.Archive, error) {
+	st, err := a.openStore(ctx, s, p)
 	if err != nil {
 		return nil, err
 	}
-	o, err := archiveOptions(s)
+	o, err := a.archiveOptions(ctx, s, p)
 	if err != nil {
 		return nil, err
 	}
@@ -127,9 +253,21 @@ func (a *app) openArchive(ctx context.Context, s *config.Settings) (*archive.Arc
 	return archive.New(st, o), nil
 }
 
-// archiveOptions says how the settings want new objects compressed, on one core.
-func archiveOptions(s *config.Settings) (archive.Options, error) {
+// archiveOptions says how the settings want new objects compressed, on one core, and encrypted.
+func (a *app) archiveOptions(ctx context.Context, s *config.Settings, p purpose) (archive.Options, error) {
 	method, err1 := compress.ParseMethod(s.Compression.Method)
 	level, err2 := compress.ParseLevel(s.Compression.Level)
-	return archive.Options{Method: method, Level: level, Parallel: 1}, errors.Join(err1, err2)
+	if err := errors.Join(err1, err2); err != nil {
+		return archive.Options{}, err
+	}
+	o := archive.Options{Method: method, Level: level, Parallel: 1}
+	keys, err := a.openKeys(ctx, s)
+	if err != nil || keys == nil {
+		return o, err
+	}
+	o.Key = keys
+	if p == toWrite {
+		o.WriteOnly, err = writeOnly(keys)
+	}
+	return o, err
 }

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"runtime/debug"
@@ -28,9 +29,13 @@ func (a *app) walFetch() *cobra.Command {
 			// this makes it end by a signal, upon which PostgreSQL stops.
 			debug.SetTraceback("crash")
 			s, err := a.fetchWAL(cmd, args)
+			if hint := (interface{ Hint() string })(nil); err != nil && s != nil && !errors.As(err, new(*walfetch.MissingError)) && !errors.As(err, &hint) {
+				err = &advised{err, "the archive is " + s.Location()}
+			}
 			return a.toRestoreCommand(cmd.Context(), s, args, err)
 		},
 	}
+	targetFlag(cmd)
 	cmd.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return a.toRestoreCommand(cmd.Context(), nil, nil, a.usage(cmd, err))
 	})
@@ -52,7 +57,7 @@ func (a *app) fetchWAL(cmd *cobra.Command, args []string) (*config.Settings, err
 		cmd.Flags().Visit(func(f *pflag.Flag) { child = append(child, "--"+f.Name+"="+f.Value.String()) })
 		return walfetch.Detach(a.env.Program, child...)
 	}
-	open := func(ctx context.Context) (walfetch.Archive, error) { return a.openArchive(ctx, s) }
+	open := func(ctx context.Context) (walfetch.Archive, error) { return a.openArchive(ctx, s, toRead) }
 	report, err := walfetch.Fetch(cmd.Context(), open, args[0], args[1], o)
 	if err == nil {
 		a.log.Debug(fmt.Sprintf("%s: %d bytes, fetched ahead: %t", report.Name, report.Bytes, report.Ahead))
@@ -61,7 +66,7 @@ func (a *app) fetchWAL(cmd *cobra.Command, args []string) (*config.Settings, err
 }
 
 func (a *app) fetchOptions(s *config.Settings) walfetch.Options {
-	return walfetch.Options{Location: s.Storage.Location(), Dir: s.WAL.PrefetchDir, Parallel: s.WAL.Prefetch, Logger: a.log}
+	return walfetch.Options{Location: s.Location(), Dir: s.WAL.PrefetchDir, Parallel: s.WAL.Prefetch, Logger: a.log}
 }
 
 // toRestoreCommand gives err the exit status that makes PostgreSQL do the right thing. What PostgreSQL is doing shows in its
@@ -92,7 +97,7 @@ func (a *app) toRestoreCommand(ctx context.Context, s *config.Settings, args []s
 
 // walPrefetch is what wal-fetch starts, as WAL-G names it.
 func (a *app) walPrefetch() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:    "wal-prefetch NAME DEST",
 		Short:  "Fetch the segments after NAME ahead, as wal-fetch does by itself",
 		Hidden: true,
@@ -102,7 +107,7 @@ func (a *app) walPrefetch() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			ar, err := a.openArchive(cmd.Context(), s)
+			ar, err := a.openArchive(cmd.Context(), s, toRead)
 			if err != nil {
 				return err
 			}
@@ -111,4 +116,6 @@ func (a *app) walPrefetch() *cobra.Command {
 			return err
 		},
 	}
+	targetFlag(cmd)
+	return cmd
 }

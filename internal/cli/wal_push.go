@@ -4,17 +4,19 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/compress"
 	"holdfast/internal/config"
 	"holdfast/internal/walpush"
 )
 
 func (a *app) walPush() *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "wal-push PATH",
 		Short: "Store a finished WAL file (archive_command)",
 		Long: "Stores the WAL file PATH and returns once it is durable in the archive. The files that PostgreSQL will ask for next, as its\n" +
@@ -34,13 +36,9 @@ func (a *app) walPush() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			written, err := archiveOptions(s)
-			if err != nil {
-				return err
-			}
-			ext := written.Method.Extension()
+			ext := compress.Method(s.Compression.Method).Extension()
 			report, err := walpush.Push(cmd.Context(), a.archivesForPush(s), args[0], walpush.Options{
-				Location: s.Storage.Location(), Host: host,
+				Location: s.Location(), Host: host,
 				Parallel: s.WAL.Parallel, Limit: s.WAL.Limit, ReadyRename: s.WAL.ReadyRename, Logger: a.log,
 			})
 			if err != nil {
@@ -60,6 +58,8 @@ func (a *app) walPush() *cobra.Command {
 			return nil
 		},
 	}
+	targetFlag(cmd)
+	return cmd
 }
 
 // pushMemory bounds wal-push, in bytes: it runs beside a server at work all the time.
@@ -70,11 +70,16 @@ func (a *app) archivesForPush(s *config.Settings) walpush.Opener {
 	return func(ctx context.Context) (asked, ahead walpush.Archive, err error) {
 		small := *s
 		small.MemoryBudget = min(s.MemoryBudget, pushMemory)
-		first, err := a.openArchive(ctx, &small)
+		st, err := a.openStore(ctx, &small, toWrite)
 		if err != nil {
 			return nil, nil, err
 		}
-		o, err := archiveOptions(s)
-		return first, archive.New(first.Store(), o), err
+		o, err := a.archiveOptions(ctx, s, toWrite)
+		if err != nil {
+			return nil, nil, err
+		}
+		parallel := o
+		parallel.Parallel = runtime.GOMAXPROCS(0)
+		return archive.New(st, parallel), archive.New(st, o), nil
 	}
 }

@@ -11,13 +11,23 @@ package config
 
 import (
 	"encoding/json"
+	"slices"
+	"strings"
 	"time"
 )
 
 // Settings is what the sources say, as plain values. Fields have the setting's name in their comment.
 type Settings struct {
-	File         string // the settings file that was read, or ""; WALG_CONFIG_PATH
-	Storage      Storage
+	File         string    // the settings file that was read, or ""; WALG_CONFIG_PATH
+	Storage      Storage   // the one called default
+	Failover     []Storage // further ones of the same archive, by name; WALG_FAILOVER_STORAGES
+	Health       Health    // of the storages, where there are Failover
+	Mirrors      []Storage // that hold the same as Storage, by name; HOLDFAST_MIRRORS
+	MirrorsRule  string    // all or any, of Storage and Mirrors, must have what is written; HOLDFAST_MIRRORS_RULE
+	Target       string    // name of the one storage to use, "" for as many as there are; WALG_TARGET_STORAGE
+	NetworkRate  int64     // bytes a second at most to and from all storages, both ways; 0 is no limit; WALG_NETWORK_RATE_LIMIT
+	StateDir     string    // of what this host remembers of storages, or ""; HOLDFAST_STATE_DIR
+	Encryption   Encryption
 	Compression  Compression
 	WAL          WAL
 	Backup       Backup
@@ -28,15 +38,23 @@ type Settings struct {
 
 	values  []Value
 	notices []string
+	given   given
+
+	failover, mirrors storages
 }
 
-// Storage says where the archive is. Exactly one of Dir and S3.Bucket is set, or none when no prefix was given.
+// Storage says where the archive, or a copy or a part of it, is. One of Dir, S3.Bucket, GCS.Bucket, Azure.Container, Swift.Container and
+// SFTP.Host is set, or none when no prefix was given.
 type Storage struct {
-	Dir         string // absolute path of the archive's root; WALG_FILE_PREFIX with WALG_STORAGE_PREFIX
-	S3          S3     // WALG_S3_PREFIX and what S3 needs
-	NetworkRate int64  // bytes a second at most, both ways; 0 is no limit; WALG_NETWORK_RATE_LIMIT
+	Name  string // "default", or what the map that it is in calls it
+	Dir   string // absolute path of the archive's root; WALG_FILE_PREFIX with WALG_STORAGE_PREFIX
+	S3    S3     // WALG_S3_PREFIX and what S3 needs
+	GCS   GCS    // WALG_GS_PREFIX
+	Azure Azure  // WALG_AZ_PREFIX
+	Swift Swift  // WALG_SWIFT_PREFIX
+	SFTP  SFTP   // WALG_SSH_PREFIX
 
-	filePrefix, s3Prefix, folder string
+	filePrefix, s3Prefix, gsPrefix, azPrefix, swiftPrefix, sshPrefix, folder string
 }
 
 // S3 says how to reach a bucket, and how objects are kept in it.
@@ -75,9 +93,89 @@ type S3 struct {
 	lockSeconds                           int
 }
 
+// GCS says how to reach a bucket of Google Cloud Storage.
+type GCS struct {
+	Bucket          string        // "" when the archive is not there
+	Path            string        // below the bucket, WALG_STORAGE_PREFIX included; without slashes at its ends unless Raw
+	Raw             bool          // slashes of the path are part of names, as WAL-E had it; GCS_NORMALIZE_PREFIX=false
+	CredentialsFile string        // "" means Google's own sources; GOOGLE_APPLICATION_CREDENTIALS
+	EncryptionKey   string        // 32 bytes in base64, or ""; GCS_ENCRYPTION_KEY
+	Endpoint        string        // "" for Google's; STORAGE_EMULATOR_HOST
+	ChunkSize       int64         // bytes of one request at most; GCS_MAX_CHUNK_SIZE
+	Timeout         time.Duration // of one call; 0 is none; GCS_CONTEXT_TIMEOUT
+	Retries         int           // further attempts after a failed call; GCS_MAX_RETRIES
+
+	normalize      bool
+	timeoutSeconds int
+}
+
+// Azure says how to reach a container of Azure Blob Storage.
+type Azure struct {
+	Container string // "" when the archive is not there
+	Path      string // below the container, without slashes at its ends; WALG_STORAGE_PREFIX included
+
+	Account, AccessKey, SASToken string // without key and token: Azure's own sources of credentials
+	Environment                  string // AZURE_ENVIRONMENT_NAME
+	EndpointSuffix               string // "" is that of Environment; AZURE_ENDPOINT_SUFFIX
+	Endpoint                     string // URL of the account's service, or ""; HOLDFAST_AZURE_ENDPOINT
+	CACert                       string // file of certificates to trust besides the system's; HOLDFAST_AZURE_CA_CERT_FILE
+	APIVersion                   string // AZURE_BLOB_STORE_API_VERSION
+	BlockSize                    int64  // bytes; AZURE_BUFFER_SIZE
+	Blocks                       int    // blocks of one object in flight at once; AZURE_MAX_BUFFERS
+	TryTimeout                   time.Duration
+	Retries                      int // HOLDFAST_AZURE_MAX_RETRIES
+
+	tryMinutes int
+}
+
+// Swift says how to reach a container of OpenStack Swift.
+type Swift struct {
+	Container string // "" when the archive is not there
+	Path      string // below the container, without slashes at its ends; WALG_STORAGE_PREFIX included
+
+	AuthURL     string // OS_AUTH_URL
+	AuthVersion int    // 0 is the one in AuthURL; ST_AUTH_VERSION
+
+	User, UserID, Domain, DomainID, Password       string // OS_USERNAME, OS_USER_…
+	Tenant, TenantID, TenantDomain, TenantDomainID string // OS_TENANT_NAME, OS_PROJECT_…
+	TrustID                                        string // OS_TRUST_ID
+	CredentialID, CredentialName, CredentialSecret string // OS_APPLICATION_CREDENTIAL_…
+	Region, EndpointType                           string // OS_REGION_NAME, OS_ENDPOINT_TYPE
+	StorageURL, AuthToken                          string // OS_STORAGE_URL, OS_AUTH_TOKEN
+
+	SegmentSize      int64  // bytes; HOLDFAST_SWIFT_SEGMENT_SIZE
+	SegmentContainer string // "" is Container with _segments behind; HOLDFAST_SWIFT_SEGMENT_CONTAINER
+	Retries          int    // GOSWIFT_RETRIES
+}
+
+// SFTP says how to reach a directory of another host over SSH.
+type SFTP struct {
+	Host           string // "" when the archive is not there
+	Dir            string // absolute path there; WALG_STORAGE_PREFIX included
+	Port           int    // SSH_PORT
+	User           string // "" is the account that runs this; SSH_USERNAME
+	PrivateKeyFile string // SSH_PRIVATE_KEY_PATH
+	Passphrase     string // of the private key; HOLDFAST_SSH_PRIVATE_KEY_PASSPHRASE
+	AgentSocket    string // SSH_AUTH_SOCK
+	Password       string // SSH_PASSWORD
+	KnownHosts     string // file, or "" for those of ssh; HOLDFAST_SSH_KNOWN_HOSTS
+	Retries        int    // HOLDFAST_SSH_MAX_RETRIES
+}
+
+// Encryption is the operator's keys, as package crypt takes them.
+type Encryption struct {
+	Kind       string // of the keys that encrypt, where several could: age, openpgp, aws-kms, libsodium; HOLDFAST_ENCRYPTION
+	AllowPlain bool   // HOLDFAST_ALLOW_UNENCRYPTED
+
+	AgeRecipients, AgeRecipientsPath, AgeIdentities, AgeIdentitiesPath string // HOLDFAST_AGE_…
+	PGPKey, PGPKeyPath, PGPPassphrase, GPGKeyID                        string // WALG_PGP_…, WALG_GPG_KEY_ID
+	SodiumKey, SodiumKeyPath, SodiumTransform                          string // WALG_LIBSODIUM_…
+	KMSKeyID, KMSRegion                                                string // WALG_CSE_KMS_…
+}
+
 // Compression says how new objects are compressed.
 type Compression struct {
-	Method string // zstd, lz4 or none; WALG_COMPRESSION_METHOD
+	Method string // zstd, lz4, brotli, lzma or none; WALG_COMPRESSION_METHOD
 	Level  string // of zstd: fastest, default, better or best; WALG_ZSTD_LEVEL
 }
 
@@ -120,6 +218,14 @@ func (p Postgres) Lookup(name string) (string, bool) {
 	return v, ok
 }
 
+// Health says how to find out which of several storages are alive.
+type Health struct {
+	Check    bool          // before they are used; WALG_FAILOVER_STORAGES_CHECK
+	Timeout  time.Duration // of a check; WALG_FAILOVER_STORAGES_CHECK_TIMEOUT
+	Size     int64         // bytes that a check writes; WALG_FAILOVER_STORAGES_CHECK_SIZE
+	Lifetime time.Duration // of what was found; WALG_FAILOVER_STORAGES_CACHE_LIFETIME
+}
+
 // Log says what is logged, how and where.
 type Log struct {
 	Level       string // NORMAL, DEVEL or ERROR; WALG_LOG_LEVEL
@@ -128,21 +234,29 @@ type Log struct {
 }
 
 // Location names the archive: equal for equal archives, different for different ones. It is "" when no prefix was given.
-func (s Storage) Location() string {
-	switch {
-	case s.Dir != "":
-		return "file://" + s.Dir
-	case s.S3.Bucket == "":
-		return ""
+func (s *Settings) Location() string {
+	in := s.InUse()
+	var all []string
+	for i := range in {
+		all = append(all, in[i].Location())
 	}
-	l := "s3://" + s.S3.Bucket
-	if s.S3.Path != "" {
-		l += "/" + s.S3.Path
+	return strings.Join(all, " and ")
+}
+
+// InUse returns the storages that a command works with, the one called default first: all there are, or the one that Target names.
+func (s *Settings) InUse() []Storage {
+	all := s.Storages()
+	for i := range all {
+		if all[i].Name == s.Target {
+			return all[i : i+1]
+		}
 	}
-	if s.S3.Endpoint != "" {
-		l += " at " + s.S3.Endpoint
-	}
-	return l
+	return all
+}
+
+// Storages returns all storages, the one called default first.
+func (s *Settings) Storages() []Storage {
+	return slices.Concat([]Storage{s.Storage}, s.Failover, s.Mirrors)
 }
 
 // RequireStorage returns a *Problem when no storage prefix was given, else nil.
@@ -152,8 +266,16 @@ func (s *Settings) RequireStorage() error {
 	}
 	return &Problem{
 		What: "storage", Why: "no setting says where the archive is",
-		Do: "set WALG_FILE_PREFIX=/path/of/a/directory or WALG_S3_PREFIX=s3://bucket/path, in the environment or in a settings file",
+		Do: "set WALG_FILE_PREFIX=/path/of/a/directory or WALG_S3_PREFIX=s3://bucket/path, or the prefix of another storage, in the environment or in a settings file",
 	}
+}
+
+// Called returns the name by which a setting was given, and where, for a message; its own name when it was not given.
+func (s *Settings) Called(setting string) string {
+	if v, ok := s.given(setting); ok {
+		return v.name + " (" + v.where + ")"
+	}
+	return setting
 }
 
 // Value is one setting as it is in effect.

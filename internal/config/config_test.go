@@ -83,7 +83,7 @@ func effective(t *testing.T, s *config.Settings, name string) config.Value {
 func TestTableIsConsistent(t *testing.T) {
 	kinds := map[string][]config.Kind{
 		"string": {config.String, config.Path, config.Enum}, "bool": {config.Bool}, "int": {config.Int}, "int64": {config.Size},
-		"time.Duration": {config.Duration}, "json.RawMessage": {config.JSON}, "map[string]string": {config.Map},
+		"time.Duration": {config.Duration}, "json.RawMessage": {config.JSON}, "map[string]string": {config.Map}, "config.storages": {config.Storages},
 	}
 	seen := map[string]string{}
 	for _, s := range config.Table(2) {
@@ -122,7 +122,14 @@ func TestTableIsConsistent(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	s := load(t, config.Sources{Cores: 6})
 	want := &config.Settings{
-		Storage:      config.Storage{S3: config.S3{PartSize: 20 << 20, Parts: 4, Retries: 15, DeleteBatch: 1000}},
+		Storage: config.Storage{Name: "default",
+			S3:    config.S3{PartSize: 20 << 20, Parts: 4, Retries: 15, DeleteBatch: 1000},
+			GCS:   config.GCS{ChunkSize: 16 << 20, Retries: 16},
+			Azure: config.Azure{Environment: "AzurePublicCloud", BlockSize: 8 << 20, Blocks: 4, Retries: 15},
+			Swift: config.Swift{SegmentSize: 32 << 20, Retries: 15},
+			SFTP:  config.SFTP{Port: 22, Retries: 15}},
+		Health:       config.Health{Check: true, Timeout: 30 * time.Second, Size: 1 << 20, Lifetime: 15 * time.Minute},
+		MirrorsRule:  "all",
 		Compression:  config.Compression{Method: "zstd", Level: "fastest"},
 		WAL:          config.WAL{Parallel: 16, Limit: 32, Prefetch: 10},
 		Backup:       config.Backup{Workers: 6, PartSize: 1<<30 - 1, Alive: time.Minute, WALTimeout: time.Hour},
@@ -130,7 +137,7 @@ func TestDefaults(t *testing.T) {
 		Log:          config.Log{Level: "NORMAL", Destination: "stderr", Format: "text"},
 		MemoryBudget: 256 << 20,
 	}
-	if d := cmp.Diff(want, s, cmpopts.IgnoreUnexported(config.Settings{}, config.Storage{}, config.S3{})); d != "" {
+	if d := cmp.Diff(want, s, cmpopts.IgnoreUnexported(config.Settings{}, config.Storage{}, config.S3{}, config.GCS{}, config.Azure{})); d != "" {
 		t.Error(d)
 	}
 	var p *config.Problem
@@ -165,7 +172,12 @@ func sample(s config.Setting) string {
 	case s.Type == config.Bool:
 		return "true"
 	case s.Type == config.Int, s.Type == config.Size:
+		if s.Max != 0 && s.Min+7 > s.Max {
+			return fmt.Sprint(s.Max)
+		}
 		return fmt.Sprint(s.Min + 7)
+	case s.Type == config.Storages:
+		return `{"a":{"WALG_FILE_PREFIX":"/elsewhere"}}`
 	case s.Type == config.Duration:
 		return "7m0s"
 	case s.Type == config.JSON:
@@ -175,7 +187,9 @@ func sample(s config.Setting) string {
 	}
 	if special := map[string]string{
 		"WALG_FILE_PREFIX": "/a", "WALG_S3_PREFIX": "s3://b/c", "AWS_ENDPOINT": "https://h", "WALE_S3_ENDPOINT": "http+path://h:9000",
-		"S3_SSE_C": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "PGPORT": "5433",
+		"S3_SSE_C": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "PGPORT": "5433", "GCS_ENCRYPTION_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+		"WALG_GS_PREFIX": "gs://b/c", "WALG_AZ_PREFIX": "azure://b/c", "WALG_SWIFT_PREFIX": "swift://b/c", "WALG_SSH_PREFIX": "ssh://h/c",
+		"HOLDFAST_AZURE_ENDPOINT": "https://h", "HOLDFAST_STATE_DIR": "/s", "WALG_TARGET_STORAGE": "default",
 	}[s.Name]; special != "" {
 		return special
 	}
@@ -198,13 +212,17 @@ func TestEveryNameOfASettingWorks(t *testing.T) {
 				env = append(env, "S3_RETENTION_MODE=COMPLIANCE")
 			case "WALG_ZSTD_LEVEL":
 				env = append(env, "WALG_COMPRESSION_METHOD=zstd")
+			case "WALG_FAILOVER_STORAGES", "HOLDFAST_MIRRORS":
+				env = append(env, where)
+			case "HOLDFAST_MIRRORS_RULE":
+				env = append(env, where, `HOLDFAST_MIRRORS={"a":{"WALG_FILE_PREFIX":"/elsewhere"}}`)
 			}
 			v := effective(t, load(t, config.Sources{Environ: env}), s.Name)
 			if want := sample(s); v.Value != want && !(s.Secret && v.Value == config.Hidden) || v.Source != "environment "+name {
 				t.Errorf("%s: %s is %q from %q, want %q", env, s.Name, v.Value, v.Source, want)
 			}
 			if got := problems(t, config.Sources{File: file(t, "s.json", fmt.Sprintf("{%q: %q}", strings.ToLower(name), sample(s)))}); got != nil &&
-				s.Name != "S3_SSE_KMS_ID" && !strings.HasPrefix(s.Name, "S3_RETENTION_") { // which need another one beside them
+				s.Name != "S3_SSE_KMS_ID" && !strings.HasPrefix(s.Name, "S3_RETENTION_") && s.Type != config.Storages && s.Name != "HOLDFAST_MIRRORS_RULE" { // which need another one beside them
 				t.Errorf("%s in a file: %q", name, got)
 			}
 		}
@@ -241,31 +259,50 @@ func TestWhatIsWrongIsAnError(t *testing.T) {
 		"path upwards":          {bad(where, "WALG_STORAGE_PREFIX=a/../../b"), []string{"without .."}},
 		"not a number":          {bad("WALG_UPLOAD_CONCURRENCY=many"), []string{`"many" must be a whole number`}},
 		"out of range":          {bad("WALG_UPLOAD_CONCURRENCY=0"), []string{`"0" must be from 1 to 1000`}},
-		"part too small":        {bad("S3_MAX_PART_SIZE=1MiB"), []string{"must be from 5MiB to 5GiB"}},
+		"part too small":        {bad("WALG_S3_PREFIX=s3://a", "S3_MAX_PART_SIZE=1MiB"), []string{"must be from 5MiB to 5GiB"}},
 		"negative rate":         {bad("WALG_DISK_RATE_LIMIT=-1"), []string{"must be at least 0"}},
 		"not a bool":            {bad("PG_READY_RENAME=yes"), []string{"must be true or false"}},
 		"not a duration":        {bad("WALG_ALIVE_CHECK_INTERVAL=60"), []string{"must be a duration"}},
 		"not JSON":              {bad("WALG_SENTINEL_USER_DATA={"), []string{"must be JSON"}},
 		"level":                 {bad("WALG_LOG_LEVEL=LOUD"), []string{"must be one of NORMAL, DEVEL, ERROR"}},
-		"method":                {bad("WALG_COMPRESSION_METHOD=brotli"), []string{"cannot write; it writes zstd, lz4 and none"}},
+		"method":                {bad("WALG_COMPRESSION_METHOD=gzip"), []string{"must be one of zstd, lz4, brotli, lzma, none"}},
 		"level without zstd":    {bad("WALG_COMPRESSION_METHOD=lz4", "WALG_ZSTD_LEVEL=best"), []string{"WALG_COMPRESSION_METHOD is lz4"}},
 		"kms without key":       {bad("WALG_S3_PREFIX=s3://a", "S3_SSE=aws:kms"), []string{"S3_SSE (environment): aws:kms needs a key"}},
 		"key without kms":       {bad("S3_SSE=AES256", "S3_SSE_KMS_ID=k"), []string{"would not be used"}},
 		"two encryptions":       {bad("S3_SSE=AES256", "S3_SSE_C=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), []string{"S3_SSE is set too"}},
-		"key too short":         {bad("S3_SSE_C=AAEC"), []string{"S3_SSE_C (environment): must be 32 bytes in base64"}},
+		"key too short":         {bad("WALG_S3_PREFIX=s3://a", "S3_SSE_C=AAEC"), []string{"S3_SSE_C (environment): must be 32 bytes in base64"}},
 		"half of a credential":  {bad("WALG_S3_PREFIX=s3://a", "AWS_ACCESS_KEY_ID=k"), []string{"AWS_SECRET_ACCESS_KEY is not set"}},
 		"other half":            {bad("WALG_S3_PREFIX=s3://a", "AWS_SECRET_KEY=k"), []string{"AWS_SECRET_KEY (environment): AWS_ACCESS_KEY_ID is not set"}},
 		"endpoints":             {bad("AWS_ENDPOINT=https://a", "WALE_S3_ENDPOINT=http+path://b:1"), []string{"names another address"}},
-		"endpoint":              {bad("AWS_ENDPOINT=ftp://a"), []string{"must be a URL"}},
-		"another storage":       {bad("WALG_GS_PREFIX=gs://a"), []string{"a directory or in S3 only"}},
-		"several storages":      {inFile("s.yaml", "WALG_FAILOVER_STORAGES: {a: {WALG_FILE_PREFIX: /b}}"), []string{"this release has one storage"}},
-		"target storage":        {bad("WALG_TARGET_STORAGE=second"), []string{"this release has one storage"}},
+		"endpoint":              {bad("WALG_S3_PREFIX=s3://a", "AWS_ENDPOINT=ftp://a"), []string{"must be a URL"}},
+		"another storage":       {bad("WALG_OSS_PREFIX=oss://a"), []string{"Alibaba's OSS is not supported"}},
+		"a key elsewhere":       {bad(where, "YC_CSE_KMS_KEY_ID=hush"), []string{"keys in Yandex's KMS are not supported"}},
+		"an envelope":           {bad(where, "WALG_ENVELOPE_PGP_KEY=hush"), []string{"keys in Yandex's KMS are not supported"}},
+		"not a Google bucket":   {bad("WALG_GS_PREFIX=gs://b/a/../c"), []string{"must be gs://bucket or"}},
+		"not a container":       {bad("WALE_WABS_PREFIX=wabs:/b"), []string{"WALE_WABS_PREFIX (environment): \"wabs:/b\" must be azure://container"}},
+		"not a host":            {bad("WALG_SSH_PREFIX=ssh://u@h:22/p"), []string{"the port is SSH_PORT"}},
+		"four prefixes":         {bad(where, "WALG_GS_PREFIX=gs://a", "WALG_SSH_PREFIX=ssh://h/p"), []string{"WALG_GS_PREFIX (environment): two storage prefixes", "WALG_SSH_PREFIX"}},
+		"level of brotli":       {bad("WALG_COMPRESSION_METHOD=brotli", "WALG_ZSTD_LEVEL=best"), []string{"WALG_COMPRESSION_METHOD is brotli"}},
+		"target storage":        {bad(where, "WALG_TARGET_STORAGE=second"), []string{`there is no storage "second" // name one of: default`}},
+		"both kinds of several": {bad(where, `WALG_FAILOVER_STORAGES={a: {WALG_FILE_PREFIX: /b}}`, `HOLDFAST_MIRRORS={c: {WALG_FILE_PREFIX: /d}}`), []string{"either kept twice or continued elsewhere"}},
+		"several, not a map":    {bad(where, `WALG_FAILOVER_STORAGES=[a]`), []string{"must be a map of names to maps"}},
+		"several, no name":      {bad(where, `WALG_FAILOVER_STORAGES={Default: {WALG_FILE_PREFIX: /b}}`), []string{`must not name a storage "default"`}},
+		"several, odd name":     {bad(where, `WALG_FAILOVER_STORAGES={a b: {WALG_FILE_PREFIX: /b}}`), []string{"letters, digits"}},
+		"several, twice":        {bad(where, `WALG_FAILOVER_STORAGES={a: {WALG_FILE_PREFIX: /b}, A: {WALG_FILE_PREFIX: /c}}`), []string{`"a" is there twice`}},
+		"several, same place":   {bad(where, `WALG_FAILOVER_STORAGES={a: {WALG_FILE_PREFIX: /archive/}}`), []string{"same place as default"}},
+		"several, no place":     {bad(where, `HOLDFAST_MIRRORS={a: {SSH_PORT: 23}}`), []string{"a (environment, storage a): no setting says where this storage is"}},
+		"several, no first":     {bad(`HOLDFAST_MIRRORS={a: {WALG_FILE_PREFIX: /b}}`), []string{"there is no storage outside of the map"}},
+		"several, typo":         {inFile("s.yaml", "WALG_FILE_PREFIX: /a\nWALG_FAILOVER_STORAGES:\n  b:\n    WALG_FLIE_PREFIX: /b\n"), []string{"WALG_FLIE_PREFIX", "s.yaml:2, storage b): unknown setting // did you mean WALG_FILE_PREFIX?"}},
+		"several, of the whole": {bad(where, `HOLDFAST_MIRRORS={a: {WALG_FILE_PREFIX: /b, WALG_LOG_LEVEL: ERROR}}`), []string{"WALG_LOG_LEVEL (environment, storage a): it is a setting of the whole"}},
+		"several, a value":      {bad(where, `HOLDFAST_MIRRORS={a: {WALG_FILE_PREFIX: /b, WALG_AZURE_BUFFER_SIZE: lots, WALG_SSH_PORT: 0}}`), []string{"storage a): \"0\" must be from 1 to 65535", "WALG_AZURE_BUFFER_SIZE"}},
+		"rule without mirrors":  {bad(where, "HOLDFAST_MIRRORS_RULE=any"), []string{"HOLDFAST_MIRRORS is not set"}},
+		"relative state":        {bad(where, "HOLDFAST_STATE_DIR=state"), []string{"must be an absolute path"}},
 		"connection elsewhere":  {bad("PGHOSTADDR=10.0.0.1"), []string{"would connect elsewhere or less safely"}},
 		"connection in clear":   {bad("PGREQUIRESSL=1"), []string{"would connect elsewhere or less safely than was asked for // set PGSSLMODE=require"}},
 		"TLS too old":           {bad("PGSSLMINPROTOCOLVERSION=TLSv1.3"), []string{"takes TLS 1.2 and later"}},
 		"lock without mode":     {bad("S3_RETENTION_PERIOD=3600"), []string{"S3_RETENTION_MODE does not say how"}},
 		"lock without time":     {bad("S3_RETENTION_MODE=GOVERNANCE"), []string{"does not say for how long"}},
-		"headers":               {bad("S3_REQUEST_ADDITIONAL_HEADERS=[hush]"), []string{"must be a map of strings"}},
+		"headers":               {bad("WALG_S3_REQUEST_ADDITIONAL_HEADERS=[hush]"), []string{"must be a map of strings"}},
 		"secret as a flag":      {config.Sources{Flags: []config.Flag{{Flag: "--pgpassword", Setting: "PGPASSWORD", Value: "hush"}}}, []string{"can be read by everybody"}},
 		"secret's file missing": {bad("PGPASSWORD_FILE=/no/such"), []string{"PGPASSWORD_FILE (environment): open /no/such"}},
 		"secret's file empty":   {bad("PGPASSWORD_FILE=" + file(t, "pw", "\n")), []string{"is empty"}},
@@ -292,23 +329,104 @@ func TestWhatIsWrongIsAnError(t *testing.T) {
 	}
 }
 
-// Each encryption setting of WAL-G alone, by each of its names, is refused: nothing is stored in clear that should not be.
-func TestEncryptionIsNeverSilentlyOff(t *testing.T) {
-	for _, name := range []string{
-		"WALG_LIBSODIUM_KEY", "WALG_LIBSODIUM_KEY_PATH", "WALG_LIBSODIUM_KEY_TRANSFORM", "WALG_PGP_KEY", "WALG_PGP_KEY_PATH", "WALG_PGP_KEY_PASSPHRASE",
-		"WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID", "GPG_KEY_ID", "WALG_ENVELOPE_PGP_KEY", "WALG_ENVELOPE_PGP_KEY_PATH", "WALG_ENVELOPE_PGP_YC_CSE_KMS_KEY_ID",
-		"WALG_ENVELOPE_PGP_YC_SERVICE_ACCOUNT_KEY_FILE", "WALG_ENVELOPE_PGP_YC_ENDPOINT", "WALG_ENVELOPE_CACHE_EXPIRATION", "WALG_CSE_KMS_ID",
-		"WALG_CSE_KMS_REGION", "YC_CSE_KMS_KEY_ID",
+// Every key arrives where package crypt is told of it, by whatever name it was given, and no secret shows.
+func TestKeysArrive(t *testing.T) {
+	for name, field := range map[string]func(config.Encryption) string{
+		"HOLDFAST_AGE_RECIPIENTS":      func(e config.Encryption) string { return e.AgeRecipients },
+		"HOLDFAST_AGE_RECIPIENTS_PATH": func(e config.Encryption) string { return e.AgeRecipientsPath },
+		"HOLDFAST_AGE_IDENTITIES":      func(e config.Encryption) string { return e.AgeIdentities },
+		"HOLDFAST_AGE_IDENTITIES_PATH": func(e config.Encryption) string { return e.AgeIdentitiesPath },
+		"WALG_LIBSODIUM_KEY":           func(e config.Encryption) string { return e.SodiumKey },
+		"WALG_LIBSODIUM_KEY_PATH":      func(e config.Encryption) string { return e.SodiumKeyPath },
+		"WALG_PGP_KEY":                 func(e config.Encryption) string { return e.PGPKey },
+		"WALG_PGP_KEY_PATH":            func(e config.Encryption) string { return e.PGPKeyPath },
+		"WALG_PGP_KEY_PASSPHRASE":      func(e config.Encryption) string { return e.PGPPassphrase },
+		"WALG_GPG_KEY_ID":              func(e config.Encryption) string { return e.GPGKeyID },
+		"WALE_GPG_KEY_ID":              func(e config.Encryption) string { return e.GPGKeyID },
+		"GPG_KEY_ID":                   func(e config.Encryption) string { return e.GPGKeyID },
+		"WALG_CSE_KMS_ID":              func(e config.Encryption) string { return e.KMSKeyID },
+		"HOLDFAST_CSE_KMS_REGION":      func(e config.Encryption) string { return e.KMSRegion },
+		"HOLDFAST_LIBSODIUM_KEY_FILE":  func(e config.Encryption) string { return e.SodiumKey },
+		"HOLDFAST_AGE_IDENTITIES_FILE": func(e config.Encryption) string { return e.AgeIdentities },
+		"WALG_PGP_KEY_PASSPHRASE_FILE": func(e config.Encryption) string { return e.PGPPassphrase },
+		"HOLDFAST_LIBSODIUM_KEY_PATH":  func(e config.Encryption) string { return e.SodiumKeyPath },
+		"HOLDFAST_PGP_KEY":             func(e config.Encryption) string { return e.PGPKey },
+		"HOLDFAST_GPG_KEY_ID":          func(e config.Encryption) string { return e.GPGKeyID },
+		"HOLDFAST_PGP_KEY_PASSPHRASE":  func(e config.Encryption) string { return e.PGPPassphrase },
+		"HOLDFAST_CSE_KMS_ID":          func(e config.Encryption) string { return e.KMSKeyID },
+		"WALG_CSE_KMS_REGION":          func(e config.Encryption) string { return e.KMSRegion },
 	} {
+		given := "hush"
+		if strings.HasSuffix(name, "_FILE") {
+			given = file(t, "key", "hush\n")
+		}
 		for _, src := range []config.Sources{
-			{Environ: []string{where, name + "=secret"}},
-			{Environ: []string{where}, File: file(t, "s.toml", strings.ToLower(name)+` = "secret"`)},
+			{Environ: []string{where, name + "=" + given}},
+			{Environ: []string{where}, File: file(t, "s.toml", fmt.Sprintf("%s = %q", strings.ToLower(name), given))},
 		} {
-			got := problems(t, src)
-			if len(got) != 1 || !strings.Contains(got[0], "cannot encrypt") || strings.Contains(got[0], "secret") {
-				t.Errorf("%s: %q", name, got)
+			s := load(t, src)
+			if got := field(s.Encryption); got != "hush" {
+				t.Errorf("%s arrives as %q", name, got)
+			}
+			for _, v := range s.Effective() {
+				if v.Secret && strings.Contains(v.Value, "hush") {
+					t.Errorf("%s shows %s = %s", name, v.Name, v.Value)
+				}
+			}
+			setting := map[bool]string{true: "WALG_GPG_KEY_ID", false: name}[strings.Contains(name, "GPG_KEY_ID")]
+			if called := s.Called(setting); !strings.HasPrefix(strings.ToUpper(called), name+" (") && !strings.HasPrefix(name, "HOLDFAST_") && !strings.HasSuffix(name, "_FILE") {
+				t.Errorf("%s was given, and is called %s", name, called)
 			}
 		}
+	}
+	if got := load(t, config.Sources{Environ: []string{where}}).Called("WALG_PGP_KEY"); got != "WALG_PGP_KEY" {
+		t.Errorf("what was not given is called %q", got)
+	}
+}
+
+// Each of several storages has the settings of its own map and none from outside of it.
+func TestSeveralStorages(t *testing.T) {
+	secret := file(t, "secret", "hush2\n")
+	s := load(t, config.Sources{Environ: []string{"AWS_ACCESS_KEY_ID=outside", "AWS_SECRET_ACCESS_KEY=hush", "WALG_S3_PREFIX=s3://first"}, File: file(t, "s.yaml", `
+WALG_FAILOVER_STORAGES:
+  Second:
+    WALE_S3_PREFIX: s3://second/x
+    WALG_STORAGE_PREFIX: y
+    aws_access_key_id: inside
+    AWS_SECRET_ACCESS_KEY_FILE: `+secret+`
+    S3_MAX_RETRIES: 3
+    S3_REQUEST_ADDITIONAL_HEADERS: {X-A: b}
+  by-ssh:
+    WALG_SSH_PREFIX: ssh://host/dir
+    SSH_PASSWORD: hush3
+    SSH_PORT: "2222"
+walg_target_storage: SECOND
+WALG_FAILOVER_STORAGES_CHECK_SIZE: 2mb
+`)})
+	if len(s.Failover) != 2 || s.Failover[0].Name != "by-ssh" || s.Failover[1].Name != "second" {
+		t.Fatalf("storages %+v", s.Failover)
+	}
+	if got := s.Failover[1]; got.Location() != "s3://second/x/y" || got.S3.AccessKeyID != "inside" || got.S3.SecretAccessKey != "hush2" || got.S3.Retries != 3 ||
+		got.S3.Headers["X-A"] != "b" || got.S3.PartSize != 20<<20 {
+		t.Errorf("second: %+v", got)
+	}
+	if got := s.Failover[0]; got.Location() != "ssh://host:2222/dir" || got.SFTP.Password != "hush3" || got.S3.AccessKeyID != "" {
+		t.Errorf("by-ssh: %+v", got)
+	}
+	if s.Storage.S3.AccessKeyID != "outside" || s.Health.Size != 2<<20 {
+		t.Errorf("default: %+v, check %+v", s.Storage, s.Health)
+	}
+	if in := s.InUse(); len(in) != 1 || in[0].Name != "second" || s.Location() != "s3://second/x/y" {
+		t.Errorf("in use: %v at %s", in, s.Location())
+	}
+	shown := effective(t, s, "WALG_FAILOVER_STORAGES").Value
+	if strings.Contains(shown, "hush") || !strings.Contains(shown, `"SSH_PASSWORD":"--HIDDEN--"`) || !strings.Contains(shown, "ssh://host/dir") {
+		t.Errorf("shown as %s", shown)
+	}
+
+	s = load(t, config.Sources{Environ: []string{where, `HOLDFAST_MIRRORS={"b":{"WALG_FILE_PREFIX":"/b"}}`, "WALG_TARGET_STORAGE=all"}, Home: "/no/home"})
+	if in := s.InUse(); len(in) != 2 || s.Location() != "file:///archive and file:///b" || s.StateDir != "/no/home/.holdfast" {
+		t.Errorf("in use: %v at %s, state in %s", in, s.Location(), s.StateDir)
 	}
 }
 
@@ -333,7 +451,10 @@ func TestIgnoredSettingsAreNamed(t *testing.T) {
 		{"MONGODB_URI=x", "", ""},
 		{"GOMAXPROCS=2", "", ""},
 		{"AZURE_STORAGE_ACCOUNT=x", "", ""},
-		{"WALG_AZURE_STORAGE_ACCOUNT=x", "not in use", ""},
+		{"WALG_AZURE_STORAGE_ACCOUNT=x", "no storage of this kind is in use", ""},
+		{"SSH_PORT=of another program", "", ""},
+		{"ST_AUTH_VERSION=9", "", ""},
+		{"WALG_FAILOVER_STORAGES_CACHE_EMA_ALIVE_LIMIT=0.9", "without averages", ""},
 		{"PGSSLMAXPROTOCOLVERSION=TLSv1.3", "does not know it", "backup-push"},
 		{"PGSSLMINPROTOCOLVERSION=TLSv1.2", "", ""},
 		{"PGTZ=UTC", "", ""},
@@ -370,6 +491,15 @@ func TestOnlyWhatConnectsRefusesConnections(t *testing.T) {
 	load(t, config.Sources{Environ: []string{where, "PGHOSTADDR=10.0.0.1", "PGSSLCRL=/crl"}, Command: "wal-push"})
 	if got := problems(t, config.Sources{Environ: []string{where, "PGHOSTADDR=10.0.0.1"}, Command: "backup-push"}); len(got) != 1 {
 		t.Errorf("backup-push with PGHOSTADDR: %q", got)
+	}
+}
+
+// What is for other programs, and would contradict itself here, stops nobody whose archive is elsewhere.
+func TestOtherProgramsVariablesAreTheirs(t *testing.T) {
+	env := []string{"OS_TENANT_NAME=a", "OS_PROJECT_NAME=b", "OS_AUTH_URL=x", "AZURE_STORAGE_ACCOUNT=c", "WABS_ACCOUNT_NAME=d"}
+	load(t, config.Sources{Environ: append(env, where)})
+	if got := problems(t, config.Sources{Environ: append(env, "WALG_SWIFT_PREFIX=swift://c")}); len(got) != 1 || !strings.Contains(got[0], "OS_PROJECT_NAME") {
+		t.Errorf("with an archive in Swift: %q", got)
 	}
 }
 
@@ -440,10 +570,18 @@ func TestArchivesAreWhereTheSettingsSay(t *testing.T) {
 		{[]string{"WALG_S3_PREFIX=s3://b"}, "s3://b"},
 		{[]string{"WALG_S3_PREFIX=s3://b/", "WALG_STORAGE_PREFIX=x"}, "s3://b/x"},
 		{[]string{"WALE_S3_PREFIX=s3://b/c/d/", "AWS_ENDPOINT=minio:9000"}, "s3://b/c/d at https://minio:9000"},
+		{[]string{"WALG_GS_PREFIX=gs://b/c/", "WALG_STORAGE_PREFIX=x"}, "gs://b/c/x"},
+		{[]string{"WALE_GS_PREFIX=gs://b//c", "GCS_NORMALIZE_PREFIX=false", "WALG_STORAGE_PREFIX=x"}, "gs://b//c/x"},
+		{[]string{"WALG_GS_PREFIX=gs://b", "STORAGE_EMULATOR_HOST=h:1"}, "gs://b at h:1"},
+		{[]string{"WALG_AZ_PREFIX=azure://c/p", "AZURE_STORAGE_ACCOUNT=acc"}, "azure://c/p at acc"},
+		{[]string{"WALE_WABS_PREFIX=wabs://c/p", "WABS_ACCOUNT_NAME=acc"}, "azure://c/p at acc"},
+		{[]string{"WALE_SWIFT_PREFIX=swift://c/p", "SWIFT_AUTHURL=http://h/v3"}, "swift://c/p at http://h/v3"},
+		{[]string{"WALG_SSH_PREFIX=ssh://h/a/b/", "WALG_STORAGE_PREFIX=c"}, "ssh://h:22/a/b/c"},
+		{[]string{"WALG_SSH_PREFIX=ssh://[::1]/a", "WALG_SSH_PORT=23"}, "ssh://[::1]:23/a"},
 		{[]string{"WALE_S3_PREFIX=s3://b/c", "WALE_S3_ENDPOINT=http+path://minio:9000"}, "s3://b/c at http://minio:9000"},
 	} {
 		s := load(t, config.Sources{Environ: c.env})
-		if got := s.Storage.Location(); got != c.want {
+		if got := s.Location(); got != c.want {
 			t.Errorf("%q: %q, want %q", c.env, got, c.want)
 		}
 		if err := s.RequireStorage(); err != nil {
@@ -484,13 +622,13 @@ func TestSecretsComeFromFilesAndStayHidden(t *testing.T) {
 
 func TestTurboLiftsLimits(t *testing.T) {
 	src := config.Sources{Environ: []string{"WALG_DISK_RATE_LIMIT=1M", "WALG_NETWORK_RATE_LIMIT=1M"}}
-	if s := load(t, src); s.Backup.DiskRate != 1<<20 || s.Storage.NetworkRate != 1<<20 {
-		t.Errorf("limits %d and %d", s.Backup.DiskRate, s.Storage.NetworkRate)
+	if s := load(t, src); s.Backup.DiskRate != 1<<20 || s.NetworkRate != 1<<20 {
+		t.Errorf("limits %d and %d", s.Backup.DiskRate, s.NetworkRate)
 	}
 	src.Turbo = true
 	s := load(t, src)
-	if v := effective(t, s, "WALG_DISK_RATE_LIMIT"); s.Backup.DiskRate != 0 || s.Storage.NetworkRate != 0 || v.Source != "flag --turbo" || v.Value != "0" {
-		t.Errorf("limits %d and %d, %v", s.Backup.DiskRate, s.Storage.NetworkRate, v)
+	if v := effective(t, s, "WALG_DISK_RATE_LIMIT"); s.Backup.DiskRate != 0 || s.NetworkRate != 0 || v.Source != "flag --turbo" || v.Value != "0" {
+		t.Errorf("limits %d and %d, %v", s.Backup.DiskRate, s.NetworkRate, v)
 	}
 }
 
@@ -526,6 +664,8 @@ func TestPrintedSettingsReadTheSame(t *testing.T) {
 				text = fmt.Sprint(rapid.Int64Range(s.Min, top).Draw(t, s.Name))
 			case s.Type == config.Duration:
 				text = time.Duration(rapid.Int64Range(s.Min, top).Draw(t, s.Name)).String()
+			case s.Type == config.Storages:
+				continue // a secret
 			case s.Type == config.JSON:
 				text = fmt.Sprintf(`{"k": %q}`, rapid.StringMatching(`[a-z"\\ ]*`).Draw(t, s.Name))
 			case sample(*s) != "seven":
@@ -560,7 +700,7 @@ func TestPrintedSettingsReadTheSame(t *testing.T) {
 			t.Fatalf("%s\n%v", again.String(), err)
 		}
 		second.File = ""
-		if d := cmp.Diff(first, second, cmpopts.IgnoreFields(config.Settings{}, "values", "notices"),
+		if d := cmp.Diff(first, second, cmpopts.IgnoreFields(config.Settings{}, "values", "notices", "given"),
 			cmp.Exporter(func(reflect.Type) bool { return true })); d != "" {
 			t.Errorf("%s\n%s", again.String(), d)
 		}

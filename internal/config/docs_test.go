@@ -2,6 +2,7 @@ package config_test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -31,7 +32,7 @@ The first of these that gives a value counts; an empty value counts as none:
 4. the default.
 
 A setting may be given by any of its names: WAL-G's, ours that begins with ` + "`HOLDFAST_`" + `, or another one listed. Two of them with different values in
-one place are an error. Settings of S3 (` + "`AWS_…`, `S3_…`" + `) may also begin with ` + "`WALG_` or `WALE_`" + `. A secret may be in a file: the name with ` + "`_FILE`" + ` after it
+one place are an error. Those of one kind of storage (` + "`AWS_…`, `S3_…`, `GCS_…`, `AZURE_…`, `OS_…`, `SSH_…`" + `) may also begin with ` + "`WALG_` or `WALE_`" + `. A secret may be in a file: the name with ` + "`_FILE`" + ` after it
 names the file.
 
 It is an error, before anything else happens: a file that cannot be read, an unknown name in the file, an unknown name in the environment that begins
@@ -50,8 +51,9 @@ Booleans are ` + "`true` and `false`" + `.
 		fmt.Fprintf(&b, "\n### %s\n\n", s.Name)
 		names := []string{"`" + s.Ours + "`"}
 		for _, n := range s.Names() {
-			if adapted := strings.HasPrefix(n, "WALG_") || strings.HasPrefix(n, "WALE_AWS_") || strings.HasPrefix(n, "WALE_S3_"); n != s.Name && n != s.Ours &&
-				(!adapted || s.Section != "S3") {
+			bare := strings.TrimPrefix(strings.TrimPrefix(n, "WALG_"), "WALE_")
+			adapted := n != bare && slices.Contains(s.Names(), bare) && !strings.HasPrefix(s.Name, "WALG_")
+			if n != s.Name && n != s.Ours && !adapted {
 				names = append(names, "`"+n+"`")
 			}
 		}

@@ -16,30 +16,21 @@ type foreign struct {
 }
 
 const (
-	noEncryption = "this release cannot encrypt, and does not store in clear what it was told to encrypt"
-	noStorage    = "this release keeps archives in a directory or in S3 only"
-	fullOnly     = "backups are full in this release"
-	discovered   = "read from the server or from the files, never configured"
-	later        = "belongs to a part of WAL-G that this release does not have"
-	oneEngine    = "one restore engine does this always"
-	notUsed      = "this storage is not in use"
-	noDriver     = "the PostgreSQL driver does not know it, and would connect elsewhere or less safely than was asked for"
+	fullOnly   = "backups are full in this release"
+	discovered = "read from the server or from the files, never configured"
+	later      = "belongs to a part of WAL-G that this release does not have"
+	oneEngine  = "one restore engine does this always"
+	noDriver   = "the PostgreSQL driver does not know it, and would connect elsewhere or less safely than was asked for"
 )
 
 // foreigners returns what of WAL-G's and WAL-E's settings is known and not in the table.
 func foreigners() []foreign {
-	const keepWALG = "unset it when the archive need not be encrypted; else keep using WAL-G for this archive until a release of Holdfast encrypts"
-	const elsewhere = "copy the archive to one of those, or keep using WAL-G for it"
 	return []foreign{
 		// Errors: to go on would not be what the operator asked for.
-		{names: []string{"WALG_LIBSODIUM_KEY", "WALG_LIBSODIUM_KEY_PATH", "WALG_LIBSODIUM_KEY_TRANSFORM", "WALG_PGP_KEY", "WALG_PGP_KEY_PATH",
-			"WALG_PGP_KEY_PASSPHRASE", "WALG_GPG_KEY_ID", "WALE_GPG_KEY_ID", "GPG_KEY_ID", "WALG_ENVELOPE_*", "WALG_CSE_KMS_ID", "WALG_CSE_KMS_REGION",
-			"CSE_KMS_ID", "CSE_KMS_REGION", "YC_CSE_KMS_KEY_ID", "WALG_YC_CSE_KMS_KEY_ID"}, why: noEncryption, refused: keepWALG},
-		{names: []string{"WALG_GS_PREFIX", "WALE_GS_PREFIX", "WALG_AZ_PREFIX", "WALE_AZ_PREFIX", "WALE_WABS_PREFIX", "WALG_SWIFT_PREFIX",
-			"WALE_SWIFT_PREFIX", "WALG_OSS_PREFIX", "WALE_OSS_PREFIX", "WALG_SSH_PREFIX", "WALE_SSH_PREFIX"}, why: noStorage, refused: elsewhere},
-		{names: []string{"WALG_FAILOVER_STORAGES"}, why: "this release has one storage; WAL that is in another one would look as if it were missing",
-			refused: "unset it once all of the archive is in one storage, or keep using WAL-G"},
-		{names: []string{"WALG_TARGET_STORAGE"}, quiet: []string{"default"}, why: "this release has one storage, called default", refused: "unset it"},
+		{names: []string{"WALG_ENVELOPE_*", "YC_CSE_KMS_KEY_ID", "WALG_YC_CSE_KMS_KEY_ID"}, why: "keys in Yandex's KMS are not supported",
+			refused: "for a new archive use HOLDFAST_AGE_RECIPIENTS; read the old one with WAL-G"},
+		{names: []string{"WALG_OSS_PREFIX", "WALE_OSS_PREFIX"}, why: "Alibaba's OSS is not supported by its own protocol",
+			refused: "use the S3 protocol, which OSS speaks too: WALG_S3_PREFIX, AWS_ENDPOINT=https://s3.oss-REGION.aliyuncs.com, and the same keys"},
 		{names: adapter("S3_ENDPOINT_SOURCE", "S3_ENDPOINT_PORT", "S3_ENDPOINT_PROTOCOL"),
 			why: "this release does not ask another service for the endpoint", refused: "set AWS_ENDPOINT"},
 		{names: adapter("S3_USE_YC_SESSION_TOKEN"), quiet: []string{"false"}, why: "this release does not fetch tokens of Yandex Cloud",
@@ -73,7 +64,7 @@ func foreigners() []foreign {
 		{names: []string{"NOTIFY_SOCKET"}, shared: true, why: later},
 		{names: []string{"WALG_SLOTNAME", "WALG_INTEGRITY_MAX_DELAYED_WALS", "WALG_DAEMON_WAL_UPLOAD_TIMEOUT", "PGBACKREST_STANZA", "WALG_STATSD_*",
 			"HTTP_LISTEN", "HTTP_EXPOSE_PPROF", "HTTP_EXPOSE_EXPVAR", "PROFILE_SAMPLING_RATIO", "PROFILE_MODE", "PROFILE_PATH",
-			"WALG_FAILOVER_STORAGES_*", "WALG_STREAM_*"}, why: later},
+			"WALG_STREAM_*"}, why: later},
 		{names: adapter("S3_MIN_THROTTLING_RETRY_DELAY", "S3_MAX_THROTTLING_RETRY_DELAY"), why: "waits between attempts grow by themselves"},
 		{names: adapter("S3_RANGE_BATCH_ENABLED", "S3_RANGE_MAX_RETRIES"), quiet: yes, why: "a download that breaks is always continued where it broke"},
 		{names: adapter("S3_LOG_LEVEL"), why: "requests are not logged one by one"},
@@ -82,9 +73,9 @@ func foreigners() []foreign {
 		{names: adapter("AWS_DEFAULT_OUTPUT"), shared: true, why: "it is of the AWS command line"},
 		{names: []string{"AWS_INSTANCE_PROFILE", "WALE_AWS_INSTANCE_PROFILE"}, shared: true, why: "credentials of the instance are found without it"},
 		{names: []string{"WALE_LOG_DESTINATION", "WALE_SYSLOG_FACILITY"}, shared: true, why: "it is WAL-E's; the log goes to WALG_LOG_DESTINATION"},
-		{names: adapter("GOOGLE_APPLICATION_CREDENTIALS", "GCS_CONTEXT_TIMEOUT", "GCS_NORMALIZE_PREFIX", "GCS_ENCRYPTION_KEY", "GCS_MAX_CHUNK_SIZE",
-			"GCS_MAX_RETRIES", "AZURE_*", "WABS_ACCOUNT_NAME", "WABS_ACCESS_KEY", "WABS_SAS_TOKEN", "OS_*", "ST_*", "OSS_*", "SSH_PORT", "SSH_USERNAME",
-			"SSH_PASSWORD", "SSH_PRIVATE_KEY_PATH", "SWIFT_*", "YC_SERVICE_ACCOUNT_KEY_FILE"), shared: true, why: notUsed},
+		{names: adapter("OSS_*", "YC_SERVICE_ACCOUNT_KEY_FILE"), shared: true, why: idleStorage},
+		{names: []string{"AZURE_*", "OS_*", "ST_*"}, shared: true, why: "what connects reads it from the environment only"},
+		{names: []string{"WALG_FAILOVER_STORAGES_CACHE_EMA_*"}, why: "a storage is alive or dead as it was seen last, without averages"},
 		{names: []string{"PGTZ", "PGDATESTYLE", "PGGEQO", "PGCLIENTENCODING", "PGSYSCONFDIR", "PGLOCALEDIR", "PGKRBSRVNAME", "PGGSSLIB", "PGGSSDELEGATION",
 			"PGSSLCOMPRESSION", "PGLOADBALANCEHOSTS", "PGMINPROTOCOLVERSION", "PGMAXPROTOCOLVERSION", "PGSSLCERTMODE"}, shared: true,
 			why: "our sessions have no use for it"},

@@ -37,6 +37,11 @@ type value struct {
 	env   bool
 }
 
+// shared reports whether v may be meant for another program, which may take values that we do not.
+func (v value) shared() bool {
+	return v.env && !strings.HasPrefix(v.name, "WALG_") && !strings.HasPrefix(v.name, "WALE_") && !strings.HasPrefix(v.name, "HOLDFAST_")
+}
+
 // unread is what testing and nothing else uses: names of ours that are not settings.
 const unread = "HOLDFAST_TEST_"
 
@@ -45,21 +50,28 @@ const maxSecret = 64 << 10
 
 // loader collects values and problems.
 type loader struct {
-	table    []Setting
-	byName   map[string]int // index in table of each name, and of each name of a secret's file
-	secrets  map[string]bool
-	foreign  []foreign
-	command  string
-	problems []*Problem
-	ignored  map[*foreign][]string // what was given of a group, and where
-	order    []*foreign            // the keys of ignored as they came up
+	settings  *Settings
+	table     []Setting
+	byName    map[string]int // index in table of each name, and of each name of a secret's file
+	secrets   map[string]bool
+	foreign   []foreign
+	command   string
+	problems  []*Problem
+	conflicts []conflict
+	ignored   map[string][]string // what was given and does nothing, and where, by the reason
+	order     []string            // the keys of ignored as they came up
 }
 
-// Load reads the sources. An error joins one *Problem for each thing that is wrong, in an order that does not change.
-func Load(src Sources) (*Settings, error) {
-	s := &Settings{}
-	l := &loader{table: table(s, max(src.Cores, 1)), byName: map[string]int{}, secrets: map[string]bool{}, foreign: foreigners(),
-		command: src.Command, ignored: map[*foreign][]string{}}
+// conflict is two values that one source gives to one setting.
+type conflict struct {
+	setting       int // index in table
+	first, second value
+}
+
+// newLoader returns a loader that fills s.
+func newLoader(s *Settings, cores int, command string) *loader {
+	l := &loader{settings: s, table: table(s, max(cores, 1)), byName: map[string]int{}, secrets: map[string]bool{}, foreign: foreigners(),
+		command: command, ignored: map[string][]string{}}
 	for i := range l.table {
 		for _, n := range l.table[i].Names() {
 			l.byName[n] = i
@@ -68,13 +80,11 @@ func Load(src Sources) (*Settings, error) {
 			}
 		}
 	}
+	return l
+}
 
-	layers := []map[int]value{l.layer(flagValues(src.Flags)), l.layer(environValues(src.Environ))}
-	path, where := l.settingsFile(src, layers[1])
-	if path != "" {
-		layers = append(layers, l.layer(l.read(path, where)))
-	}
-
+// fill puts what layers, the strongest first, give into its place, defaults where they give nothing. It returns what was given.
+func (l *loader) fill(layers []map[int]value) given {
 	from := map[int]value{}
 	for i := range l.table {
 		set := &l.table[i]
@@ -83,21 +93,88 @@ func Load(src Sources) (*Settings, error) {
 				panic(fmt.Sprintf("default of %s: %v", set.Name, err))
 			}
 		}
-		for n := len(layers) - 1; n >= 0; n-- { // the strongest last
-			if v, ok := layers[n][i]; ok {
-				l.set(set, v)
-				from[i] = v
+	}
+	used := map[string]bool{}
+	for _, p := range prefixes {
+		for _, layer := range layers {
+			if _, ok := layer[l.byName[p.setting]]; ok {
+				used[p.section] = true
 			}
 		}
 	}
-	s.File = path
-
-	l.problems = append(l.problems, s.resolve(func(name string) (value, bool) {
+	idle := func(set *Setting) bool {
+		return !used[set.Section] && slices.ContainsFunc(prefixes[:], func(p prefix) bool { return p.section == set.Section })
+	}
+	for _, c := range l.conflicts {
+		if !(idle(&l.table[c.setting]) && c.first.shared() && c.second.shared()) {
+			l.problem(c.second, c.first.name+" ("+c.first.where+") is the same setting and has another value", "keep one of them")
+		}
+	}
+	for i := range l.table {
+		set := &l.table[i]
+		idle := idle(set)
+		for n := len(layers) - 1; n >= 0; n-- { // the strongest last
+			v, ok := layers[n][i]
+			if !ok {
+				continue
+			}
+			if idle && !v.shared() && set.Section != "S3" { // AWS_… are for KMS too
+				l.ignore(idleStorage, v.name+" ("+v.where+")")
+			}
+			if idle && v.shared() {
+				if set.set(v.text) == nil {
+					from[i] = v
+				}
+				continue
+			}
+			l.set(set, v)
+			from[i] = v
+		}
+	}
+	return func(name string) (value, bool) {
 		v, ok := from[l.byName[name]]
 		return v, ok
-	})...)
+	}
+}
+
+// idleStorage is why the settings of a kind of storage do nothing.
+const idleStorage = "no storage of this kind is in use; what belongs to one of several storages goes into its own map"
+
+// ignore notes settings that do nothing.
+func (l *loader) ignore(why string, what ...string) {
+	if l.ignored[why] == nil {
+		l.order = append(l.order, why)
+	}
+	l.ignored[why] = append(l.ignored[why], what...)
+}
+
+// Load reads the sources. An error joins one *Problem for each thing that is wrong, in an order that does not change.
+func Load(src Sources) (*Settings, error) {
+	s := &Settings{}
+	l := newLoader(s, src.Cores, src.Command)
+	layers := []map[int]value{l.layer(flagValues(src.Flags)), l.layer(environValues(src.Environ))}
+	path, where := l.settingsFile(src, layers[1])
+	if path != "" {
+		layers = append(layers, l.layer(l.read(path, where)))
+	}
+	s.given = l.fill(layers)
+	s.File = path
+	s.Storage.Name = Default
+	l.problems = append(l.problems, s.Storage.resolve(s.given)...)
+	for _, m := range []struct {
+		setting string
+		all     storages
+		into    *[]Storage
+	}{{"WALG_FAILOVER_STORAGES", s.failover, &s.Failover}, {"HOLDFAST_MIRRORS", s.mirrors, &s.Mirrors}} {
+		v, _ := s.given(m.setting)
+		*m.into = l.storages(m.all, v.where)
+	}
+	l.problems = append(l.problems, s.resolve()...)
+	if s.StateDir == "" && src.Home != "" {
+		s.StateDir = filepath.Join(src.Home, ".holdfast")
+	}
 	if src.Turbo {
-		s.Storage.NetworkRate, s.Backup.DiskRate = 0, 0
+		s.NetworkRate, s.Backup.DiskRate = 0, 0
 	}
 	if len(l.problems) > 0 {
 		sortProblems(l.problems)
@@ -107,32 +184,44 @@ func Load(src Sources) (*Settings, error) {
 		}
 		return nil, errors.Join(errs...)
 	}
-
 	for i := range l.table {
-		set := &l.table[i]
-		v := Value{Name: set.Name, Value: set.get(), Source: "default", Secret: set.Secret}
-		if set.EnvOnly {
-			if path != "" {
-				v.Source = where
-			}
-		} else if f, ok := from[i]; ok {
-			v.Source = f.where
-			if f.env {
-				v.Source += " " + f.name
-			}
-		}
-		if src.Turbo && (set.Name == "WALG_NETWORK_RATE_LIMIT" || set.Name == "WALG_DISK_RATE_LIMIT") {
-			v.Source = "flag --turbo"
-		}
-		if v.Secret && v.Value != "" {
-			v.Value = Hidden
-		}
-		s.values = append(s.values, v)
+		s.values = append(s.values, l.effective(&l.table[i], src, where))
 	}
-	for _, f := range l.order {
-		s.notices = append(s.notices, "ignored: "+strings.Join(l.ignored[f], ", ")+": "+f.why)
+	for _, why := range l.order {
+		s.notices = append(s.notices, "ignored: "+strings.Join(l.ignored[why], ", ")+": "+why)
 	}
 	return s, nil
+}
+
+// effective returns a setting as it is in force. file says who named the settings file.
+func (l *loader) effective(set *Setting, src Sources, file string) Value {
+	v := Value{Name: set.Name, Value: set.get(), Source: "default", Secret: set.Secret}
+	switch given, ok := l.settings.given(set.Name); {
+	case set.EnvOnly && l.settings.File != "":
+		v.Source = file
+	case set.EnvOnly, !ok:
+	default:
+		v.Source = given.where
+		if given.env {
+			v.Source += " " + given.name
+		}
+	}
+	if src.Turbo && (set.Name == "WALG_NETWORK_RATE_LIMIT" || set.Name == "WALG_DISK_RATE_LIMIT") {
+		v.Source = "flag --turbo"
+	}
+	all, several := set.into.(*storages)
+	switch {
+	case several:
+		v.Value = all.format(func(e entry) string {
+			if i, ok := l.byName[strings.ToUpper(e.key)]; ok && l.table[i].Secret && !l.secrets[strings.ToUpper(e.key)] {
+				return Hidden
+			}
+			return e.text
+		})
+	case v.Secret && v.Value != "":
+		v.Value = Hidden
+	}
+	return v
 }
 
 // flagValues returns the flags as values.
@@ -195,7 +284,7 @@ func (l *loader) layer(values []value) map[int]value {
 		}
 		if first, twice := layer[i]; twice {
 			if first.text != v.text {
-				l.problem(v, first.name+" ("+first.where+") is the same setting and has another value", "keep one of them")
+				l.conflicts = append(l.conflicts, conflict{i, first, v})
 			}
 			continue
 		}
@@ -216,10 +305,7 @@ func (l *loader) other(name string, v value) {
 		case f.refused != "":
 			l.problem(v, f.why, f.refused)
 		default:
-			if l.ignored[f] == nil {
-				l.order = append(l.order, f)
-			}
-			l.ignored[f] = append(l.ignored[f], v.name+" ("+v.where+")")
+			l.ignore(f.why, v.name+" ("+v.where+")")
 		}
 		return
 	}
@@ -310,7 +396,7 @@ func (l *loader) read(path, where string) []value {
 		if e.line > 0 {
 			v.where = fmt.Sprintf("%s:%d", path, e.line)
 		}
-		if i, ok := l.byName[strings.ToUpper(e.key)]; ok && e.structured && l.table[i].Type != JSON && l.table[i].Type != Map {
+		if i, ok := l.byName[strings.ToUpper(e.key)]; ok && e.structured && !slices.Contains([]Kind{JSON, Map, Storages}, l.table[i].Type) {
 			l.problem(v, "must be one value, not a list or a map", "write it as a string")
 			continue
 		}

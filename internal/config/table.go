@@ -81,18 +81,47 @@ func Table(cores int) []Setting { return table(&Settings{}, cores) }
 
 // table returns the settings, with their places in s. Rows without a place are libpq's variables.
 func table(s *Settings, cores int) []Setting {
-	s3 := &s.Storage.S3
+	st := &s.Storage
+	s3, gcs, az, swift, ssh, enc := &st.S3, &st.GCS, &st.Azure, &st.Swift, &st.SFTP, &s.Encryption
 	s.Postgres.Vars = map[string]string{}
 	t := slices.Concat(
 		section("Archive", []Setting{
-			{Name: "WALG_FILE_PREFIX", Type: Path, check: absolute, into: &s.Storage.filePrefix,
+			{Name: "WALG_FILE_PREFIX", Type: Path, check: absolute, into: &st.filePrefix,
 				Meaning: "Directory that holds the archive: an absolute path, or `file://` and one. One storage prefix, and only one, must be set."},
-			{Name: "WALG_S3_PREFIX", check: bucket, into: &s.Storage.s3Prefix,
+			{Name: "WALG_S3_PREFIX", check: bucket("s3"), into: &st.s3Prefix,
 				Meaning: "Bucket and path that hold the archive: `s3://bucket/path`."},
-			{Name: "WALG_STORAGE_PREFIX", check: relative, into: &s.Storage.folder,
+			{Name: "WALG_GS_PREFIX", check: bucket("gs"), into: &st.gsPrefix,
+				Meaning: "Bucket of Google Cloud Storage, and path: `gs://bucket/path`. An archive of WAL-E, whose names begin with a slash, is found by itself."},
+			{Name: "WALG_AZ_PREFIX", Also: []string{"WALE_WABS_PREFIX"}, check: bucket("azure", "wabs"), into: &st.azPrefix,
+				Meaning: "Container of Azure Blob Storage, and path: `azure://container/path`, or as in WAL-E `wabs://container/path`."},
+			{Name: "WALG_SWIFT_PREFIX", check: bucket("swift"), into: &st.swiftPrefix,
+				Meaning: "Container of OpenStack Swift, and path: `swift://container/path`."},
+			{Name: "WALG_SSH_PREFIX", check: sshAddress, into: &st.sshPrefix,
+				Meaning: "Host and directory there, reached by SFTP: `ssh://host/absolute/path`. The directory must exist, and the host be in known_hosts."},
+			{Name: "WALG_STORAGE_PREFIX", check: relative, into: &st.folder,
 				Meaning: "A further folder below the storage prefix."},
-			{Name: "WALG_NETWORK_RATE_LIMIT", Default: "0", into: &s.Storage.NetworkRate,
+			{Name: "WALG_NETWORK_RATE_LIMIT", Default: "0", into: &s.NetworkRate,
 				Meaning: "Bytes a second that go to and come from the storage at most, in each command; 0 is no limit. Unlike in WAL-G it holds for WAL too."},
+		}),
+		section("Several storages", []Setting{
+			{Name: "WALG_FAILOVER_STORAGES", Secret: true, into: &s.failover,
+				Meaning: "Further storages of the same archive: a map from a name to a map of that storage's own settings, its prefix first. What is read is the union of all, the storage outside of the map being called `default`; what is written goes to the first, in order of names behind `default`, that is alive. `st transfer` brings it home. A storage takes no setting from outside its map."},
+			{Name: "WALG_FAILOVER_STORAGES_CHECK", Default: "true", into: &s.Health.Check,
+				Meaning: "Check whether storages are alive before they are used; `false` learns it from use only."},
+			{Name: "WALG_FAILOVER_STORAGES_CHECK_TIMEOUT", Default: "30s", Min: int64(time.Millisecond), into: &s.Health.Timeout,
+				Meaning: "How long a storage may take to answer a check."},
+			{Name: "WALG_FAILOVER_STORAGES_CHECK_SIZE", Default: "1MiB", Min: 1, Max: 1 << 30, into: &s.Health.Size,
+				Meaning: "Bytes that a check writes."},
+			{Name: "WALG_FAILOVER_STORAGES_CACHE_LIFETIME", Default: "15m0s", Min: int64(time.Second), into: &s.Health.Lifetime,
+				Meaning: "How long it counts that a storage was seen alive, or dead."},
+			{Name: "HOLDFAST_MIRRORS", Secret: true, into: &s.mirrors,
+				Meaning: "Storages that hold the same as the one outside of the map: a map from a name to a map of that storage's own settings. What is archived is read once and written to all; a read is answered by the first that can."},
+			{Name: "HOLDFAST_MIRRORS_RULE", Default: "all", Values: []string{"all", "any"}, Used: pushes, into: &s.MirrorsRule,
+				Meaning: "When something counts as archived: when `all` of the mirrors have it, or when `any` has. With `any` what a mirror lacks is noted in HOLDFAST_STATE_DIR and repaid later."},
+			{Name: "HOLDFAST_STATE_DIR", Type: Path, check: absolutePath, into: &s.StateDir,
+				Meaning: "Directory for what this host remembers of several storages: which are alive, and what is owed to mirrors. The default is `.holdfast` in the account's home directory."},
+			{Name: "WALG_TARGET_STORAGE", into: &s.Target,
+				Meaning: "Use the storage of this name alone, `default` or one of the maps; `all` is as if it were not set."},
 		}),
 		section("S3", []Setting{
 			{Name: "AWS_ACCESS_KEY_ID", Also: []string{"AWS_ACCESS_KEY"}, Secret: true, into: &s3.AccessKeyID,
@@ -145,9 +174,114 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "S3_MAX_RETRIES", Default: "15", Min: 0, Max: 1000, into: &s3.Retries,
 				Meaning: "Further attempts after a call failed in a way that may pass."},
 		}),
+		section("Google Cloud Storage", []Setting{
+			{Name: "GOOGLE_APPLICATION_CREDENTIALS", Type: Path, into: &gcs.CredentialsFile,
+				Meaning: "File with the key of a service account, or a workload identity. Without it Google's usual places are looked at, the machine's own account last."},
+			{Name: "GCS_ENCRYPTION_KEY", Secret: true, check: customerKey, into: &gcs.EncryptionKey,
+				Meaning: "Key of 32 bytes in base64 that the service encrypts and decrypts with and does not keep."},
+			{Name: "GCS_NORMALIZE_PREFIX", Default: "true", into: &gcs.normalize,
+				Meaning: "`false` takes all slashes of WALG_GS_PREFIX but the one behind the bucket into the names of objects, as archives of WAL-E need."},
+			{Name: "GCS_MAX_CHUNK_SIZE", Default: "16MiB", Min: 256 << 10, Max: 5 << 30, Used: pushes, into: &gcs.ChunkSize,
+				Meaning: "Bytes of one request of an upload. WAL-G's default is 50 MiB."},
+			{Name: "GCS_CONTEXT_TIMEOUT", Default: "0", Max: 365 * 24 * 3600, into: &gcs.timeoutSeconds,
+				Meaning: "Seconds that a call may take with all its attempts; 0 is no limit, as nothing waits for a connection that is dead. WAL-G's default is 3600."},
+			{Name: "GCS_MAX_RETRIES", Default: "16", Max: 1000, into: &gcs.Retries,
+				Meaning: "Further attempts after a call failed in a way that may pass."},
+			{Name: "STORAGE_EMULATOR_HOST", into: &gcs.Endpoint,
+				Meaning: "Address of a service that stands in for Google's. It is asked without credentials unless GOOGLE_APPLICATION_CREDENTIALS is set."},
+		}),
+		section("Azure Blob Storage", []Setting{
+			{Name: "AZURE_STORAGE_ACCOUNT", Also: []string{"WABS_ACCOUNT_NAME"}, into: &az.Account, Meaning: "Storage account."},
+			{Name: "AZURE_STORAGE_ACCESS_KEY", Also: []string{"WABS_ACCESS_KEY"}, Secret: true, into: &az.AccessKey,
+				Meaning: "Key of the account. Without key and token the Azure SDK looks in its usual places: its variables in the environment, workload identity, managed identity."},
+			{Name: "AZURE_STORAGE_SAS_TOKEN", Also: []string{"WABS_SAS_TOKEN"}, Secret: true, into: &az.SASToken,
+				Meaning: "Shared access signature, in place of a key."},
+			{Name: "AZURE_ENVIRONMENT_NAME", Default: "AzurePublicCloud",
+				Values: []string{"AzurePublicCloud", "AzureUSGovernmentCloud", "AzureChinaCloud", "AzureGermanCloud"}, into: &az.Environment,
+				Meaning: "Which of Azure's clouds."},
+			{Name: "AZURE_ENDPOINT_SUFFIX", into: &az.EndpointSuffix, Meaning: "What follows `blob.` in the address, in place of the cloud's `core.windows.net`."},
+			{Name: "HOLDFAST_AZURE_ENDPOINT", check: endpoint, into: &az.Endpoint,
+				Meaning: "URL of the account's blob service, where it is not `https://ACCOUNT.blob.core.windows.net`."},
+			{Name: "HOLDFAST_AZURE_CA_CERT_FILE", Type: Path, into: &az.CACert,
+				Meaning: "PEM file of certificate authorities to trust besides the system's."},
+			{Name: "AZURE_BUFFER_SIZE", Default: "8MiB", Min: 1 << 10, Max: 4000 << 20, Used: pushes, into: &az.BlockSize,
+				Meaning: "Size of a block. Later blocks of very large objects are larger."},
+			{Name: "AZURE_MAX_BUFFERS", Default: "4", Min: 1, Max: 1000, Used: pushes, into: &az.Blocks,
+				Meaning: "Blocks of one object in flight at once, as far as HOLDFAST_MEMORY_BUDGET has room for them."},
+			{Name: "AZURE_TRY_TIMEOUT", Default: "0", Max: 7 * 24 * 60, into: &az.tryMinutes,
+				Meaning: "Minutes that one attempt at a request may take; 0 is no limit, as nothing waits for a connection that is dead. WAL-G's default is 5."},
+			{Name: "AZURE_BLOB_STORE_API_VERSION", into: &az.APIVersion, Meaning: "Version of the service's interface, in place of the SDK's."},
+			{Name: "HOLDFAST_AZURE_MAX_RETRIES", Default: "15", Max: 1000, into: &az.Retries,
+				Meaning: "Further attempts after a call failed in a way that may pass."},
+		}),
+		section("Swift", []Setting{
+			{Name: "OS_AUTH_URL", Also: []string{"ST_AUTH", "SWIFT_AUTHURL"}, into: &swift.AuthURL, Meaning: "Address of the identity service: `https://host:5000/v3`."},
+			{Name: "OS_USERNAME", Also: []string{"ST_USER", "SWIFT_USER"}, into: &swift.User, Meaning: "User."},
+			{Name: "OS_PASSWORD", Also: []string{"ST_KEY", "SWIFT_PASSWORD"}, Secret: true, into: &swift.Password, Meaning: "Its password."},
+			{Name: "OS_TENANT_NAME", Also: []string{"OS_PROJECT_NAME", "SWIFT_TENANT"}, into: &swift.Tenant, Meaning: "Project."},
+			{Name: "OS_REGION_NAME", Also: []string{"SWIFT_REGION"}, into: &swift.Region, Meaning: "Region; without it the first one that the service names."},
+			{Name: "OS_USER_DOMAIN_NAME", into: &swift.Domain, Meaning: "Domain of the user."},
+			{Name: "OS_PROJECT_DOMAIN_NAME", into: &swift.TenantDomain, Meaning: "Domain of the project, where it is not that of the user."},
+			{Name: "OS_USER_ID", into: &swift.UserID, Meaning: "User, by id."},
+			{Name: "OS_TENANT_ID", Also: []string{"OS_PROJECT_ID"}, into: &swift.TenantID, Meaning: "Project, by id."},
+			{Name: "OS_USER_DOMAIN_ID", into: &swift.DomainID, Meaning: "Domain of the user, by id."},
+			{Name: "OS_PROJECT_DOMAIN_ID", into: &swift.TenantDomainID, Meaning: "Domain of the project, by id."},
+			{Name: "OS_TRUST_ID", into: &swift.TrustID, Meaning: "Trust, by id."},
+			{Name: "OS_APPLICATION_CREDENTIAL_ID", into: &swift.CredentialID, Meaning: "Application credential, by id, in place of user and password."},
+			{Name: "OS_APPLICATION_CREDENTIAL_NAME", into: &swift.CredentialName, Meaning: "Application credential, by name, with the user."},
+			{Name: "OS_APPLICATION_CREDENTIAL_SECRET", Secret: true, into: &swift.CredentialSecret, Meaning: "Its secret."},
+			{Name: "OS_ENDPOINT_TYPE", Also: []string{"OS_INTERFACE"}, into: &swift.EndpointType, Meaning: "Which of the addresses of Swift: `public`, `internal` or `admin`; not set is public."},
+			{Name: "OS_STORAGE_URL", into: &swift.StorageURL, Meaning: "Address of Swift, with OS_AUTH_TOKEN in place of the identity service."},
+			{Name: "OS_AUTH_TOKEN", Secret: true, into: &swift.AuthToken, Meaning: "Token for OS_STORAGE_URL."},
+			{Name: "ST_AUTH_VERSION", Default: "0", Max: 3, into: &swift.AuthVersion, Meaning: "Version of the identity service, 1 to 3; 0 takes the one that OS_AUTH_URL ends in."},
+			{Name: "HOLDFAST_SWIFT_SEGMENT_SIZE", Default: "32MiB", Min: 1 << 20, Max: 5 << 30, Used: pushes, into: &swift.SegmentSize,
+				Meaning: "Size of a segment of a large object, and of the largest object that has none."},
+			{Name: "HOLDFAST_SWIFT_SEGMENT_CONTAINER", into: &swift.SegmentContainer,
+				Meaning: "Container for segments; without it that of WALG_SWIFT_PREFIX with `_segments` behind."},
+			{Name: "GOSWIFT_RETRIES", Ours: "HOLDFAST_SWIFT_MAX_RETRIES", Default: "15", Max: 1000, into: &swift.Retries,
+				Meaning: "Further attempts after a call failed in a way that may pass."},
+		}),
+		section("SSH", []Setting{
+			{Name: "SSH_PORT", Default: "22", Min: 1, Max: 65535, into: &ssh.Port, Meaning: "Port."},
+			{Name: "SSH_USERNAME", into: &ssh.User, Meaning: "User; without it the account that runs this."},
+			{Name: "SSH_PRIVATE_KEY_PATH", Type: Path, into: &ssh.PrivateKeyFile, Meaning: "File of the private key."},
+			{Name: "HOLDFAST_SSH_PRIVATE_KEY_PASSPHRASE", Secret: true, into: &ssh.Passphrase, Meaning: "Passphrase of the private key."},
+			{Name: "SSH_AUTH_SOCK", Type: Path, into: &ssh.AgentSocket, Meaning: "Socket of the agent whose keys are tried after SSH_PRIVATE_KEY_PATH."},
+			{Name: "SSH_PASSWORD", Secret: true, into: &ssh.Password, Meaning: "Password, tried last."},
+			{Name: "HOLDFAST_SSH_KNOWN_HOSTS", Type: Path, into: &ssh.KnownHosts,
+				Meaning: "File with the keys of hosts, in place of `~/.ssh/known_hosts` and `/etc/ssh/ssh_known_hosts`. A host that is in none is refused."},
+			{Name: "HOLDFAST_SSH_MAX_RETRIES", Default: "15", Max: 1000, into: &ssh.Retries,
+				Meaning: "Further attempts after a call failed in a way that may pass."},
+		}),
+		section("Encryption", []Setting{
+			{Name: "HOLDFAST_AGE_RECIPIENTS", into: &enc.AgeRecipients,
+				Meaning: "Public keys of age, several between commas: `age1…`, `ssh-ed25519 …`, `ssh-rsa …`. Each of them can decrypt what is written; none is secret. `holdfast key generate` makes one."},
+			{Name: "HOLDFAST_AGE_RECIPIENTS_PATH", Type: Path, into: &enc.AgeRecipientsPath, Meaning: "A file of such keys, one a line."},
+			{Name: "HOLDFAST_AGE_IDENTITIES", Secret: true, into: &enc.AgeIdentities,
+				Meaning: "Secret keys of age, `AGE-SECRET-KEY-1…`, which decrypt. A host that only writes needs none."},
+			{Name: "HOLDFAST_AGE_IDENTITIES_PATH", Type: Path, into: &enc.AgeIdentitiesPath,
+				Meaning: "A file of such keys, or of an SSH key without a passphrase."},
+			{Name: "WALG_LIBSODIUM_KEY", Secret: true, into: &enc.SodiumKey, Meaning: "The secret key of libsodium's secretstream, of 32 bytes."},
+			{Name: "WALG_LIBSODIUM_KEY_PATH", Type: Path, into: &enc.SodiumKeyPath, Meaning: "A file with that key."},
+			{Name: "WALG_LIBSODIUM_KEY_TRANSFORM", Values: []string{"none", "base64", "hex"}, into: &enc.SodiumTransform,
+				Meaning: "How that key is written; not set is `none`, as it is."},
+			{Name: "WALG_PGP_KEY", Secret: true, into: &enc.PGPKey,
+				Meaning: "Keys of OpenPGP in armor, public ones to write, secret ones to read; a backslash and an n may stand for each line break."},
+			{Name: "WALG_PGP_KEY_PATH", Type: Path, into: &enc.PGPKeyPath, Meaning: "A file with such keys."},
+			{Name: "WALG_PGP_KEY_PASSPHRASE", Secret: true, into: &enc.PGPPassphrase, Meaning: "Passphrase of the secret keys."},
+			{Name: "WALG_GPG_KEY_ID", Also: []string{"WALE_GPG_KEY_ID", "GPG_KEY_ID"}, into: &enc.GPGKeyID,
+				Meaning: "A key in the key ring of `gpg`, which is asked for it. WAL-G 3 ignores this setting and stores in clear."},
+			{Name: "WALG_CSE_KMS_ID", Also: []string{"CSE_KMS_ID"}, into: &enc.KMSKeyID,
+				Meaning: "Key of AWS KMS, by id, alias or ARN, that encrypts the keys of objects. Credentials are those of S3."},
+			{Name: "WALG_CSE_KMS_REGION", Also: []string{"CSE_KMS_REGION"}, into: &enc.KMSRegion, Meaning: "Region of that key."},
+			{Name: "HOLDFAST_ENCRYPTION", Values: []string{"age", "openpgp", "aws-kms", "libsodium"}, Used: pushes, into: &enc.Kind,
+				Meaning: "Which keys encrypt, where keys of several kinds are set. What any of them can decrypt is read."},
+			{Name: "HOLDFAST_ALLOW_UNENCRYPTED", Default: "false", into: &enc.AllowPlain,
+				Meaning: "Read what is not encrypted although keys are set, as after encryption was turned on. Who can write to the archive can then have bytes of his own restored."},
+		}),
 		section("Compression", []Setting{
-			{Name: "WALG_COMPRESSION_METHOD", Default: "zstd", Values: []string{"zstd", "lz4", "none"}, check: method, Used: pushes, into: &s.Compression.Method,
-				Meaning: "How new objects are compressed. WAL-G's default is lz4. What is there is read whatever its method."},
+			{Name: "WALG_COMPRESSION_METHOD", Default: "zstd", Values: []string{"zstd", "lz4", "brotli", "lzma", "none"}, Used: pushes, into: &s.Compression.Method,
+				Meaning: "How new objects are compressed. WAL-G's default is lz4. What is there is read whatever its method, gzip and lzop too."},
 			{Name: "WALG_ZSTD_LEVEL", Default: "fastest", Values: []string{"fastest", "default", "better", "best"}, Used: pushes, into: &s.Compression.Level,
 				Meaning: "How hard zstd tries. WAL-G's default is `default`."},
 		}),
@@ -222,7 +356,7 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "HOLDFAST_LOG_FORMAT", Default: "text", Values: []string{"text", "json"}, into: &s.Log.Format,
 				Meaning: "`text` is WAL-G's line, `json` one JSON object per line."},
 			{Name: "HOLDFAST_MEMORY_BUDGET", Default: "256MiB", Min: 64 << 20, into: &s.MemoryBudget,
-				Meaning: "Memory the process aims to stay below; parts on their way to S3 get half of it. wal-push takes 96 MiB of it at most. GOMEMLIMIT in the environment wins."},
+				Meaning: "Memory the process aims to stay below; parts on their way to a storage get half of it. wal-push takes 96 MiB of it at most. GOMEMLIMIT in the environment wins."},
 		}),
 	)
 	for i := range t {
@@ -235,6 +369,9 @@ func table(s *Settings, cores int) []Setting {
 	}
 	return t
 }
+
+// adapters are the beginnings of the names of settings that belong to one kind of storage.
+var adapters = []string{"AWS_", "S3_", "GCS_", "GOOGLE_", "AZURE_", "OS_", "ST_", "SSH_"}
 
 // otherNames completes the names of the setting called name. Storage adapters' settings may be given bare, or with WALG_ or
 // WALE_ before them, as in WAL-G; storage prefixes also with WALE_.
@@ -251,7 +388,7 @@ func otherNames(name, ours string, also []string) (string, []string) {
 	case strings.HasSuffix(core, "_PREFIX") && core != "STORAGE_PREFIX" && known:
 		names = append(names, "WALE_"+core)
 	case name == "UPLOAD_CONCURRENCY": // WALG_UPLOAD_CONCURRENCY is another
-	case strings.HasPrefix(name, "AWS_"), strings.HasPrefix(name, "S3_"):
+	case slices.ContainsFunc(adapters, func(begin string) bool { return strings.HasPrefix(name, begin) }):
 		for _, n := range append([]string{name}, also...) {
 			names = append(names, "WALG_"+n, "WALE_"+n)
 		}
@@ -288,6 +425,8 @@ func (s *Setting) kind() Kind {
 		return JSON
 	case *map[string]string:
 		return Map
+	case *storages:
+		return Storages
 	}
 	if s.Values != nil {
 		return Enum
@@ -307,15 +446,6 @@ func port(text string) error {
 func relative(text string) error {
 	if !filepath.IsLocal(strings.Trim(text, "/")) {
 		return errors.New("must be a folder below the storage prefix, without ..")
-	}
-	return nil
-}
-
-// method refuses what WAL-G can write and this release cannot.
-func method(text string) error {
-	switch strings.ToLower(text) {
-	case "brotli", "lzma":
-		return errors.New("is a method that this release cannot write; it writes zstd, lz4 and none")
 	}
 	return nil
 }

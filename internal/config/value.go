@@ -22,12 +22,13 @@ const (
 	String   Kind = "string"
 	Path     Kind = "path"
 	Enum     Kind = "enum"
-	Bool     Kind = "bool"     // 1, t, true, 0, f, false
-	Int      Kind = "int"      //
-	Size     Kind = "size"     // bytes, or a number with k, M, G or T, then perhaps B or iB, in steps of 1024 as in PostgreSQL
-	Duration Kind = "duration" // as Go writes it: 30s, 1h30m
-	JSON     Kind = "JSON"     // in a file also as it is, not as a string
-	Map      Kind = "map"      // of strings, in JSON or YAML; in a file also as it is
+	Bool     Kind = "bool"        // 1, t, true, 0, f, false
+	Int      Kind = "int"         //
+	Size     Kind = "size"        // bytes, or a number with k, M, G or T, then perhaps B or iB, in steps of 1024 as in PostgreSQL
+	Duration Kind = "duration"    // as Go writes it: 30s, 1h30m
+	JSON     Kind = "JSON"        // in a file also as it is, not as a string
+	Map      Kind = "map"         // of strings, in JSON or YAML; in a file also as it is
+	Storages Kind = "map of maps" // of settings, in JSON or YAML; in a file also as it is
 )
 
 // assign reads text and puts it where field points. The error says what a value must be, without repeating it.
@@ -81,6 +82,12 @@ func (s *Setting) assign(field any, text string) error {
 			return errors.New("must be a map of strings, in JSON or YAML")
 		}
 		*f = m
+	case *storages:
+		m, err := parseStorages(text)
+		if err != nil {
+			return err
+		}
+		*f = m
 	default:
 		panic(fmt.Sprintf("setting %s has a field of type %T", s.Name, field))
 	}
@@ -111,6 +118,8 @@ func format(field any) string {
 			panic(err) // a map of strings always can be
 		}
 		return string(b)
+	case *storages:
+		return f.format(func(e entry) string { return e.text })
 	}
 	panic(fmt.Sprintf("a setting has a field of type %T", field))
 }
