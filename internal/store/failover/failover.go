@@ -23,7 +23,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"slices"
 	"strings"
@@ -31,6 +30,7 @@ import (
 	"time"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/merge"
 )
 
 // Probe is the object that a check for writing stores at the root of a storage. It stays there, as WAL-G's does.
@@ -146,45 +146,4 @@ func (s *Stores) pick(ctx context.Context) (int, error) {
 }
 
 // UnaskedError says that an object is in none of the storages that answered, and may be in one that did not.
-type UnaskedError struct {
-	Op, Name string
-	Storages []string // that did not answer
-
-	errs []error
-}
-
-func (e *UnaskedError) add(storage string, err error) {
-	e.Storages = append(e.Storages, storage)
-	e.errs = append(e.errs, err)
-}
-
-func (e *UnaskedError) Error() string {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s %s: ", e.Op, cmp.Or(e.Name, "/"))
-	for i, s := range e.Storages {
-		if i > 0 {
-			b.WriteString("; ")
-		}
-		fmt.Fprintf(&b, "storage %s did not answer: %v", s, e.errs[i])
-	}
-	return b.String()
-}
-
-// Unwrap returns why each of them did not.
-func (e *UnaskedError) Unwrap() []error { return e.errs }
-
-// Hint says how to go on.
-func (e *UnaskedError) Hint() string {
-	return "what the other storages lack may lie there: see to it that it answers, or name the storage to work with (--target-storage)"
-}
-
-// fault reports whether err says that a storage did not do its duty, rather than being its answer or the caller's doing.
-func fault(ctx context.Context, err error) bool {
-	return err != nil && ctx.Err() == nil && !settled(err)
-}
-
-// settled reports whether err is an answer, which asking again or elsewhere would not change.
-func settled(err error) bool {
-	return slices.ContainsFunc([]error{fs.ErrNotExist, fs.ErrExist, fs.ErrInvalid, errors.ErrUnsupported, context.Canceled},
-		func(answer error) bool { return errors.Is(err, answer) })
-}
+type UnaskedError = merge.UnaskedError

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"holdfast/internal/atomicfile"
+	"holdfast/internal/store/merge"
 )
 
 // kind is what a storage may be alive for.
@@ -129,7 +130,7 @@ func (h *health) limited(ctx context.Context, i int, k kind, call func(context.C
 func (h *health) note(ctx context.Context, i int, k kind, err error) {
 	now := status{Alive: true, At: time.Now()}
 	switch {
-	case fault(ctx, err):
+	case merge.Fault(ctx, err):
 		now.Alive, now.Why = false, err.Error()[:min(len(err.Error()), 500)]
 	case err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist):
 		return // it says nothing about the storage

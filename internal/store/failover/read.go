@@ -42,7 +42,7 @@ func (s *Stores) check(ctx context.Context, dead []int, op, name string) (back [
 	unasked = &UnaskedError{Op: op, Name: name}
 	for _, i := range dead {
 		if err := s.health.check(ctx, i, reading); err != nil {
-			unasked.add(s.members[i].Name, err)
+			unasked.Add(s.members[i].Name, err)
 		} else {
 			back = append(back, i)
 		}
@@ -62,8 +62,8 @@ func (v view) ask(ctx context.Context, op, name string, call func(s store.Store)
 		case errors.Is(err, fs.ErrNotExist):
 			answers++
 			return false, nil
-		case fault(ctx, err):
-			unasked.add(v.members[i].Name, err)
+		case merge.Fault(ctx, err):
+			unasked.Add(v.members[i].Name, err)
 			return false, nil
 		}
 		return true, err
@@ -82,7 +82,7 @@ func (v view) ask(ctx context.Context, op, name string, call func(s store.Store)
 				return err
 			})
 			if err != nil {
-				unasked.add(v.members[i].Name, err)
+				unasked.Add(v.members[i].Name, err)
 			} else if done, err := try(i); done {
 				return i, err
 			}
@@ -138,9 +138,9 @@ func (v view) at(ctx context.Context, op, name string, call func(s store.Store) 
 func (v view) in(ctx context.Context, i int, op, name string, call func(s store.Store) error) error {
 	err := call(v.members[i].Store)
 	v.health.note(ctx, i, reading, err)
-	if fault(ctx, err) {
+	if merge.Fault(ctx, err) {
 		unasked := &UnaskedError{Op: op, Name: name}
-		unasked.add(v.members[i].Name, err)
+		unasked.Add(v.members[i].Name, err)
 		return unasked
 	}
 	return err
@@ -207,10 +207,10 @@ func (v view) list(ctx context.Context, op, dir string, call func(store.Store) i
 		i := members[n]
 		broken[n] = true
 		v.health.note(ctx, i, reading, err)
-		if !fault(ctx, err) {
+		if !merge.Fault(ctx, err) {
 			return err
 		}
-		unasked.add(v.members[i].Name, err)
+		unasked.Add(v.members[i].Name, err)
 		if !v.lenient || len(unasked.Storages) == len(members) {
 			return unasked
 		}

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/merge"
 )
 
 // maxOwner bounds the document that says whose archive it is, in bytes.
@@ -141,7 +142,7 @@ func (p *putting) anywhere(ctx context.Context) (int, error) {
 			return i, p.taken()
 		}
 		err = p.done(ctx, i, p.into(ctx, i))
-		if !fault(ctx, err) || !p.src.again() {
+		if !merge.Fault(ctx, err) || !p.src.again() {
 			return i, err
 		}
 		tried, last = append(tried, i), err
@@ -178,7 +179,7 @@ func (p *putting) holders(ctx context.Context, except int) []int {
 			_, err := p.members[i].Store.Stat(ctx, p.name)
 			p.health.note(ctx, i, reading, err)
 			has[i] = err == nil
-			if fault(ctx, err) {
+			if merge.Fault(ctx, err) {
 				p.log.Warn("put without knowing whether a storage has the object", "object", p.name, "storage", p.members[i].Name, "error", err)
 			}
 		})

@@ -1,4 +1,4 @@
-// Package merge reads the listings of several stores side by side.
+// Package merge makes one answer of what several stores say: of their listings, and of a miss that not all of them vouch for.
 package merge
 
 import (

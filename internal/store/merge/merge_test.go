@@ -1,8 +1,10 @@
 package merge_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"math/rand/v2"
 	"slices"
@@ -104,6 +106,35 @@ func TestAnyListsMergeToTheirUnion(t *testing.T) {
 		if got := merged(lists, func(_ int, err error) error { return err }); got != strings.Join(want, " ") {
 			t.Fatalf("got %s\nwant %s", got, strings.Join(want, " "))
 		}
+	}
+}
+
+func TestAnOutageIsNeitherAnAnswerNorTheCallers(t *testing.T) {
+	refused := errors.New("connection refused")
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, c := range []struct {
+		ctx  context.Context
+		err  error
+		want bool
+	}{
+		{t.Context(), nil, false}, {t.Context(), refused, true}, {gone, refused, false}, {t.Context(), context.Canceled, false},
+		{t.Context(), fmt.Errorf("no time: %w", context.DeadlineExceeded), true}, {t.Context(), fs.ErrPermission, true},
+		{t.Context(), &fs.PathError{Op: "stat", Path: "x", Err: fs.ErrNotExist}, false}, {t.Context(), fs.ErrExist, false},
+	} {
+		if got := merge.Fault(c.ctx, c.err); got != c.want {
+			t.Errorf("%v (context: %v): %v, want %v", c.err, c.ctx.Err(), got, c.want)
+		}
+	}
+	e := &merge.UnaskedError{Op: "open", Name: "wal_005/x"}
+	e.Add("default", refused)
+	e.Add("second", fs.ErrPermission)
+	const want = "open wal_005/x: storage default did not answer: connection refused; storage second did not answer: permission denied"
+	if e.Error() != want || !errors.Is(e, refused) || errors.Is(e, fs.ErrNotExist) || e.Hint() == "" {
+		t.Errorf("got %v\nwant %s", e, want)
+	}
+	if e := (&merge.UnaskedError{Op: "list"}); e.Error() != "list" {
+		t.Errorf("of nothing: %q", e)
 	}
 }
 
