@@ -3,6 +3,8 @@ package azure_test
 import (
 	"encoding/base64"
 	"fmt"
+	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -120,7 +122,10 @@ func front(t *testing.T, see func(w http.ResponseWriter, r *http.Request) (answe
 	if err != nil {
 		t.Fatal(err)
 	}
-	proxy := &httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = behind.Scheme, behind.Host }}
+	proxy := &httputil.ReverseProxy{
+		Rewrite:  func(r *httputil.ProxyRequest) { r.Out.URL.Scheme, r.Out.URL.Host = behind.Scheme, behind.Host },
+		ErrorLog: log.New(io.Discard, "", 0), // of requests that the store gave up
+	}
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if see == nil || !see(w, r) {
 			proxy.ServeHTTP(w, r)

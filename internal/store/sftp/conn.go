@@ -39,6 +39,7 @@ type conn struct {
 	users   int          // calls, reads and puts that go over it; guarded by pool.mu
 	syncing atomic.Int32 // syncs under way, behind which everything else has to wait
 	broken  atomic.Bool
+	over    chan struct{}                // closed when it is
 	why     atomic.Pointer[stalledError] // where we broke it
 }
 
@@ -117,7 +118,9 @@ func (p *pool) close() {
 
 // close breaks the connection off.
 func (c *conn) close() {
-	c.broken.Store(true)
+	if !c.broken.Swap(true) {
+		close(c.over)
+	}
 	c.ssh.Close() // errors are those of a connection that is of no use anyway
 }
 
@@ -142,7 +145,7 @@ func (p *pool) dial(ctx context.Context) (*conn, error) {
 		raw.Close()
 		return nil, p.o.refused(address, err)
 	}
-	c := &conn{pool: p, wire: w, ssh: ssh.NewClient(shake, channels, requests)}
+	c := &conn{pool: p, wire: w, ssh: ssh.NewClient(shake, channels, requests), over: make(chan struct{})}
 	c.sftp, err = sftp.NewClient(c.ssh, sftp.UseConcurrentWrites(true), sftp.UseFstat(true))
 	if err != nil {
 		c.close()
@@ -167,8 +170,10 @@ func (p *pool) dial(ctx context.Context) (*conn, error) {
 func (c *conn) keepAlive() {
 	tick := time.NewTicker(c.pool.o.StallTimeout / 3)
 	defer tick.Stop()
-	for range tick.C {
-		if c.broken.Load() {
+	for {
+		select {
+		case <-tick.C:
+		case <-c.over:
 			return
 		}
 		if _, _, err := c.ssh.SendRequest("keepalive@openssh.com", true, nil); err != nil {
