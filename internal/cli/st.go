@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -64,19 +65,22 @@ func (a *app) loadSt(cmd *cobra.Command) (*config.Settings, error) {
 
 // each calls do with the storage that is asked for. With all it goes on past a storage that fails, and fails when all do.
 func (a *app) each(ctx context.Context, s *config.Settings, f *stFlags, do func(context.Context, failover.Member) error) error {
+	if target := strings.ToLower(f.target); target != "all" {
+		var names []string
+		for _, one := range s.Storages() {
+			names = append(names, one.Name)
+		}
+		if !slices.Contains(names, target) {
+			return &advised{fmt.Errorf("there is no storage %q", f.target), "name one of: " + strings.Join(names, ", ") + ", all"}
+		}
+		s.Target = target // the others need not be opened
+	}
 	members, err := a.stores(ctx, s)
 	if err != nil {
 		return err
 	}
-	var names []string
-	for _, m := range members {
-		if m.Name == strings.ToLower(f.target) {
-			return do(ctx, m)
-		}
-		names = append(names, m.Name)
-	}
-	if f.target != "all" {
-		return &advised{fmt.Errorf("there is no storage %q", f.target), "name one of: " + strings.Join(names, ", ") + ", all"}
+	if len(members) == 1 {
+		return do(ctx, members[0])
 	}
 	var errs []error
 	for _, m := range members {

@@ -146,7 +146,7 @@ func (e *exam) note(what string, ok bool, format string, args ...any) {
 func (e *exam) need(what string, err error) bool {
 	if err != nil {
 		e.note(what, false, "no: %v", err)
-		e.err = errors.Join(e.err, fmt.Errorf("%s: %w", what, err))
+		e.err = errors.Join(e.err, err)
 		return false
 	}
 	e.note(what, true, "yes")
@@ -183,7 +183,7 @@ func examine(ctx context.Context, s *config.Settings, m failover.Member) (e *exa
 		err := store.DeleteMany(ctx, m.Store, clear)
 		if err == nil {
 			if _, there := m.Store.Stat(ctx, name); there == nil {
-				err = errors.New("what was deleted is still there")
+				err = errors.New("delete: what was deleted is still there")
 			}
 		}
 		e.need("delete", err)
@@ -195,7 +195,7 @@ func examine(ctx context.Context, s *config.Settings, m failover.Member) (e *exa
 	e.need("read", same(r, err, probe))
 	r, err = m.Store.OpenRange(ctx, name, 9, 8)
 	e.need("read a range", same(r, err, probe[9:17]))
-	var seen error = errors.New("an object that was just put is not listed")
+	var seen error = errors.New("list: an object that was just put is not there")
 	for o, err := range m.Store.List(ctx, "holdfast/check/", "") {
 		if err != nil {
 			seen = err
@@ -237,7 +237,7 @@ func (e *exam) conditional(ctx context.Context, s store.Store, name string) {
 	case errors.Is(err, fs.ErrExist):
 		e.need(what, err2)
 	case err == nil:
-		e.need(what, errors.New("the storage takes the condition and overwrites all the same: archived WAL could be lost to another host's"))
+		e.need(what, errors.New("put if absent: the storage takes the condition and overwrites all the same: archived WAL could be lost to another host's"))
 	default:
 		e.need(what, err)
 	}
@@ -266,7 +266,7 @@ func same(r io.ReadCloser, err error, want []byte) error {
 	defer r.Close() // only read: nothing to lose
 	got, err := io.ReadAll(io.LimitReader(r, int64(len(want))+1))
 	if err == nil && !bytes.Equal(got, want) {
-		err = errors.New("what was read is not what was put")
+		err = errors.New("read back: what was read is not what was put")
 	}
 	return err
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/compress"
@@ -102,9 +103,14 @@ func s3Options(b *config.S3, buffer int64) s3.Options {
 	}
 }
 
+// sweepTime bounds what is spent on clearing one storage, which may be down.
+const sweepTime = 2 * time.Minute
+
 // sweep removes what writers that died long ago left unfinished in the storages. Nobody reads that, so failing here fails nothing.
 func (a *app) sweep(ctx context.Context, s *config.Settings) {
 	for _, one := range s.InUse() {
+		ctx, cancel := context.WithTimeout(ctx, sweepTime)
+		defer cancel()
 		var removed []string
 		st, err := a.bareStore(ctx, s, &one, nil)
 		if sweeper, ok := st.(store.Sweeper); err == nil && ok {
