@@ -1,6 +1,7 @@
 #!/bin/bash
-# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, gpg, age, an S3 server (versitygw), a
-# Google Cloud Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's openssh-server, which is not started).
+# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, brotli, xz, lzop, gpg, age, libsodium, an S3
+# server (versitygw), a Google Cloud Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's
+# openssh-server, which is not started). Swift comes with the tests (test/places/swiftd).
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
@@ -202,6 +203,7 @@ flock 9 # one installation at a time
 
 failed=0
 packages=$(missing zstd lz4 patchelf openssl:openssl node:nodejs npm /usr/lib/postgresql/15/bin/postgres:postgresql-15 \
+  brotli xz:xz-utils lzop python3 /usr/lib/x86_64-linux-gnu/libsodium.so.23:libsodium23 \
   /usr/sbin/sshd:openssh-server gpg:gnupg age \
   /usr/share/zoneinfo/UTC:tzdata ${bench:+pgbackrest} | tr '\n' ' ')
 if [ -z "${packages// /}" ]; then
