@@ -26,6 +26,7 @@ const patience = 2 * time.Minute
 type Options struct {
 	Checksums   bool
 	SegmentSize wal.SegmentSize   // 0 means 16 MiB
+	Copy        string            // data directory of a stopped server that the cluster begins with; "" is a new one
 	Archive     bool              // archive_mode=on, by cp into Cluster.Archive
 	Settings    map[string]string // for the server's command line
 	Env         []string          // for the server and its archive and restore commands
@@ -49,8 +50,11 @@ func New(t testing.TB, p instance.Programs, opts Options) *Cluster {
 	c := &Cluster{Programs: p, Dir: dir, Data: filepath.Join(dir, "data"), Archive: filepath.Join(dir, "archive"), opts: opts}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	err := instance.Init(ctx, p, c.Data, instance.InitOptions{Checksums: opts.Checksums, SegmentSize: opts.SegmentSize, NoSync: true})
-	if err != nil {
+	if opts.Copy != "" {
+		if out, err := Command(t, "cp", "-a", "--reflink=auto", opts.Copy, c.Data).CombinedOutput(); err != nil {
+			t.Fatalf("cp: %v: %s", err, out)
+		}
+	} else if err := instance.Init(ctx, p, c.Data, instance.InitOptions{Checksums: opts.Checksums, SegmentSize: opts.SegmentSize, NoSync: true}); err != nil {
 		t.Fatal(err)
 	}
 	c.prepare(t)

@@ -123,6 +123,16 @@ func serverAccount(t testing.TB) account {
 	return account{uid, gid}
 }
 
+// Account returns the name of the account that servers and commands run as.
+func Account(t testing.TB) string {
+	t.Helper()
+	u, err := user.LookupId(strconv.Itoa(serverAccount(t).uid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return u.Username
+}
+
 // Dir makes a directory with a short path that belongs to the account servers run as, and removes it after the test.
 func Dir(t testing.TB) string {
 	t.Helper()

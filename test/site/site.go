@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"holdfast/internal/pg/instance"
+	"holdfast/internal/store"
 	"holdfast/test/pgtest"
 )
 
@@ -27,8 +28,9 @@ const Patience = 3 * time.Minute
 type Site struct {
 	*pgtest.Cluster
 	Binary string
-	Root   string   // directory that holds the objects
-	Env    []string // settings that name the archive
+	Root   string      // directory that holds the objects; "" where none does
+	Store  store.Store // holds the objects where Root is ""
+	Env    []string    // settings that name the archive
 }
 
 // New builds holdfast and starts a primary that archives by its wal-push into a directory of its own.
@@ -45,12 +47,24 @@ func New(t testing.TB, p instance.Programs, opts pgtest.Options) *Site {
 // In is New for an archive that exists: env names it, and its objects are below the directory root.
 func In(t testing.TB, p instance.Programs, opts pgtest.Options, root string, env ...string) *Site {
 	t.Helper()
-	s := &Site{Binary: pgtest.Build(t, "holdfast/cmd/holdfast"), Root: root, Env: env}
+	return open(t, p, opts, &Site{Root: root, Env: env})
+}
+
+// At is In for an archive that is in a store, through which tests look at its objects.
+func At(t testing.TB, p instance.Programs, opts pgtest.Options, st store.Store, env ...string) *Site {
+	t.Helper()
+	return open(t, p, opts, &Site{Store: st, Env: env})
+}
+
+// open starts the primary of s.
+func open(t testing.TB, p instance.Programs, opts pgtest.Options, s *Site) *Site {
+	t.Helper()
+	s.Binary = pgtest.Build(t, "holdfast/cmd/holdfast")
 	settings := map[string]string{"archive_mode": "on", "archive_command": s.Binary + ` wal-push "%p"`}
 	for name, value := range opts.Settings {
 		settings[name] = value
 	}
-	opts.Settings, opts.Env = settings, slices.Concat(env, opts.Env)
+	opts.Settings, opts.Env = settings, slices.Concat(s.Env, opts.Env)
 	s.Cluster = pgtest.New(t, p, opts)
 	// In the configuration too, so that copies would archive unless they are told not to.
 	s.Exec(t, `alter system set archive_mode = on`, `alter system set archive_command = '`+s.Binary+` wal-push "%p"'`)
@@ -62,6 +76,7 @@ type Result struct {
 	Status int // 128 and the signal's number when it was killed
 	Stdout string
 	Stderr string
+	Peak   int64 // bytes of memory that were resident at most, or those of this process where they were more
 }
 
 // Errors returns the lines of Stderr that tell of errors, hints left out.
@@ -107,6 +122,9 @@ func Run(t testing.TB, cmd *exec.Cmd) Result {
 // Ended says how a command that was waited for ended.
 func Ended(cmd *exec.Cmd, stdout, stderr string) Result {
 	r := Result{Status: cmd.ProcessState.ExitCode(), Stdout: stdout, Stderr: stderr}
+	if used, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		r.Peak = used.Maxrss << 10
+	}
 	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		r.Status = 128 + int(ws.Signal())
 	}
@@ -226,18 +244,36 @@ func (s *Site) Switch(t testing.TB) string {
 // Await waits until the archive has the WAL file name.
 func (s *Site) Await(t testing.TB, name string) {
 	t.Helper()
-	pgtest.Eventually(t, name+" is archived", func() bool { return s.Has("wal_005/" + name + ".zst") })
+	pgtest.Eventually(t, name+" is archived", func() bool {
+		return slices.ContainsFunc(extensions, func(ext string) bool { return s.Has("wal_005/" + name + ext) })
+	})
 }
+
+// extensions are those of all methods of compression.
+var extensions = []string{".zst", ".lz4", ".br", ".lzma", ""}
 
 // Has reports whether the archive holds an object.
 func (s *Site) Has(object string) bool {
+	if s.Root == "" {
+		_, err := s.Store.Stat(context.Background(), object)
+		return err == nil
+	}
 	_, err := os.Stat(filepath.Join(s.Root, object))
 	return err == nil
 }
 
-// Objects lists what the archive holds, unfinished files of the store included.
+// Objects lists what the archive holds, unfinished files below Root included.
 func (s *Site) Objects(t testing.TB) (names []string) {
 	t.Helper()
+	if s.Root == "" {
+		for o, err := range store.Walk(t.Context(), s.Store, "") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			names = append(names, o.Name)
+		}
+		return names
+	}
 	err := filepath.WalkDir(s.Root, func(path string, d os.DirEntry, err error) error {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil // renamed or removed meanwhile
