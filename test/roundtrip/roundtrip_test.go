@@ -30,10 +30,7 @@ var tables = []string{"account", "history", "keepsake"}
 func record(t *testing.T, s *site.Site) moment {
 	t.Helper()
 	m := moment{rows: map[string]string{}, name: restorePoint}
-	conn := s.Conn(t)
-	if err := conn.QueryRow(t.Context(), `with k as (insert into keepsake values (0, 'the last one') returning 1) select txid_current()::text from k`).Scan(&m.xid); err != nil {
-		t.Fatal(err)
-	}
+	m.xid = commit(t, s)
 	for _, table := range tables {
 		m.rows[table] = site.Rows(t, s.Cluster, table)
 	}

@@ -1,82 +1,20 @@
 package roundtrip_test
 
 import (
-	"net"
-	"net/http"
-	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"holdfast/test/pgtest"
+	"holdfast/test/places"
 	"holdfast/test/site"
 )
 
-// gateway is an S3 service on the loopback interface.
-type gateway struct {
-	dir  string // holds a directory per bucket
-	port int
-	cmd  *exec.Cmd
-}
-
-func newGateway(t *testing.T) *gateway {
-	t.Helper()
-	g := &gateway{dir: filepath.Join(pgtest.Dir(t), "s3")}
-	if err := os.MkdirAll(filepath.Join(g.dir, "bucket"), 0o700); err != nil {
-		t.Fatal(err)
-	}
-	pgtest.Give(t, g.dir)
-	l, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.port = l.Addr().(*net.TCPAddr).Port
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	g.start(t)
-	t.Cleanup(func() { g.stop() })
-	return g
-}
-
-func (g *gateway) start(t *testing.T) {
-	t.Helper()
-	g.cmd = pgtest.Command(t, pgtest.Service(t, "versitygw"), "--port", "127.0.0.1:"+strconv.Itoa(g.port), "--quiet", "posix", g.dir)
-	g.cmd.Env = append(g.cmd.Environ(), "ROOT_ACCESS_KEY=operator", "ROOT_SECRET_KEY=swordfish")
-	if err := g.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	pgtest.Eventually(t, "the S3 service answers", func() bool {
-		resp, err := http.Get("http://127.0.0.1:" + strconv.Itoa(g.port) + "/")
-		if err != nil {
-			return false
-		}
-		return resp.Body.Close() == nil
-	})
-}
-
-func (g *gateway) stop() {
-	_ = g.cmd.Process.Kill()
-	_ = g.cmd.Wait() // killed
-}
-
-// env names an archive in the bucket; further settings win.
-func (g *gateway) env(further ...string) []string {
-	return append([]string{
-		"WALG_S3_PREFIX=s3://bucket/some/path", "AWS_ENDPOINT=http://127.0.0.1:" + strconv.Itoa(g.port), "AWS_S3_FORCE_PATH_STYLE=true",
-		"AWS_ACCESS_KEY_ID=operator", "AWS_SECRET_ACCESS_KEY=swordfish", "AWS_REGION=us-east-1",
-	}, further...)
-}
-
 // A cluster comes back from S3, and through an outage of the service nothing is mistaken for missing.
 func TestS3(t *testing.T) {
-	g := newGateway(t)
-	root := filepath.Join(g.dir, "bucket", "some", "path")
-	p := pgtest.Require(t, 18)
-	s := site.In(t, p, pgtest.Options{}, root, g.env()...)
+	g := places.NewS3(t)
+	s := site.In(t, pgtest.Require(t, 18), pgtest.Options{}, g.Root(), g.Env(g.URL)...)
 	m := accident(t, s)
 	m.holds(t, s.Restored(t, "--target-time", m.time, "--target-action", "promote"))
 	if names := s.Backups(t); len(names) != 1 {
@@ -133,9 +71,9 @@ func TestS3(t *testing.T) {
 	fetch("wrong secret", 200, absent, "AWS_SECRET_ACCESS_KEY=marlin")
 	fetch("wrong key", 200, absent, "AWS_ACCESS_KEY_ID=nobody")
 	fetch("wrong bucket", 200, absent, "WALG_S3_PREFIX=s3://pail/some/path")
-	fetch("a path with no archive", 200, absent, "WALG_S3_PREFIX=s3://bucket/other/path")
-	g.stop()
+	fetch("a path with no archive", 200, absent, "WALG_S3_PREFIX=s3://archive/other/path")
+	g.Stop()
 	fetch("service down", 200, absent)
-	g.start(t)
+	g.Start(t)
 	fetch("service up again", 0, segment)
 }
