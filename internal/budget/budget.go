@@ -51,6 +51,7 @@ type Piece struct {
 	max      int64 // bytes
 	size     int64 // bytes
 	chunks   [][]byte
+	sum      hash.Hash // nil for none
 
 	mu    sync.Mutex // held while a reader copies
 	fills int        // how often it was filled or released
@@ -58,15 +59,18 @@ type Piece struct {
 
 // Take returns an empty piece that can hold size bytes, once the budget has room for them and for beside bytes that whoever
 // sends the piece will need for its own. It asks for all at once, so that streams which have half of what they need never
-// wait for each other. What is larger than the whole budget is handed out alone.
+// wait for each other. Small pieces count as 1 MiB. What is larger than the whole budget is handed out alone.
 func (b *Budget) Take(ctx context.Context, size, beside int64) (*Piece, error) {
-	n := min(size+beside, b.total)
+	n := min(inChunks(size)+beside, b.total)
 	if err := b.free.Acquire(ctx, n); err != nil {
 		return nil, err
 	}
 	b.count(n)
 	return &Piece{budget: b, reserved: n, max: size}, nil
 }
+
+// inChunks returns what size bytes take.
+func inChunks(size int64) int64 { return (size + chunkSize - 1) / chunkSize * chunkSize }
 
 func (b *Budget) count(n int64) {
 	b.mu.Lock()
@@ -79,7 +83,7 @@ func (b *Budget) count(n int64) {
 // Readers of what was in p before end in an error.
 func (p *Piece) Fill(ctx context.Context, r io.Reader, sum hash.Hash) (ended bool, err error) {
 	p.cutOff()
-	p.size = 0
+	p.size, p.sum = 0, sum
 	for i := 0; !ended && p.size < p.max; i++ {
 		if i == len(p.chunks) {
 			p.chunks = append(p.chunks, p.budget.chunk())
@@ -107,10 +111,12 @@ func (p *Piece) Fill(ctx context.Context, r io.Reader, sum hash.Hash) (ended boo
 // Size returns the number of bytes in p.
 func (p *Piece) Size() int64 { return p.size }
 
+// Sum returns the checksum that the hash given to Fill has now.
+func (p *Piece) Sum() []byte { return p.sum.Sum(nil) }
+
 // Shrink gives back what p and its sender do not need, when nothing more will be filled into p and nothing kept beside it.
 func (p *Piece) Shrink() {
-	need := min((p.size+chunkSize-1)/chunkSize*chunkSize, p.reserved)
-	p.giveBack(p.reserved - need)
+	p.giveBack(p.reserved - min(inChunks(p.size), p.reserved))
 }
 
 func (p *Piece) giveBack(n int64) {

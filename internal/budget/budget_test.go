@@ -139,9 +139,88 @@ func TestWhatIsNotNeededGoesToOthers(t *testing.T) {
 	p.Shrink()
 	take(t, b, 3<<20, 0).Release()
 	p.Release()
+	var small []*budget.Piece
+	for range 4 { // a piece takes 1 MiB, however little it holds
+		small = append(small, take(t, b, 1<<10, 0))
+	}
+	if _, err := b.Take(ctx, 1<<10, 0); !errors.Is(err, context.Canceled) {
+		t.Errorf("a fifth small piece: %v, want to wait until cancelled", err)
+	}
+	for _, p := range small {
+		p.Release()
+	}
 	alone := take(t, b, 9<<20, 9<<20) // larger than all there is
 	if ended, err := alone.Fill(t.Context(), bytes.NewReader(content(5<<20)), nil); !ended || err != nil || alone.Size() != 5<<20 {
 		t.Errorf("a piece above the budget: ended %v, %v, %d bytes", ended, err, alone.Size())
 	}
 	alone.Release()
+}
+
+// way returns a Way of pieces of 1 MiB, 2 MiB and so on that sends with send.
+func way(send func(ctx context.Context, n int, p *budget.Piece) error) budget.Way {
+	return budget.Way{Size: func(n int) int64 { return int64(n+1) << 20 }, Sum: md5.New, Send: send, AtOnce: 2}
+}
+
+func TestAStreamArrivesPieceByPiece(t *testing.T) {
+	for _, size := range []int{1 << 20, 1<<20 + 1, 3 << 20, 4 << 20} { // some end with a piece
+		b, data := budget.New(5<<20), content(size)
+		var mu sync.Mutex
+		got := map[int][]byte{}
+		src := bytes.NewReader(data)
+		first, ended, err := b.Cut(t.Context(), src, 1<<20, md5.New())
+		if ended || err != nil {
+			t.Fatal(ended, err)
+		}
+		n, err := b.Send(t.Context(), first, src, way(func(_ context.Context, n int, p *budget.Piece) error {
+			piece, err := io.ReadAll(p.Reader())
+			mu.Lock()
+			defer mu.Unlock()
+			got[n] = piece
+			if want := md5.Sum(piece); !bytes.Equal(p.Sum(), want[:]) {
+				t.Errorf("piece %d has the sum %x, want %x", n, p.Sum(), want)
+			}
+			return err
+		}))
+		var all []byte
+		for i := range n {
+			if len(got[i]) > (i+1)<<20 {
+				t.Errorf("piece %d has %d bytes", i, len(got[i]))
+			}
+			all = append(all, got[i]...)
+		}
+		if err != nil || n != len(got) || !bytes.Equal(all, data) {
+			t.Errorf("%d bytes went as %d pieces with %d bytes, %v", size, n, len(all), err)
+		}
+		take(t, b, 5<<20, 0).Release() // all of it came back
+	}
+}
+
+func TestWhatFailsEndsTheSending(t *testing.T) {
+	broken := errors.New("it broke")
+	for what, c := range map[string]struct {
+		src  io.Reader
+		send error
+	}{
+		"the source": {io.MultiReader(bytes.NewReader(content(4<<20)), iotest.ErrReader(broken)), nil},
+		"a piece":    {bytes.NewReader(make([]byte, 100<<20)), broken},
+	} {
+		b := budget.New(5 << 20)
+		first, _, err := b.Cut(t.Context(), c.src, 1<<20, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		n, err := b.Send(t.Context(), first, c.src, way(func(ctx context.Context, n int, _ *budget.Piece) error {
+			if n == 1 && c.send != nil {
+				return c.send
+			}
+			if n > 0 {
+				<-ctx.Done() // nobody waits for what is of no use any more
+			}
+			return ctx.Err()
+		}))
+		if err != broken || n > 3 {
+			t.Errorf("%s: %v after %d pieces", what, err, n)
+		}
+		take(t, b, 5<<20, 0).Release()
+	}
 }

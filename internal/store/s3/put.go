@@ -1,14 +1,19 @@
 package s3
 
 import (
+	"cmp"
 	"context"
 	"crypto/md5"
+	"encoding/base64"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"hash"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -17,7 +22,9 @@ import (
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
-	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/budget"
+	"holdfast/internal/store/patience"
 )
 
 // maxParts is S3's bound.
@@ -72,20 +79,23 @@ func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool
 	if err != nil {
 		return err
 	}
-	p, err := s.pool.take(ctx, s.partSize(1))
-	if err != nil {
-		return s.fail("put", name, err)
-	}
-	ended, err := p.fill(ctx, r)
+	p, ended, err := s.budget.Cut(ctx, r, s.partSize(1), newSum())
 	switch {
 	case err != nil:
-		p.release()
-		return s.fail("put", name, err)
 	case ended:
-		defer p.release()
-		return s.fail("put", name, s.putOne(ctx, c, name, p, ifAbsent))
+		err = s.putOne(ctx, c, name, p, ifAbsent)
+		p.Release()
+	default:
+		err = s.putMany(ctx, c, name, p, r, ifAbsent)
 	}
-	return s.fail("put", name, s.putMany(ctx, c, name, p, r, ifAbsent))
+	return s.fail("put", name, err)
+}
+
+func newSum() hash.Hash { return crc32.New(crc32.MakeTable(crc32.Castagnoli)) }
+
+// checksum returns the CRC-32C of a part as S3 wants it.
+func checksum(p *budget.Piece) *string {
+	return aws.String(base64.StdEncoding.EncodeToString(p.Sum()))
 }
 
 // locked returns the object lock for an object put now.
@@ -102,10 +112,10 @@ func unsigned(c *s3.Options) {
 }
 
 // putOne puts an object in one request.
-func (s *Store) putOne(ctx context.Context, c *s3.Client, name string, p *part, ifAbsent bool) error {
+func (s *Store) putOne(ctx context.Context, c *s3.Client, name string, p *budget.Piece, ifAbsent bool) error {
 	put := func(condition *string) error {
 		in := &s3.PutObjectInput{
-			Bucket: &s.o.Bucket, Key: s.key(name), Body: p.reader(), ContentLength: &p.size, ChecksumCRC32C: p.checksum(),
+			Bucket: &s.o.Bucket, Key: s.key(name), Body: p.Reader(), ContentLength: aws.Int64(p.Size()), ChecksumCRC32C: checksum(p),
 			IfNoneMatch: condition, StorageClass: types.StorageClass(s.o.StorageClass), ServerSideEncryption: s.sse.method, SSEKMSKeyId: s.sse.kmsKey,
 			SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD,
 		}
@@ -124,7 +134,7 @@ const conflict = "ConditionalRequestConflict"
 
 // conditionally calls put with the condition that there is no object yet, or without it where the service has none.
 func (s *Store) conditionally(ctx context.Context, name string, put func(condition *string) error) error {
-	for try := 0; ; try++ {
+	for tries := (patience.Tries{}); ; {
 		condition := aws.String("*")
 		if s.noConditions.Load() {
 			if err := s.absent(ctx, name); err != nil {
@@ -140,26 +150,23 @@ func (s *Store) conditionally(ctx context.Context, name string, put func(conditi
 		case status == http.StatusNotImplemented && condition != nil:
 			s.noConditions.Store(true)
 			continue
-		case code == conflict && try < 5: // another writer is at it
+		case code == conflict: // another writer is at it
 			if err := s.absent(ctx, name); err != nil {
 				return err
 			}
-			wait := min(100*time.Millisecond<<try, s.o.MaxBackoff)
-			s.o.Logger.Warn(fmt.Sprintf("S3: another writer is putting %s, the next attempt in %s", name, wait))
-			if err := pause(ctx, wait); err != nil {
-				return err
+			if err = s.retry.Again(ctx, &tries, "put "+name, err); err == nil {
+				continue
 			}
-			continue
 		}
 		return err
 	}
 }
 
 // putMany puts an object in parts, of which p is the first.
-func (s *Store) putMany(ctx context.Context, c *s3.Client, name string, p *part, r io.Reader, ifAbsent bool) (err error) {
+func (s *Store) putMany(ctx context.Context, c *s3.Client, name string, p *budget.Piece, r io.Reader, ifAbsent bool) (err error) {
 	if ifAbsent { // it is cheaper to know before
 		if err := s.absent(ctx, name); err != nil {
-			p.release()
+			p.Release()
 			return err
 		}
 	}
@@ -171,7 +178,7 @@ func (s *Store) putMany(ctx context.Context, c *s3.Client, name string, p *part,
 	in.ObjectLockMode, in.ObjectLockRetainUntilDate = s.locked()
 	created, err := c.CreateMultipartUpload(ctx, in)
 	if err != nil {
-		p.release()
+		p.Release()
 		return err
 	}
 	u := &upload{store: s, client: c, name: name, id: created.UploadId}
@@ -200,61 +207,29 @@ type upload struct {
 	name   string
 	id     *string
 
-	mu    sync.Mutex // the parts fill in their results at once
+	mu    sync.Mutex // held to append to parts
 	parts []types.CompletedPart
 }
 
 // send sends first, and what r still yields.
-func (u *upload) send(ctx context.Context, first *part, r io.Reader) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(u.store.o.Concurrency)
-	p, ended := first, false
-	for n := int32(1); p != nil; n++ {
-		u.mu.Lock()
-		u.parts = append(u.parts, types.CompletedPart{})
-		u.mu.Unlock()
-		full := p
-		g.Go(func() error {
-			defer full.release()
-			return u.sendPart(ctx, n, full)
-		})
-		if ended {
-			break
-		}
-		var err error
-		if p, ended, err = u.fill(ctx, n+1, r); err != nil {
-			cancel(err) // those under way are of no use any more
-			g.Wait()
-			return err
-		}
-	}
-	return g.Wait()
-}
-
-// fill fills part n from r. There is none when r has ended already.
-func (u *upload) fill(ctx context.Context, n int32, r io.Reader) (p *part, ended bool, err error) {
-	p, err = u.store.pool.take(ctx, u.store.partSize(n))
-	if err != nil {
-		return nil, false, context.Cause(ctx)
-	}
-	ended, err = p.fill(ctx, r)
-	if err == nil && p.size > 0 && n > maxParts {
-		err = fmt.Errorf("larger than the 5 TiB that an object may have: %w", fs.ErrInvalid)
-	}
-	if err != nil || p.size == 0 {
-		p.release()
-		return nil, true, err
-	}
-	return p, ended, nil
-}
-
-func (u *upload) sendPart(ctx context.Context, n int32, p *part) error {
+func (u *upload) send(ctx context.Context, first *budget.Piece, r io.Reader) error {
 	s := u.store
+	_, err := s.budget.Send(ctx, first, r, budget.Way{
+		Size: func(n int) int64 { return s.partSize(int32(n + 1)) }, Sum: newSum, Send: u.sendPart, AtOnce: s.o.Concurrency,
+	})
+	slices.SortFunc(u.parts, func(a, b types.CompletedPart) int { return cmp.Compare(*a.PartNumber, *b.PartNumber) })
+	return err
+}
+
+// sendPart sends part n, counted from 0.
+func (u *upload) sendPart(ctx context.Context, n int, p *budget.Piece) error {
+	if n >= maxParts {
+		return fmt.Errorf("larger than the 5 TiB that an object may have: %w", fs.ErrInvalid)
+	}
+	s, number := u.store, aws.Int32(int32(n+1))
 	out, err := u.client.UploadPart(ctx, &s3.UploadPartInput{
-		Bucket: &s.o.Bucket, Key: s.key(u.name), UploadId: u.id, PartNumber: &n,
-		Body: p.reader(), ContentLength: &p.size, ChecksumCRC32C: p.checksum(),
+		Bucket: &s.o.Bucket, Key: s.key(u.name), UploadId: u.id, PartNumber: number,
+		Body: p.Reader(), ContentLength: aws.Int64(p.Size()), ChecksumCRC32C: checksum(p),
 		SSECustomerAlgorithm: s.sse.cAlgo, SSECustomerKey: s.sse.cKey, SSECustomerKeyMD5: s.sse.cKeyMD,
 	}, unsigned)
 	if err != nil {
@@ -262,7 +237,7 @@ func (u *upload) sendPart(ctx context.Context, n int32, p *part) error {
 	}
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.parts[n-1] = types.CompletedPart{PartNumber: &n, ETag: out.ETag, ChecksumCRC32C: p.checksum()}
+	u.parts = append(u.parts, types.CompletedPart{PartNumber: number, ETag: out.ETag, ChecksumCRC32C: checksum(p)})
 	return nil
 }
 

@@ -8,12 +8,12 @@ import (
 	"io/fs"
 	"net/http"
 	"strings"
-	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/patience"
 )
 
 func check(op, name string) error {
@@ -116,8 +116,7 @@ type body struct {
 	at    int64   // offset in the object
 	end   int64   // where to end; -1 where not known yet
 	now   io.ReadCloser
-	fails int       // since the last byte
-	since time.Time // of the first of them
+	tries patience.Tries // since the last byte
 }
 
 // open requests what is still to be read.
@@ -163,7 +162,7 @@ func (b *body) Read(p []byte) (int, error) {
 		n, err := b.now.Read(p)
 		b.at += int64(n)
 		if n > 0 {
-			b.fails = 0
+			b.tries.Progress()
 		}
 		if err == io.EOF && b.at < b.end {
 			err = io.ErrUnexpectedEOF
@@ -176,16 +175,7 @@ func (b *body) Read(p []byte) (int, error) {
 		if n > 0 {
 			return n, nil // the next call goes on
 		}
-		if b.fails++; b.fails == 1 {
-			b.since = time.Now()
-		}
-		o := b.store.o
-		if b.fails > o.MaxRetries || time.Since(b.since) >= o.Patience || b.ctx.Err() != nil {
-			return 0, b.store.fail("read", b.name, err)
-		}
-		wait := min(50*time.Millisecond<<min(b.fails, 20), o.MaxBackoff)
-		o.Logger.Warn(fmt.Sprintf("S3: %s broke off at byte %d, it is continued in %s", b.name, b.at, wait), "err", reason(err))
-		if err := pause(b.ctx, wait); err != nil {
+		if err := b.store.retry.Again(b.ctx, &b.tries, fmt.Sprintf("read %s from byte %d on", b.name, b.at), err); err != nil {
 			return 0, b.store.fail("read", b.name, err)
 		}
 	}

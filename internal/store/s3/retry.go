@@ -5,29 +5,28 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/url"
 	"slices"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	awsmiddleware "github.com/aws/aws-sdk-go-v2/aws/middleware"
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	"github.com/aws/smithy-go/middleware"
+
+	"holdfast/internal/store/patience"
 )
 
-// retryer is the SDK's way of trying again, bounded in time. It tells of each new try: an operator must not wonder what is
-// being waited for.
+// retryer has the SDK try again with our patience. What may pass the SDK decides, with a word of ours.
 type retryer struct {
 	*retry.Standard
-	patience time.Duration
-	log      *slog.Logger
+	policy *patience.Policy
 }
 
 func (s *Store) retryer() aws.Retryer {
-	return &retryer{patience: s.o.Patience, log: s.o.Logger, Standard: retry.NewStandard(func(r *retry.StandardOptions) {
+	return &retryer{policy: s.retry, Standard: retry.NewStandard(func(r *retry.StandardOptions) {
 		r.MaxAttempts = s.o.MaxRetries + 1
-		r.MaxBackoff = s.o.MaxBackoff
 		r.RateLimiter = ratelimit.None // else many parts that fail at once use up each other's retries
 		// The SDK has every failure of a connection pass in time, and few of the answers.
 		r.Retryables = slices.Concat([]retry.IsErrorRetryable{retry.IsErrorRetryableFunc(s.neverReached)}, r.Retryables,
@@ -56,36 +55,36 @@ func (s *Store) mayPass(err error) aws.Ternary {
 	return aws.UnknownTernary
 }
 
-type failuresKey struct{}
+type triesKey struct{}
 
-// rememberFailures gives each call of the SDK a place for the time of its first failure.
-func rememberFailures(stack *middleware.Stack) error {
-	return stack.Initialize.Add(middleware.InitializeMiddlewareFunc("RememberFailures",
+// countTries gives each call of the SDK a place for its failures.
+func countTries(stack *middleware.Stack) error {
+	return stack.Initialize.Add(middleware.InitializeMiddlewareFunc("CountTries",
 		func(ctx context.Context, in middleware.InitializeInput, next middleware.InitializeHandler) (middleware.InitializeOutput, middleware.Metadata, error) {
-			return next.HandleInitialize(context.WithValue(ctx, failuresKey{}, new(time.Time)), in)
+			return next.HandleInitialize(context.WithValue(ctx, triesKey{}, new(patience.Tries)), in)
 		}), middleware.Before)
 }
 
-// GetRetryToken implements aws.RetryerV2. It is asked before each new try, and has none to give when patience has ended.
+var errGivenUp = errors.New("given up")
+
+// GetRetryToken implements aws.RetryerV2. It is asked before each new try, waits until its time has come, and has none to give when
+// patience has ended.
 func (r *retryer) GetRetryToken(ctx context.Context, err error) (func(error) error, error) {
-	if first, ok := ctx.Value(failuresKey{}).(*time.Time); ok {
-		if first.IsZero() {
-			*first = time.Now()
-		} else if since := time.Since(*first); since >= r.patience {
-			return nil, fmt.Errorf("given up %s after the first failure", since.Round(time.Second))
-		}
+	tries, ok := ctx.Value(triesKey{}).(*patience.Tries)
+	if !ok {
+		tries = new(patience.Tries)
 	}
-	return r.Standard.GetRetryToken(ctx, err)
+	if r.policy.Again(ctx, tries, awsmiddleware.GetOperationName(ctx), err) == nil {
+		return r.Standard.GetRetryToken(ctx, err)
+	}
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return nil, errGivenUp
 }
 
-// RetryDelay implements aws.Retryer. It is asked before each wait.
-func (r *retryer) RetryDelay(attempt int, err error) (time.Duration, error) {
-	d, delayErr := r.Standard.RetryDelay(attempt, err)
-	if delayErr == nil {
-		r.log.Warn(fmt.Sprintf("S3: attempt %d of %d failed, the next one in %s", attempt, r.MaxAttempts(), d.Round(time.Millisecond)), "err", reason(err))
-	}
-	return d, delayErr
-}
+// RetryDelay implements aws.Retryer. GetRetryToken has waited.
+func (r *retryer) RetryDelay(int, error) (time.Duration, error) { return 0, nil }
 
 // reason is an error of the SDK in a few words.
 func reason(err error) string {
@@ -96,16 +95,4 @@ func reason(err error) string {
 		return network.Error()
 	}
 	return err.Error()
-}
-
-// pause waits for the given time, or until ctx is done.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }

@@ -35,6 +35,10 @@ import (
 	"github.com/aws/smithy-go/logging"
 	"github.com/aws/smithy-go/middleware"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"holdfast/internal/budget"
+	"holdfast/internal/store/patience"
+	"holdfast/internal/store/stall"
 )
 
 // Options says which bucket, and how to use it. Bucket is required; the rest works as zero value. Where keys, region or
@@ -96,7 +100,8 @@ const (
 type Store struct {
 	o       Options
 	sse     sse
-	pool    *pool
+	budget  *budget.Budget
+	retry   *patience.Policy
 	connect func(region string) *s3.Client // "" leaves the configured one
 	patient func(*s3.Options)              // lets the service work in silence
 	custom  bool                           // endpoint is not AWS's
@@ -129,7 +134,9 @@ func newStore(ctx context.Context, o Options) (*Store, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, pool: newPool(o.Buffer)}
+	s := &Store{o: o, budget: budget.New(o.Buffer)}
+	s.retry = &patience.Policy{Service: "S3", MaxRetries: o.MaxRetries, MaxBackoff: o.MaxBackoff, Patience: o.Patience,
+		MayPass: func(error) bool { return true }, Reason: reason, Logger: o.Logger} // who asks has judged the error
 	if err := s.setSSE(); err != nil {
 		return nil, err
 	}
@@ -162,7 +169,7 @@ func newStore(ctx context.Context, o Options) (*Store, error) {
 	if !ok {
 		return nil, fmt.Errorf("the AWS SDK brought an HTTP client of its own, a %T", cfg.HTTPClient)
 	}
-	slow := quick.WithTransportOptions(transport(10*o.StallTimeout, o.Wrap))
+	slow := quick.WithTransportOptions(o.tune(10 * o.StallTimeout))
 	s.patient = func(c *s3.Options) { c.HTTPClient = slow }
 	client := s.connect("")
 	s.custom = client.Options().BaseEndpoint != nil
@@ -212,10 +219,12 @@ func (o *Options) complete() error {
 	o.Patience = cmp.Or(o.Patience, max(time.Duration(o.MaxRetries)*o.MaxBackoff, 5*time.Minute))
 	o.StallTimeout = cmp.Or(o.StallTimeout, 30*time.Second)
 	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
-	if o.Wrap == nil {
-		o.Wrap = func(c net.Conn) net.Conn { return c }
-	}
 	return nil
+}
+
+// tune makes connections break off after a time without a byte.
+func (o *Options) tune(timeout time.Duration) func(*http.Transport) {
+	return func(t *http.Transport) { stall.Tune(t, timeout, o.Wrap) }
 }
 
 func (s *Store) setSSE() error {
@@ -244,12 +253,12 @@ func (s *Store) setSSE() error {
 func (s *Store) loadConfig(ctx context.Context) (aws.Config, error) {
 	o := s.o
 	load := []func(*config.LoadOptions) error{
-		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(transport(o.StallTimeout, o.Wrap))),
+		config.WithHTTPClient(awshttp.NewBuildableClient().WithTransportOptions(o.tune(o.StallTimeout))),
 		config.WithRetryer(s.retryer),
 		config.WithLogger(logging.LoggerFunc(func(_ logging.Classification, format string, v ...any) { // else it writes to stderr
 			o.Logger.Debug("AWS SDK: " + fmt.Sprintf(format, v...))
 		})),
-		config.WithAPIOptions([]func(*middleware.Stack) error{rememberFailures}),
+		config.WithAPIOptions([]func(*middleware.Stack) error{countTries}),
 	}
 	if o.Region != "" {
 		load = append(load, config.WithRegion(o.Region))

@@ -17,8 +17,7 @@ import (
 	"time"
 )
 
-// Transport makes HTTP requests over connections that break off after a time without a byte. It uses the proxy that the
-// environment names, as programs do.
+// Transport makes HTTP requests over connections that break off after a time without a byte.
 type Transport struct {
 	quick, patient *http.Transport
 }
@@ -27,36 +26,45 @@ type Transport struct {
 const patience = 10
 
 // NewTransport returns a Transport whose connections break off with an *Error after timeout without a byte, and ten times that for
-// requests with a context of Patient. wrap returns each new connection as it is to be used, such as under a limit: what a call on
-// the result waits before it calls the connection does not count. nil leaves connections as they are.
+// requests with a context of Patient. It uses the proxy that the environment names, as programs do. wrap is that of Tune.
 func NewTransport(timeout time.Duration, wrap func(net.Conn) net.Conn) *Transport {
-	if wrap == nil {
-		wrap = func(c net.Conn) net.Conn { return c }
-	}
-	return &Transport{quick: transport(timeout, wrap), patient: transport(patience*timeout, wrap)}
+	return Pair(&http.Transport{Proxy: http.ProxyFromEnvironment}, timeout, patience*timeout, wrap)
 }
 
-func transport(timeout time.Duration, wrap func(net.Conn) net.Conn) *http.Transport {
+// Pair returns a Transport that is as t, but that its connections break off after timeout without a byte, and after patient for
+// requests with a context of Patient. wrap is that of Tune.
+func Pair(t *http.Transport, timeout, patient time.Duration, wrap func(net.Conn) net.Conn) *Transport {
+	quick, slow := t.Clone(), t.Clone()
+	Tune(quick, timeout, wrap)
+	Tune(slow, patient, wrap)
+	return &Transport{quick: quick, patient: slow}
+}
+
+// Tune makes the connections of t break off with an *Error after timeout without a byte. wrap returns each new connection as it is to
+// be used, such as under a limit: what a call on the result waits before it calls the connection does not count. nil leaves
+// connections as they are.
+func Tune(t *http.Transport, timeout time.Duration, wrap func(net.Conn) net.Conn) {
 	dialer := &net.Dialer{Timeout: min(timeout, 30*time.Second), KeepAlive: 15 * time.Second}
-	return &http.Transport{
-		Proxy: http.ProxyFromEnvironment,
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			c, err := dialer.DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, err
-			}
-			return wrap(&conn{Conn: c, timeout: timeout}), nil
-		},
-		TLSHandshakeTimeout:   min(timeout, 30*time.Second),
-		ExpectContinueTimeout: time.Second,
-		IdleConnTimeout:       min(timeout*2/3, 90*time.Second), // before an idle connection counts as stalled
-		MaxIdleConnsPerHost:   64,
-		ReadBufferSize:        64 << 10,
-		WriteBufferSize:       64 << 10,
-		DisableCompression:    true,
-		// HTTP/2 would put all requests on one connection, where those that move hide those that do not.
-		TLSNextProto: map[string]func(string, *tls.Conn) http.RoundTripper{},
+	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		c, err := dialer.DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		c = &conn{Conn: c, timeout: timeout}
+		if wrap != nil {
+			c = wrap(c)
+		}
+		return c, nil
 	}
+	t.TLSHandshakeTimeout = min(timeout, 30*time.Second)
+	t.ExpectContinueTimeout = time.Second
+	t.IdleConnTimeout = min(timeout*2/3, 90*time.Second) // before an idle connection counts as stalled
+	t.MaxIdleConns, t.MaxIdleConnsPerHost = 0, 64        // 0: no bound
+	t.ReadBufferSize, t.WriteBufferSize = 64<<10, 64<<10
+	t.DisableCompression = true
+	// HTTP/2 would put all requests on one connection, where those that move hide those that do not.
+	t.ForceAttemptHTTP2 = false
+	t.TLSNextProto = map[string]func(string, *tls.Conn) http.RoundTripper{}
 }
 
 type patientKey struct{}
