@@ -7,13 +7,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"iter"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,99 +23,6 @@ import (
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/tarpart"
 )
-
-var errDown = errors.New("connection refused")
-
-// mortal is a store that can be down, or silent: then a call takes until its context ends.
-type mortal struct {
-	*storetest.Memory
-	down, readOnly, silent atomic.Bool
-	calls, writes          atomic.Int64
-}
-
-func newMortal() *mortal { return &mortal{Memory: &storetest.Memory{}} }
-
-func (m *mortal) turn(ctx context.Context) error {
-	m.calls.Add(1)
-	if m.silent.Load() {
-		<-ctx.Done()
-		return ctx.Err()
-	}
-	if m.down.Load() {
-		return errDown
-	}
-	return nil
-}
-
-func (m *mortal) Open(ctx context.Context, name string) (io.ReadCloser, error) {
-	if err := m.turn(ctx); err != nil {
-		return nil, err
-	}
-	return m.Memory.Open(ctx, name)
-}
-
-func (m *mortal) OpenRange(ctx context.Context, name string, offset, length int64) (io.ReadCloser, error) {
-	if err := m.turn(ctx); err != nil {
-		return nil, err
-	}
-	return m.Memory.OpenRange(ctx, name, offset, length)
-}
-
-func (m *mortal) Stat(ctx context.Context, name string) (store.Object, error) {
-	if err := m.turn(ctx); err != nil {
-		return store.Object{}, err
-	}
-	return m.Memory.Stat(ctx, name)
-}
-
-func (m *mortal) Put(ctx context.Context, name string, r io.Reader) error {
-	return m.put(ctx, name, r, m.Memory.Put)
-}
-
-func (m *mortal) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
-	return m.put(ctx, name, r, m.Memory.PutIfAbsent)
-}
-
-func (m *mortal) put(ctx context.Context, name string, r io.Reader, put func(context.Context, string, io.Reader) error) error {
-	m.writes.Add(1)
-	if err := m.turn(ctx); err != nil {
-		io.CopyN(io.Discard, r, 3) // it had begun
-		return err
-	}
-	if m.readOnly.Load() {
-		return &fs.PathError{Op: "put", Path: name, Err: fs.ErrPermission}
-	}
-	return put(ctx, name, r)
-}
-
-func (m *mortal) List(ctx context.Context, dir, after string) iter.Seq2[store.Object, error] {
-	return m.list(ctx, m.Memory.List(ctx, dir, after))
-}
-
-func (m *mortal) Walk(ctx context.Context, dir string) iter.Seq2[store.Object, error] {
-	return m.list(ctx, m.Memory.Walk(ctx, dir))
-}
-
-func (m *mortal) list(ctx context.Context, all iter.Seq2[store.Object, error]) iter.Seq2[store.Object, error] {
-	return func(yield func(store.Object, error) bool) {
-		if err := m.turn(ctx); err != nil {
-			yield(store.Object{}, err)
-			return
-		}
-		all(yield)
-	}
-}
-
-func (m *mortal) Delete(ctx context.Context, name string) error {
-	return m.DeleteMany(ctx, []string{name})
-}
-
-func (m *mortal) DeleteMany(ctx context.Context, names []string) error {
-	if err := m.turn(ctx); err != nil {
-		return err
-	}
-	return m.Memory.DeleteMany(ctx, names)
-}
 
 // union returns the stores as default, second, third.
 func union(t *testing.T, opts failover.Options, stores ...store.Store) *failover.Stores {
@@ -244,7 +149,7 @@ func TestEachStorageNeedsItsName(t *testing.T) {
 }
 
 func TestReadsAreTheUnion(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	put(t, a, "wal_005/1", "a")
 	put(t, a, "wal_005/3", "a")
 	put(t, b, "wal_005/2", "b")
@@ -262,7 +167,7 @@ func TestReadsAreTheUnion(t *testing.T) {
 
 // wal-fetch must not take an outage for the end of the archive, nor retention for leave to delete.
 func TestAnOutageIsNoMiss(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	put(t, a, segment, "a")
 	put(t, b, "wal_005/2", "b")
 	put(t, b, sentinel, "{}")
@@ -272,7 +177,7 @@ func TestAnOutageIsNoMiss(t *testing.T) {
 		if !fresh {
 			content(t, s, "none")
 		}
-		a.down.Store(true)
+		a.Down.Store(true)
 		for range 3 {
 			want(t, "what the dead one has", content(t, s, segment), "(unasked default)")
 			want(t, "what nobody has", content(t, s, "none"), "(unasked default)")
@@ -281,11 +186,11 @@ func TestAnOutageIsNoMiss(t *testing.T) {
 			want(t, "a part of no known backup", content(t, s, "basebackups_005/x/y"), "(unasked default)")
 			want(t, "listing", walked(t, s, ""), "error")
 			err := s.Delete(t.Context(), "wal_005/none")
-			if want := "storage default did not answer: connection refused"; err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, errDown) {
+			if want := "storage default did not answer: connection refused"; err == nil || !strings.Contains(err.Error(), want) || !errors.Is(err, storetest.ErrDown) {
 				t.Errorf("delete: %v, want %q", err, want)
 			}
 		}
-		a.down.Store(false)
+		a.Down.Store(false)
 		want(t, "once it is back", content(t, s, segment), "a")
 		want(t, "what nobody has, once it is back", content(t, s, "none"), "(missing)")
 		want(t, "a listing, once it is back", strings.Contains(walked(t, s, ""), segment+"@default"), true)
@@ -293,37 +198,37 @@ func TestAnOutageIsNoMiss(t *testing.T) {
 }
 
 func TestAliveGoesOnWithoutTheDead(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	put(t, a, segment, "a")
 	put(t, b, "wal_005/2", "b")
 	s := union(t, failover.Options{}, a, b).Alive()
-	a.down.Store(true)
+	a.Down.Store(true)
 	want(t, "what the dead one has", content(t, s, segment), "(missing)")
 	want(t, "what the other has", content(t, s, "wal_005/2"), "b")
 	want(t, "listing", walked(t, s, ""), "wal_005/2@second")
 	if err := s.Delete(t.Context(), "wal_005/2"); err != nil {
 		t.Error(err)
 	}
-	calls := a.calls.Load()
+	calls := a.Calls.Load()
 	want(t, "again", content(t, s, segment), "(missing)")
-	want(t, "calls of a storage known to be dead", a.calls.Load()-calls, int64(0))
-	b.down.Store(true)
+	want(t, "calls of a storage known to be dead", a.Calls.Load()-calls, int64(0))
+	b.Down.Store(true)
 	want(t, "when all are down", content(t, s, segment), "(unasked second default)")
 	want(t, "listing when all are down", walked(t, s, ""), "error")
-	if err := s.Delete(t.Context(), "x"); !errors.Is(err, errDown) && !strings.Contains(fmt.Sprint(err), "did not answer") {
+	if err := s.Delete(t.Context(), "x"); !errors.Is(err, storetest.ErrDown) && !strings.Contains(fmt.Sprint(err), "did not answer") {
 		t.Errorf("delete when all are down: %v", err)
 	}
-	if err := s.Put(t.Context(), segment, strings.NewReader("x")); !errors.Is(err, errDown) {
+	if err := s.Put(t.Context(), segment, strings.NewReader("x")); !errors.Is(err, storetest.ErrDown) {
 		t.Errorf("put when all are down: %v", err)
 	}
-	a.down.Store(false) // and back before its status is old
+	a.Down.Store(false) // and back before its status is old
 	want(t, "once one is back", content(t, s, segment), "a")
 }
 
 // Who pushes to an archive must not find it ownerless because the storage that knows better is down.
 func TestTheOwnerIsKnownEverywhere(t *testing.T) {
 	for _, early := range []bool{true, false} { // was there more than one storage when it was claimed
-		a, b := newMortal(), newMortal()
+		a, b := storetest.NewMortal(), storetest.NewMortal()
 		first := union(t, failover.Options{}, a, b).Alive()
 		if early {
 			if err := store.PutIfAbsent(t.Context(), first, owner, strings.NewReader("me")); err != nil {
@@ -331,14 +236,14 @@ func TestTheOwnerIsKnownEverywhere(t *testing.T) {
 			}
 		} else {
 			put(t, a, owner, "me")
-			a.down.Store(true)
+			a.Down.Store(true)
 			want(t, "an owner whom only the dead one knows", content(t, first, owner), "(unasked default)")
-			a.down.Store(false)
+			a.Down.Store(false)
 			want(t, "the owner", content(t, union(t, failover.Options{}, a, b).Alive(), owner), "me")
 		}
-		a.down.Store(true)
+		a.Down.Store(true)
 		want(t, "the owner, by the other", content(t, union(t, failover.Options{}, a, b).Alive(), owner), "me")
-		a.down.Store(false)
+		a.Down.Store(false)
 		put(t, union(t, failover.Options{}, a, b).Alive(), owner, "you")
 		want(t, "a new owner", []string{content(t, a, owner), content(t, b, owner)}, []string{"you", "you"})
 	}
@@ -346,7 +251,7 @@ func TestTheOwnerIsKnownEverywhere(t *testing.T) {
 
 // Whatever lies under a backup's name elsewhere is none of it.
 func TestBackupsNeverMix(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	put(t, a, folder+"tar_partitions/part_001.tar", "of a dead push")
 	put(t, a, folder+"tar_partitions/part_002.tar", "of a dead push")
 	put(t, b, folder+"tar_partitions/part_001.tar", "good")
@@ -379,9 +284,9 @@ func TestBackupsNeverMix(t *testing.T) {
 		}
 	}
 	want(t, "part 1, moved", content(t, u.Union(), folder+"tar_partitions/part_001.tar"), "good, moved")
-	a.down.Store(true)
+	a.Down.Store(true)
 	want(t, "a part in a dead storage", content(t, u.Union(), folder+"tar_partitions/part_001.tar"), "(unasked default)")
-	a.down.Store(false)
+	a.Down.Store(false)
 	// What is deleted is deleted everywhere.
 	put(t, b, folder+"tar_partitions/part_001.tar", "left over")
 	if err := store.DeleteMany(t.Context(), u.Union(), []string{sentinel, folder + "tar_partitions/part_001.tar", folder + "tar_partitions/part_002.tar"}); err != nil {
@@ -401,23 +306,23 @@ func pushWAL(t *testing.T, u *failover.Stores, name, text string) error {
 const seg = "000000010000000000000001"
 
 func TestWALGoesToTheFirstThatIsAlive(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	cache := filepath.Join(t.TempDir(), "status")
 	process := func() *failover.Stores { return union(t, failover.Options{CacheFile: cache, CheckSize: 1000}, a, b) }
 	push := func(n int, text string) error { return pushWAL(t, process(), fmt.Sprintf("%023d%d", 1, n), text) }
 	if err := push(1, "one"); err != nil {
 		t.Fatal(err)
 	}
-	a.down.Store(true)
+	a.Down.Store(true)
 	if err := push(2, "two"); err != nil {
 		t.Fatalf("a push when the primary died since the last: %v", err)
 	}
-	calls := a.calls.Load()
+	calls := a.Calls.Load()
 	if err := push(3, "three"); err != nil {
 		t.Fatal(err)
 	}
-	want(t, "calls of the next process on a primary known to be dead", a.calls.Load()-calls, int64(0))
-	a.down.Store(false)
+	want(t, "calls of the next process on a primary known to be dead", a.Calls.Load()-calls, int64(0))
+	a.Down.Store(false)
 	old := process() // still believes it to be dead
 	if err := pushWAL(t, old, seg, "one, changed"); err != nil {
 		t.Errorf("push of what the dead primary has: %v", err)
@@ -439,20 +344,20 @@ func TestWALGoesToTheFirstThatIsAlive(t *testing.T) {
 // A source that can be read only once cannot go to the second storage in the same call; the next call finds the primary dead.
 func TestAFailureInUseCounts(t *testing.T) {
 	for _, once := range []bool{true, false} {
-		a, b := newMortal(), newMortal()
+		a, b := storetest.NewMortal(), storetest.NewMortal()
 		u := union(t, failover.Options{}, a, b)
 		if got, err := u.Target(t.Context()); got != "default" || err != nil {
 			t.Fatalf("backups go to %q, %v", got, err)
 		}
-		a.readOnly.Store(true) // A full disk, a refused key: it still answers
+		a.ReadOnly.Store(true) // A full disk, a refused key: it still answers
 		var r io.Reader = strings.NewReader("content")
 		if once {
 			r = io.MultiReader(r)
 		}
-		a.down.Store(true)
+		a.Down.Store(true)
 		err := store.PutIfAbsent(t.Context(), u.Alive(), segment, r)
-		a.down.Store(false)
-		if once != errors.Is(err, errDown) || !once && err != nil {
+		a.Down.Store(false)
+		if once != errors.Is(err, storetest.ErrDown) || !once && err != nil {
 			t.Errorf("read once %v: %v", once, err)
 		}
 		if once {
@@ -469,7 +374,7 @@ func TestAFailureInUseCounts(t *testing.T) {
 }
 
 func TestABrokenSourceIsNotTheStoragesFault(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	u := union(t, failover.Options{NoCheck: true}, a, b)
 	broken := errors.New("the disk with the WAL broke")
 	for _, r := range []io.Reader{io.MultiReader(strings.NewReader("abc"), errReader{broken}), writerTo{errReader{broken}}, seeker{errReader{broken}}} {
@@ -484,7 +389,7 @@ func TestABrokenSourceIsNotTheStoragesFault(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, "where the next one went", content(t, a, segment), "whole")
-	want(t, "writes to the second", b.writes.Load(), int64(0))
+	want(t, "writes to the second", b.Writes.Load(), int64(0))
 }
 
 type errReader struct{ err error }
@@ -546,12 +451,12 @@ func checkBackup(ctx context.Context, a *archive.Archive, name string) error {
 }
 
 func TestABackupLiesInOneStorage(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	name, dead := "base_"+seg, "of a dead push"
 	// A push to the primary died half way.
 	put(t, a, folder+"tar_partitions/part_001.tar.zst", dead)
 	put(t, a, folder+"tar_partitions/part_007.tar.zst", dead)
-	a.readOnly.Store(true)
+	a.ReadOnly.Store(true)
 	u := union(t, failover.Options{}, a, b)
 	if err := takeBackup(t.Context(), archive.New(u.Alive(), archive.Options{}), name); err == nil {
 		t.Fatal("what a push left less than a day ago was taken for dead")
@@ -559,12 +464,12 @@ func TestABackupLiesInOneStorage(t *testing.T) {
 	if err := store.DeleteMany(t.Context(), a.Memory, []string{folder + "tar_partitions/part_007.tar.zst"}); err != nil {
 		t.Fatal(err)
 	}
-	a.down.Store(true)
+	a.Down.Store(true)
 	u = union(t, failover.Options{}, a, b)
 	if err := takeBackup(t.Context(), archive.New(u.Alive(), archive.Options{}), name); err != nil {
 		t.Fatal(err)
 	}
-	a.down.Store(false)
+	a.Down.Store(false)
 	for _, s := range []store.Store{u.Union(), u.Alive(), union(t, failover.Options{}, a, b).Union()} {
 		if err := checkBackup(t.Context(), archive.New(s, archive.Options{}), name); err != nil {
 			t.Error(err)
@@ -576,7 +481,7 @@ func TestABackupLiesInOneStorage(t *testing.T) {
 		}
 	}
 	// Marking it permanent changes it where it is; the same name again is refused.
-	a.readOnly.Store(false)
+	a.ReadOnly.Store(false)
 	put(t, u.Union(), folder+"metadata.json", "permanent")
 	want(t, "metadata", content(t, b, folder+"metadata.json"), "permanent")
 	put(t, u.Union(), sentinel, "permanent")
@@ -586,8 +491,8 @@ func TestABackupLiesInOneStorage(t *testing.T) {
 		t.Errorf("a second backup of that name: %v", err)
 	}
 	// While it cannot be found it is not replaced: a second sentinel would be a backup without parts.
-	b.down.Store(true)
-	if err := union(t, failover.Options{}, a, b).Alive().Put(t.Context(), sentinel, strings.NewReader("x")); !errors.Is(err, errDown) {
+	b.Down.Store(true)
+	if err := union(t, failover.Options{}, a, b).Alive().Put(t.Context(), sentinel, strings.NewReader("x")); !errors.Is(err, storetest.ErrDown) {
 		t.Errorf("replacing a sentinel that cannot be found: %v", err)
 	}
 	want(t, "sentinel in the primary", content(t, a, sentinel), "(missing)")
@@ -595,16 +500,16 @@ func TestABackupLiesInOneStorage(t *testing.T) {
 
 // When its storage dies a backup fails, and the next one goes elsewhere.
 func TestADraftDoesNotMove(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	u := union(t, failover.Options{}, a, b)
 	ar := archive.New(u.Alive(), archive.Options{})
 	d, err := ar.Begin(t.Context(), "base_"+seg, "host")
 	if err != nil {
 		t.Fatal(err)
 	}
-	a.down.Store(true)
+	a.Down.Store(true)
 	for range 2 {
-		if err := d.PutPart(t.Context(), d.NextPart(), strings.NewReader("x"), noMembers); !errors.Is(err, errDown) {
+		if err := d.PutPart(t.Context(), d.NextPart(), strings.NewReader("x"), noMembers); !errors.Is(err, storetest.ErrDown) {
 			t.Errorf("a part after the storage died: %v", err)
 		}
 	}
@@ -616,7 +521,7 @@ func TestADraftDoesNotMove(t *testing.T) {
 	if err := checkBackup(t.Context(), archive.New(union(t, failover.Options{}, b).Union(), archive.Options{}), other); err != nil {
 		t.Error(err)
 	}
-	a.down.Store(false)
+	a.Down.Store(false)
 	u.Union().Stat(t.Context(), "x") // notices
 	if err := d.Abort(t.Context()); err != nil {
 		t.Errorf("abort: %v", err)
@@ -626,8 +531,8 @@ func TestADraftDoesNotMove(t *testing.T) {
 
 // What a push removes of its draft is not another's backup of the same name, which another host could make where this one saw nothing.
 func TestAbortTakesNothingFromOthers(t *testing.T) {
-	a, b := newMortal(), newMortal()
-	a.down.Store(true)
+	a, b := storetest.NewMortal(), storetest.NewMortal()
+	a.Down.Store(true)
 	u := union(t, failover.Options{}, a, b)
 	d, err := archive.New(u.Alive(), archive.Options{}).Begin(t.Context(), "base_"+seg, "host")
 	if err != nil {
@@ -636,7 +541,7 @@ func TestAbortTakesNothingFromOthers(t *testing.T) {
 	if err := d.PutPart(t.Context(), d.NextPart(), strings.NewReader("ours"), noMembers); err != nil {
 		t.Fatal(err)
 	}
-	a.down.Store(false)
+	a.Down.Store(false)
 	part := folder + "tar_partitions/part_001.tar.zst"
 	put(t, a, part, "of a push that is at work")
 	content(t, u.Union(), "none") // notices that it is alive
@@ -648,12 +553,12 @@ func TestAbortTakesNothingFromOthers(t *testing.T) {
 		t.Fatal(err)
 	}
 	// The name is free again, also to go elsewhere.
-	b.down.Store(true)
+	b.Down.Store(true)
 	if err := takeBackup(t.Context(), archive.New(u.Alive(), archive.Options{}), "base_"+seg); err != nil {
 		t.Error(err)
 	}
 	// And what this process wrote may be moved by another, and deleted by this one.
-	b.down.Store(false)
+	b.Down.Store(false)
 	for o := range a.Walk(t.Context(), "basebackups_005/") {
 		put(t, b, o.Name, content(t, a.Memory, o.Name))
 		if err := a.Delete(t.Context(), o.Name); err != nil {
@@ -678,7 +583,7 @@ func TestAbortTakesNothingFromOthers(t *testing.T) {
 
 func TestStatusIsRememberedAndGrowsOld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b := newMortal(), newMortal()
+		a, b := storetest.NewMortal(), storetest.NewMortal()
 		cache := filepath.Join(t.TempDir(), "status")
 		process := func() *failover.Stores {
 			return union(t, failover.Options{CacheFile: cache, CacheLifetime: 10 * time.Minute, CheckTimeout: 5 * time.Second}, a, b)
@@ -693,13 +598,13 @@ func TestStatusIsRememberedAndGrowsOld(t *testing.T) {
 				t.Errorf("%s took %v", what, d)
 			}
 		}
-		a.silent.Store(true)
+		a.Silent.Store(true)
 		took("a push while the primary is silent, and nothing is known", 5*time.Second)
 		time.Sleep(time.Second)
 		took("the next push", 0)
 		time.Sleep(9 * time.Minute)
 		took("a push nine minutes later", 0)
-		a.silent.Store(false)
+		a.Silent.Store(false)
 		time.Sleep(time.Minute)
 		took("a push when the status is old", 0)
 		last := ""
@@ -723,10 +628,10 @@ func TestStatusIsRememberedAndGrowsOld(t *testing.T) {
 
 func TestReadersOfADeadStorageWaitNoLongerThanACheck(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a, b := newMortal(), newMortal()
+		a, b := storetest.NewMortal(), storetest.NewMortal()
 		put(t, b, segment, "b")
 		u := union(t, failover.Options{CheckTimeout: 5 * time.Second}, a, b)
-		a.silent.Store(true)
+		a.Silent.Store(true)
 		for range 3 {
 			began := time.Now()
 			want(t, "a hit", content(t, u.Union(), segment), "b")
@@ -744,16 +649,16 @@ func TestReadersOfADeadStorageWaitNoLongerThanACheck(t *testing.T) {
 }
 
 func TestCheckProbesWithItsSize(t *testing.T) {
-	a := newMortal()
+	a := storetest.NewMortal()
 	if _, err := union(t, failover.Options{CheckSize: 123_457}, a).Target(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if o, err := a.Stat(t.Context(), failover.Probe); err != nil || o.Size != 123_457 {
 		t.Errorf("probe: %+v, %v", o, err)
 	}
-	b := newMortal()
-	if _, err := union(t, failover.Options{NoCheck: true}, b).Target(t.Context()); err != nil || b.calls.Load() > 0 {
-		t.Errorf("without checks: %v, %d calls", err, b.calls.Load())
+	b := storetest.NewMortal()
+	if _, err := union(t, failover.Options{NoCheck: true}, b).Target(t.Context()); err != nil || b.Calls.Load() > 0 {
+		t.Errorf("without checks: %v, %d calls", err, b.Calls.Load())
 	}
 }
 
@@ -768,18 +673,18 @@ func TestACacheFileIsOnlyAHint(t *testing.T) {
 		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		a := newMortal()
-		u := union(t, failover.Options{CacheFile: path}, a, newMortal())
+		a := storetest.NewMortal()
+		u := union(t, failover.Options{CacheFile: path}, a, storetest.NewMortal())
 		if got, err := u.Target(t.Context()); got != "default" || err != nil {
 			t.Errorf("a cache file that is %s: %q, %v", name, got, err)
 		}
-		u = union(t, failover.Options{CacheFile: path}, a, newMortal())
-		calls := a.calls.Load()
-		if _, err := u.Target(t.Context()); err != nil || a.calls.Load() != calls {
+		u = union(t, failover.Options{CacheFile: path}, a, storetest.NewMortal())
+		calls := a.Calls.Load()
+		if _, err := u.Target(t.Context()); err != nil || a.Calls.Load() != calls {
 			t.Errorf("a cache file that was %s is not put right: %v", name, err)
 		}
 	}
-	u := union(t, failover.Options{CacheFile: filepath.Join(dir, "no", "such", "directory")}, newMortal())
+	u := union(t, failover.Options{CacheFile: filepath.Join(dir, "no", "such", "directory")}, storetest.NewMortal())
 	if got, err := u.Target(t.Context()); got != "default" || err != nil {
 		t.Errorf("a cache file that cannot be written: %q, %v", got, err)
 	}
@@ -932,12 +837,12 @@ func TestNoFailureOfAReaderLooksLikeAMiss(t *testing.T) {
 }
 
 func TestManyPushAtOnce(t *testing.T) {
-	a, b := newMortal(), newMortal()
+	a, b := storetest.NewMortal(), storetest.NewMortal()
 	u := union(t, failover.Options{CacheFile: filepath.Join(t.TempDir(), "s"), CheckSize: 10}, a, b)
 	errs := make(chan error, 60)
 	for i := range 60 {
 		if i == 30 {
-			a.down.Store(true)
+			a.Down.Store(true)
 		}
 		go func() {
 			name := fmt.Sprintf("wal_005/%024d.lz4", i)
@@ -949,7 +854,7 @@ func TestManyPushAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	a.down.Store(false)
+	a.Down.Store(false)
 	for i := range 60 {
 		name := fmt.Sprintf("wal_005/%024d.lz4", i)
 		want(t, name, content(t, union(t, failover.Options{}, a, b).Union(), name), name)

@@ -21,6 +21,10 @@ func TestAFlakyThatNeverFailsIsAStore(t *testing.T) {
 	storetest.Test(t, func(*testing.T) store.Store { return storetest.FailAt(&storetest.Memory{}, -1) })
 }
 
+func TestAMortalThatIsWellIsAStore(t *testing.T) {
+	storetest.Test(t, func(*testing.T) store.Store { return storetest.NewMortal() })
+}
+
 func TestAPlainStoreIsAStore(t *testing.T) {
 	storetest.Test(t, func(*testing.T) store.Store { return storetest.Plain(&storetest.Memory{}) })
 }
