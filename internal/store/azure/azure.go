@@ -11,13 +11,11 @@ package azure
 
 import (
 	"cmp"
-	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/url"
 	"os"
 	"slices"
@@ -29,6 +27,9 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/policy"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/container"
+
+	"holdfast/internal/budget"
+	"holdfast/internal/store/patience"
 )
 
 // Options says which container, and how to use it. Container and, unless Endpoint names the account, Account are required; the rest
@@ -90,7 +91,8 @@ var environments = map[string]struct {
 // Store keeps objects in a container. It is a store.PutIfAbsenter, Copier, ManyDeleter and Walker.
 type Store struct {
 	o         Options
-	pool      *pool
+	budget    *budget.Budget
+	retry     *patience.Policy
 	client    *container.Client
 	key       *container.SharedKeyCredential // nil without one
 	token     azcore.TokenCredential         // nil with a key or a SAS
@@ -111,7 +113,9 @@ func newStore(o Options) (*Store, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	s := &Store{o: o, pool: newPool(o.Buffer), copyBlock: copyBlock}
+	s := &Store{o: o, budget: budget.New(o.Buffer), copyBlock: copyBlock}
+	s.retry = &patience.Policy{Service: "Azure", MaxRetries: o.MaxRetries, MaxBackoff: o.MaxBackoff, Patience: o.Patience,
+		MayPass: s.mayPass, Reason: reason, Logger: o.Logger, Asked: asked}
 	var roots *x509.CertPool // nil is the system's
 	if o.CAFile != "" {
 		pem, err := os.ReadFile(o.CAFile)
@@ -127,7 +131,7 @@ func newStore(o Options) (*Store, error) {
 	}
 	base := policy.ClientOptions{
 		Cloud:     environments[o.Environment].config,
-		Transport: newTransport(o.StallTimeout, o.Wrap, roots),
+		Transport: newTransport(&o, roots),
 		Telemetry: policy.TelemetryOptions{ApplicationID: "holdfast"},
 	}
 	blobs := base
@@ -192,16 +196,13 @@ func (o *Options) complete() error {
 	if o.BlockSize < minBlock || o.BlockSize > maxBlock {
 		return fmt.Errorf("block size %d (AZURE_BUFFER_SIZE) is not between 1 KiB and 4000 MiB", o.BlockSize)
 	}
-	o.Buffer = max(cmp.Or(o.Buffer, 8*o.BlockSize), o.BlockSize, chunkSize)
+	o.Buffer = max(cmp.Or(o.Buffer, 8*o.BlockSize), o.BlockSize, 1<<20)
 	o.Concurrency = max(cmp.Or(o.Concurrency, 4), 1)
 	o.MaxRetries = max(cmp.Or(o.MaxRetries, 15), 0)
 	o.MaxBackoff = cmp.Or(o.MaxBackoff, 20*time.Second)
 	o.Patience = cmp.Or(o.Patience, max(time.Duration(o.MaxRetries)*o.MaxBackoff, 5*time.Minute))
 	o.StallTimeout = cmp.Or(o.StallTimeout, 30*time.Second)
 	o.Logger = cmp.Or(o.Logger, slog.New(slog.DiscardHandler))
-	if o.Wrap == nil {
-		o.Wrap = func(c net.Conn) net.Conn { return c }
-	}
 	return nil
 }
 
@@ -211,69 +212,6 @@ func (s *Store) blobName(name string) string {
 		return s.o.Prefix + "/" + name
 	}
 	return name
-}
-
-// retrier makes a request again whose failure may pass. It tells of each new try: an operator must not wonder what is being waited for.
-type retrier struct{ store *Store }
-
-// Do implements policy.Policy.
-func (r *retrier) Do(req *policy.Request) (*http.Response, error) {
-	ctx, o := req.Raw().Context(), r.store.o
-	t := tries{o: &o}
-	if o.APIVersion != "" {
-		req.Raw().Header["x-ms-version"] = []string{o.APIVersion} // where the SDK puts its own; it has no way to ask for another
-	}
-	for {
-		if err := req.RewindBody(); err != nil {
-			return nil, err
-		}
-		resp, err := req.Clone(ctx).Next()
-		why, after := r.store.mayPass(resp, err)
-		if why == "" || ctx.Err() != nil {
-			return resp, err
-		}
-		wait, again := t.again(after)
-		if !again {
-			return resp, err
-		}
-		o.Logger.Warn(fmt.Sprintf("Azure: attempt %d of %d failed, the next one in %s", t.failed, o.MaxRetries+1, wait.Round(time.Millisecond)), "err", why)
-		if resp != nil {
-			resp.Body.Close() // read already
-		}
-		if err := pause(ctx, wait); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// tries counts failures without progress between them.
-type tries struct {
-	o      *Options
-	failed int
-	since  time.Time // of the first
-}
-
-// again counts one more failure and says whether there is to be another try, and when. The service may have asked for a delay.
-func (t *tries) again(asked time.Duration) (wait time.Duration, again bool) {
-	if t.failed++; t.failed == 1 {
-		t.since = time.Now()
-	}
-	if t.failed > t.o.MaxRetries || time.Since(t.since) >= t.o.Patience {
-		return 0, false
-	}
-	return min(max(jittered(100*time.Millisecond<<min(t.failed, 20)), asked), t.o.MaxBackoff), true
-}
-
-// pause waits for the given time, or until ctx is done.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 // expired returns when the SAS ended, or will begin, and whether that explains a refusal now.

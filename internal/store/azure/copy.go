@@ -9,6 +9,8 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/store/stall"
 )
 
 // copyBlock is the size of the pieces that the service copies at once, small enough to be done before that reads as a stall.
@@ -45,7 +47,7 @@ func (s *Store) copy(ctx context.Context, from, to string, source blob.GetProper
 			if err != nil {
 				return err
 			}
-			_, err = u.client.StageBlockFromURL(patiently(gctx), id, where, in)
+			_, err = u.client.StageBlockFromURL(stall.Patient(gctx), id, where, in)
 			return err
 		})
 	}

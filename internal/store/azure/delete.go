@@ -9,6 +9,8 @@ import (
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/store/stall"
 )
 
 // deleteBatch is the service's bound on the names in one call.
@@ -60,7 +62,7 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) error {
 			return s.fail(ctx, "delete", name, err)
 		}
 	}
-	out, err := s.client.SubmitBatch(patiently(ctx), batch, nil)
+	out, err := s.client.SubmitBatch(stall.Patient(ctx), batch, nil)
 	if err = s.fail(ctx, "delete", what, err); errors.Is(err, errors.ErrUnsupported) {
 		return s.deleteEach(ctx, names)
 	} else if err != nil {

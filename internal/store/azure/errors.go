@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"net"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -265,30 +263,3 @@ func (s *Store) forbidden(code bloberror.Code) string {
 	}
 	return fmt.Sprintf("AZURE_STORAGE_SAS_TOKEN may not do that in container %s: it needs the permissions racwdl", s.o.Container)
 }
-
-// mayPass says why a request has to be made again, "" if it has not, and after what time the service wants it.
-func (s *Store) mayPass(resp *http.Response, err error) (why string, after time.Duration) {
-	if err != nil {
-		if stays, _ := s.unreached(err); stays || noCredential(err) {
-			return "", 0
-		}
-		return err.Error(), 0
-	}
-	if resp.StatusCode < 400 {
-		return "", 0
-	}
-	answer := (*azcore.ResponseError)(nil)
-	if !errors.As(runtime.NewResponseError(resp), &answer) || answer.ErrorCode == string(bloberror.InvalidBlockList) {
-		return "", 0
-	}
-	if kind, _ := s.judge(answer); kind != nil {
-		return "", 0
-	}
-	if seconds, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && seconds > 0 && seconds < 1<<20 {
-		after = time.Duration(seconds) * time.Second
-	}
-	return describe(answer), after
-}
-
-// jittered returns a time between half of d and d, so that those which failed together do not come again together.
-func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }

@@ -7,17 +7,21 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
+	"hash/crc64"
 	"io"
 	"io/fs"
 	"net/http"
-	"sync"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
+	"github.com/Azure/azure-sdk-for-go/sdk/azcore/streaming"
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/to"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blob"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
-	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/budget"
+	"holdfast/internal/store/stall"
 )
 
 // maxBlocks is the service's bound.
@@ -45,21 +49,27 @@ func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool
 	if err := check("put", name); err != nil {
 		return err
 	}
-	b, err := s.pool.take(ctx, s.blockSize(0))
-	if err != nil {
-		return s.fail(ctx, "put", name, err)
-	}
-	ended, err := b.fill(ctx, r)
+	p, ended, err := s.budget.Cut(ctx, r, s.blockSize(0), newSum())
 	switch {
 	case err != nil:
-		b.release()
 	case ended:
-		err = s.putOne(ctx, name, b, ifAbsent)
-		b.release()
+		err = s.putOne(ctx, name, p, ifAbsent)
+		p.Release()
 	default:
-		err = s.putMany(ctx, name, b, r, ifAbsent)
+		err = s.putMany(ctx, name, p, r, ifAbsent)
 	}
 	return s.fail(ctx, "put", name, err)
+}
+
+// newSum makes CRC-64/NVME, which the service calls CRC64.
+func newSum() hash.Hash { return crc64.New(crc64.MakeTable(0x9a6c9329ac4bc9b5)) }
+
+// content returns what a request sends of a block.
+func content(p *budget.Piece) io.ReadSeekCloser { return streaming.NopCloser(p.Reader()) }
+
+// validation has the service compare the checksum of a block.
+func validation(p *budget.Piece) blob.TransferValidationType {
+	return blob.TransferValidationTypeCRC64(binary.BigEndian.Uint64(p.Sum()))
 }
 
 // condition is what the service is to decide by.
@@ -78,28 +88,23 @@ func decided(name string, ifAbsent bool, err error) error {
 	return err
 }
 
-// validation has the service compare a checksum.
-func (b *block) validation() blob.TransferValidationType {
-	return blob.TransferValidationTypeCRC64(b.crc)
-}
-
 // putOne puts an object in one request.
-func (s *Store) putOne(ctx context.Context, name string, b *block, ifAbsent bool) error {
-	_, err := s.client.NewBlockBlobClient(s.blobName(name)).Upload(ctx, b.reader(),
-		&blockblob.UploadOptions{AccessConditions: condition(ifAbsent), TransactionalValidation: b.validation()})
+func (s *Store) putOne(ctx context.Context, name string, p *budget.Piece, ifAbsent bool) error {
+	_, err := s.client.NewBlockBlobClient(s.blobName(name)).Upload(ctx, content(p),
+		&blockblob.UploadOptions{AccessConditions: condition(ifAbsent), TransactionalValidation: validation(p)})
 	return decided(name, ifAbsent, err)
 }
 
-// putMany puts an object in blocks, of which b is the first.
-func (s *Store) putMany(ctx context.Context, name string, b *block, r io.Reader, ifAbsent bool) error {
+// putMany puts an object in blocks, of which p is the first.
+func (s *Store) putMany(ctx context.Context, name string, p *budget.Piece, r io.Reader, ifAbsent bool) error {
 	if ifAbsent { // it is cheaper to know before
 		if err := s.absent(ctx, name); err != nil {
-			b.release()
+			p.Release()
 			return err
 		}
 	}
 	u := s.newUpload(name)
-	if err := u.send(ctx, b, r); err != nil {
+	if err := u.send(ctx, p, r); err != nil {
 		return err
 	}
 	err := decided(name, ifAbsent, u.commit(ctx, ifAbsent))
@@ -128,7 +133,6 @@ type upload struct {
 	client *blockblob.Client
 	prefix [16]byte // of its blocks' ids, so that those of two writers do not mix
 
-	mu  sync.Mutex
 	ids []string
 }
 
@@ -148,54 +152,24 @@ func (u *upload) id(n int) string {
 }
 
 // send sends first, and what r still yields.
-func (u *upload) send(ctx context.Context, first *block, r io.Reader) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(u.store.o.Concurrency)
-	b, ended := first, false
-	for n := 0; b != nil; n++ {
-		u.ids = append(u.ids, u.id(n))
-		full := b
-		g.Go(func() error {
-			defer full.release()
-			_, err := u.client.StageBlock(ctx, u.id(n), full.reader(), &blockblob.StageBlockOptions{TransactionalValidation: full.validation()})
-			return err
-		})
-		if ended {
-			break
-		}
-		var err error
-		if b, ended, err = u.fill(ctx, n+1, r); err != nil {
-			cancel(err) // those under way are of no use any more
-			if first := g.Wait(); errors.Is(err, context.Canceled) && first != nil {
-				return first
+func (u *upload) send(ctx context.Context, first *budget.Piece, r io.Reader) error {
+	s := u.store
+	blocks, err := s.budget.Send(ctx, first, r, budget.Way{Size: s.blockSize, Sum: newSum, AtOnce: s.o.Concurrency,
+		Send: func(ctx context.Context, n int, p *budget.Piece) error {
+			if n >= maxBlocks {
+				return fmt.Errorf("larger than the %d blocks that an object may have: set AZURE_BUFFER_SIZE higher: %w", maxBlocks, fs.ErrInvalid)
 			}
+			_, err := u.client.StageBlock(ctx, u.id(n), content(p), &blockblob.StageBlockOptions{TransactionalValidation: validation(p)})
 			return err
-		}
+		}})
+	for n := range blocks {
+		u.ids = append(u.ids, u.id(n))
 	}
-	return g.Wait()
-}
-
-// fill fills block n from r. There is none when r has ended already.
-func (u *upload) fill(ctx context.Context, n int, r io.Reader) (b *block, ended bool, err error) {
-	b, err = u.store.pool.take(ctx, u.store.blockSize(n))
-	if err != nil {
-		return nil, false, context.Cause(ctx)
-	}
-	ended, err = b.fill(ctx, r)
-	if err == nil && b.size > 0 && n >= maxBlocks {
-		err = fmt.Errorf("larger than the %d blocks that an object may have: set AZURE_BUFFER_SIZE higher: %w", maxBlocks, fs.ErrInvalid)
-	}
-	if err != nil || b.size == 0 {
-		b.release()
-		return nil, true, err
-	}
-	return b, ended, nil
+	return err
 }
 
 // commit makes the blocks an object.
 func (u *upload) commit(ctx context.Context, ifAbsent bool) error {
-	_, err := u.client.CommitBlockList(patiently(ctx), u.ids, &blockblob.CommitBlockListOptions{AccessConditions: condition(ifAbsent)})
+	_, err := u.client.CommitBlockList(stall.Patient(ctx), u.ids, &blockblob.CommitBlockListOptions{AccessConditions: condition(ifAbsent)})
 	return err
 }

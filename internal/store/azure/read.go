@@ -15,6 +15,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/patience"
 )
 
 func check(op, name string) error {
@@ -87,7 +88,7 @@ func (s *Store) OpenRange(ctx context.Context, name string, offset, length int64
 	}
 	// A read takes as long as its reader does, so that only a stall ends a try.
 	free := policy.WithRetryOptions(ctx, policy.RetryOptions{MaxRetries: -1})
-	b := &body{store: s, ctx: free, name: name, at: offset, end: -1, tries: tries{o: &s.o}}
+	b := &body{store: s, ctx: free, name: name, at: offset, end: -1}
 	if length > 0 {
 		b.end = offset + length
 	}
@@ -109,7 +110,7 @@ type body struct {
 	at    int64        // offset in the object
 	end   int64        // where to end; -1 where not known yet
 	now   io.ReadCloser
-	tries tries // since the last byte
+	tries patience.Tries // since the last byte
 }
 
 // open requests what is still to be read.
@@ -155,7 +156,7 @@ func (b *body) Read(p []byte) (int, error) {
 		n, err := b.now.Read(p)
 		b.at += int64(n)
 		if n > 0 {
-			b.tries.failed = 0
+			b.tries.Progress()
 		}
 		if err == io.EOF && b.at < b.end {
 			err = io.ErrUnexpectedEOF
@@ -168,12 +169,7 @@ func (b *body) Read(p []byte) (int, error) {
 		if n > 0 {
 			return n, nil // the next call goes on
 		}
-		wait, again := b.tries.again(0)
-		if !again || b.ctx.Err() != nil {
-			return 0, b.store.fail(b.ctx, "read", b.name, err)
-		}
-		b.store.o.Logger.Warn(fmt.Sprintf("Azure: %s broke off at byte %d, it is continued in %s", b.name, b.at, wait), "err", err)
-		if err := pause(b.ctx, wait); err != nil {
+		if err := b.store.retry.Again(b.ctx, &b.tries, fmt.Sprintf("read %s from byte %d on", b.name, b.at), err); err != nil {
 			return 0, b.store.fail(b.ctx, "read", b.name, err)
 		}
 	}

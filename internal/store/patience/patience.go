@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Policy says what is tried again, and for how long. All fields are required.
+// Policy says what is tried again, and for how long. All fields are required but Asked.
 type Policy struct {
 	Service    string             // begins the lines of the log, such as "GCS"
 	MaxRetries int                // without progress; 0 for none
@@ -20,6 +20,8 @@ type Policy struct {
 	MayPass    func(error) bool   // whether doing it again may help against an error
 	Reason     func(error) string // an error in a few words
 	Logger     *slog.Logger
+
+	Asked func(error) time.Duration // how long the service asks us to wait; nil where it does not
 }
 
 // Tries counts the failures of something since it last made progress. The zero value is ready to use.
@@ -47,6 +49,9 @@ func (p *Policy) Again(ctx context.Context, t *Tries, what string, err error) er
 	}
 	wait := min(100*time.Millisecond<<min(t.failed, 20), p.MaxBackoff)
 	wait = wait/2 + rand.N(wait/2+1) // so that those which failed together do not come again together
+	if p.Asked != nil {
+		wait = min(max(wait, p.Asked(err)), p.MaxBackoff)
+	}
 	p.tell(t, what, " in "+wait.Round(time.Millisecond).String(), err)
 	timer := time.NewTimer(wait)
 	defer timer.Stop()

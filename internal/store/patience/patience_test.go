@@ -78,6 +78,23 @@ func TestPatienceEnds(t *testing.T) {
 	})
 }
 
+func TestTheServiceMayAskForAWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		p := policy(&log)
+		for asked, want := range map[time.Duration]time.Duration{0: 200 * time.Millisecond, 700 * time.Millisecond: 700 * time.Millisecond, time.Hour: time.Second} {
+			p.Asked = func(error) time.Duration { return asked }
+			begin := time.Now()
+			if err := p.Again(t.Context(), &patience.Tries{}, "put o", passing); err != nil {
+				t.Error(err)
+			}
+			if took := time.Since(begin); took < want/2 || took > want || asked > 0 && took != want {
+				t.Errorf("asked for %s, the wait took %s, want %s", asked, took, want)
+			}
+		}
+	})
+}
+
 func TestACancelledWaitEnds(t *testing.T) {
 	var log bytes.Buffer
 	p := policy(&log)
