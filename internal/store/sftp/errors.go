@@ -74,7 +74,20 @@ func answered(err error) bool {
 		return false
 	}
 	var root *rootError
-	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrInvalid) || errors.Is(err, fs.ErrPermission) || errors.Is(err, io.EOF) || errors.As(err, &root)
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrExist) || errors.Is(err, fs.ErrInvalid) || errors.Is(err, fs.ErrPermission) || errors.Is(err, errEnd) ||
+		errors.As(err, &root)
+}
+
+// errEnd is the server's word that a file ends. io.EOF may also be what a connection ended with.
+var errEnd = errors.New("the file ends")
+
+// readAt reads from f, and tells the two apart.
+func readAt(f *sftp.File, p []byte, at int64) (int, error) {
+	n, err := f.ReadAt(p, at)
+	if err == io.EOF { // itself: what the library says of connections wraps it
+		err = errEnd
+	}
+	return n, err
 }
 
 // unexplained reports whether the server failed without a reason.

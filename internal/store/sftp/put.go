@@ -183,16 +183,13 @@ func (u *upload) verify() error {
 	for at := int64(0); at < u.confirmed; {
 		var n int
 		err := u.call(func() (err error) {
-			n, err = u.file.ReadAt(buf[:min(pieceSize, u.confirmed-at)], at)
+			n, err = readAt(u.file, buf[:min(pieceSize, u.confirmed-at)], at)
 			return err
 		})
-		if errors.Is(err, io.EOF) && n > 0 { // less than asked for
-			err = nil
-		}
-		if errors.Is(err, io.EOF) && !u.conn.broken.Load() {
+		switch {
+		case errors.Is(err, errEnd) && n == 0:
 			return errForgotten
-		}
-		if err != nil {
+		case err != nil && !errors.Is(err, errEnd): // else it is less than was asked for
 			return err // the buffer is perhaps still written to
 		}
 		crc = crc32.Update(crc, castagnoli, buf[:n])

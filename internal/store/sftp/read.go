@@ -136,7 +136,7 @@ func (b *body) request() {
 		b.under = append(b.under, p)
 		go func() {
 			p.done <- c.call(b.ctx, b.store.o.StallTimeout, func() (err error) {
-				p.n, err = f.ReadAt(p.data, at)
+				p.n, err = readAt(f, p.data, at)
 				return err
 			})
 		}()
@@ -177,7 +177,7 @@ func (b *body) receive() error {
 	if b.ctx.Err() != nil {
 		return b.ctx.Err() // first is perhaps still written to
 	}
-	whole := err == nil || errors.Is(err, io.EOF) && answered(err)
+	whole := err == nil || errors.Is(err, errEnd)
 	switch {
 	case whole && first.n > 0:
 		b.tries.failed = 0
