@@ -1,0 +1,4 @@
+package mirror
+
+// ParseDebt is parseDebt.
+func ParseDebt(b []byte) (Debt, error) { return parseDebt(b) }
