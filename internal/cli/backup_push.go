@@ -102,6 +102,7 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 		opts.Alive = -1 // the setting's 0 is never
 	}
 	opts.Logger, opts.Progress = a.log, &backup.Progress{}
+	begin := time.Now()
 	stop := a.progress(ctx, "backup", opts.Progress)
 	report, err := backup.Run(ctx, conn, ar, dir, opts)
 	stop()
@@ -112,6 +113,7 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	a.log.Info(fmt.Sprintf("%d files, %s, stored as %s in %s", report.Files, humanize.IBytes(uint64(report.UncompressedSize)),
 		humanize.IBytes(uint64(report.CompressedSize)), took.Round(10*time.Millisecond)))
 	a.log.Info(fmt.Sprintf("Wrote backup with name %s to storage %s", report.Name, a.storageOf(ctx, s, ar, report.Name)))
+	a.repay(ctx, begin, 0)
 	a.sweep(ctx, s)
 	return report, nil
 }

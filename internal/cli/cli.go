@@ -27,6 +27,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/config"
 	"holdfast/internal/store/meter"
+	"holdfast/internal/store/mirror"
 )
 
 // Set by the linker; see the Makefile.
@@ -116,6 +117,7 @@ type app struct {
 	logFile *os.File
 	traffic meter.Counters // with the store
 	dirs    []string       // archives that are directories here
+	mirrors *mirror.Mirror // once opened, where there are such
 }
 
 // report turns an error into words for people and a status for programs.

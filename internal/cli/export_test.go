@@ -1,10 +1,15 @@
 package cli
 
 import (
+	"context"
 	"io"
 	"log/slog"
 
 	"github.com/spf13/cobra"
+
+	"holdfast/internal/config"
+	"holdfast/internal/store"
+	"holdfast/internal/store/failover"
 )
 
 // Root returns the command above all others.
@@ -18,3 +23,13 @@ func NewHandler(out io.Writer, level slog.Level) slog.Handler { return newHandle
 
 // Parts is parts.
 func Parts(err error) []error { return parts(err) }
+
+// Examine is examine, for a storage without settings.
+func Examine(ctx context.Context, s store.Store) (findings map[string]string, err error) {
+	e := examine(ctx, &config.Settings{}, failover.Member{Name: "one", Store: s})
+	findings = map[string]string{}
+	for _, f := range e.Findings {
+		findings[f.What] = f.Text
+	}
+	return findings, e.err
+}

@@ -50,7 +50,7 @@ func (a *app) st() *cobra.Command {
 	p := cmd.PersistentFlags()
 	p.StringVarP(&f.target, "target", "t", config.Default, "storage to work on, by name; all for each of them")
 	p.BoolVarP(&f.glob, "glob", "g", false, "paths are patterns")
-	cmd.AddCommand(a.stLs(f), a.stStat(f), a.stGet(f), a.stCat(f), a.stPut(f), a.stRm(f), a.stCheck(f), a.stTransfer(f))
+	cmd.AddCommand(a.stLs(f), a.stStat(f), a.stGet(f), a.stCat(f), a.stPut(f), a.stRm(f), a.stCheck(f), a.stTransfer(f), a.stRepay(), a.stAudit())
 	return cmd
 }
 
@@ -617,11 +617,17 @@ func remove(ctx context.Context, s store.Store, name string) (n int, err error) 
 		names = names[:0]
 		return err
 	}
-	switch _, err := s.Stat(ctx, name); {
-	case err == nil:
-		names = append(names, name)
-	case !errors.Is(err, fs.ErrNotExist):
-		return 0, err
+	// By listing: who may remove objects need not be let read them.
+	for o, err := range s.List(ctx, strings.TrimSuffix(name, path.Base(name)), name[:len(name)-1]) {
+		if err != nil {
+			return 0, err
+		}
+		if o.Name == name {
+			names = append(names, name)
+		}
+		if o.Name >= name {
+			break
+		}
 	}
 	for o, err := range store.Walk(ctx, s, name+"/") {
 		if err != nil {

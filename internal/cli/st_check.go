@@ -182,8 +182,11 @@ func examine(ctx context.Context, s *config.Settings, m failover.Member) (e *exa
 		defer cancel()
 		err := store.DeleteMany(ctx, m.Store, clear)
 		if err == nil {
-			if _, there := m.Store.Stat(ctx, name); there == nil {
+			switch _, gone := m.Store.Stat(ctx, name); {
+			case gone == nil:
 				err = errors.New("delete: what was deleted is still there")
+			case !errors.Is(gone, fs.ErrNotExist):
+				err = gone
 			}
 		}
 		e.need("delete", err)

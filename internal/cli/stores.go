@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"time"
 
 	"holdfast/internal/archive"
@@ -23,9 +24,11 @@ import (
 	"holdfast/internal/store/file"
 	"holdfast/internal/store/gcs"
 	"holdfast/internal/store/meter"
+	"holdfast/internal/store/mirror"
 	"holdfast/internal/store/retry"
 	"holdfast/internal/store/s3"
 	"holdfast/internal/store/sftp"
+	"holdfast/internal/store/swift"
 	"holdfast/internal/store/throttle"
 )
 
@@ -65,6 +68,16 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 			Environment: z.Environment, EndpointSuffix: z.EndpointSuffix, Endpoint: z.Endpoint, CAFile: z.CACert, APIVersion: z.APIVersion,
 			BlockSize: z.BlockSize, Concurrency: z.Blocks, Buffer: max(z.BlockSize, buffer), TryTimeout: z.TryTimeout, MaxRetries: orNone(z.Retries),
 			Wrap: wrap, Logger: a.log,
+		})
+	case st.Swift.Container != "":
+		w := &st.Swift
+		return swift.New(swift.Options{
+			Container: w.Container, Prefix: w.Path, AuthURL: w.AuthURL, AuthVersion: w.AuthVersion,
+			User: w.User, UserID: w.UserID, Password: w.Password, Domain: w.Domain, DomainID: w.DomainID,
+			Tenant: w.Tenant, TenantID: w.TenantID, TenantDomain: w.TenantDomain, TenantDomainID: w.TenantDomainID, TrustID: w.TrustID,
+			ApplicationCredentialID: w.CredentialID, ApplicationCredentialName: w.CredentialName, ApplicationCredentialSecret: w.CredentialSecret,
+			Region: w.Region, EndpointType: w.EndpointType, StorageURL: w.StorageURL, AuthToken: w.AuthToken, MaxRetries: orNone(w.Retries),
+			SegmentSize: w.SegmentSize, SegmentContainer: w.SegmentContainer, Buffer: buffer, Wrap: wrap, Logger: a.log,
 		})
 	case st.SFTP.Host != "":
 		h := &st.SFTP
@@ -191,6 +204,16 @@ func (a *app) openStore(ctx context.Context, s *config.Settings, p purpose) (sto
 	if len(members) == 1 {
 		return members[0].Store, nil
 	}
+	if len(s.Mirrors) > 0 {
+		m, err := a.openMirrors(s, members, p)
+		if err != nil {
+			return nil, err
+		}
+		if p == toRead {
+			return m.Store(), nil
+		}
+		return m.Alive(), nil
+	}
 	several, err := a.failover(s, members)
 	if err != nil {
 		return nil, err
@@ -201,6 +224,57 @@ func (a *app) openStore(ctx context.Context, s *config.Settings, p purpose) (sto
 	return several.Alive(), nil
 }
 
+// openMirrors makes one of several storages that hold the same.
+func (a *app) openMirrors(s *config.Settings, members []failover.Member, p purpose) (*mirror.Mirror, error) {
+	rule, err := mirror.ParseRule(s.Mirroring.Rule)
+	if err != nil {
+		return nil, err
+	}
+	o := mirror.Options{Rule: rule, Journal: s.Mirroring.Journal, Stall: s.Mirroring.Stall, Pause: s.Mirroring.Pause, Logger: a.log}
+	if o.Journal == "" {
+		dir, err := stateDir(s)
+		switch {
+		case err == nil:
+			o.Journal = filepath.Join(dir, "owed")
+		case rule == mirror.Any && p == toWrite:
+			return nil, err
+		default: // who reads, on another host, has nothing noted there; by the rule all nothing is ever owed
+			o.Rule = mirror.All
+		}
+	}
+	all := make([]mirror.Member, len(members))
+	for i, m := range members {
+		all[i] = mirror.Member(m)
+	}
+	a.mirrors, err = mirror.New(all, o)
+	return a.mirrors, err
+}
+
+// repay brings mirrors up to date with what they were owed before begin: at most limit objects, 0 being all. Nothing is tried while
+// something has been owed since, for then a mirror is down. What comes of it fails nothing.
+func (a *app) repay(ctx context.Context, begin time.Time, limit int) {
+	if a.mirrors == nil {
+		return
+	}
+	owed, err := a.mirrors.Owed()
+	if err != nil {
+		a.log.Warn(fmt.Sprintf("what is owed to mirrors cannot all be read: %v", err))
+	}
+	if len(owed) == 0 {
+		return
+	}
+	if slices.ContainsFunc(owed, func(d mirror.Debt) bool { return !d.Since.Before(begin) }) {
+		a.log.Warn(fmt.Sprintf("%d objects are owed to mirrors, the oldest since %s; `holdfast st repay` copies them once the mirror answers",
+			len(owed), owed[0].Since.UTC().Format(time.RFC3339)))
+		return
+	}
+	done, err := a.mirrors.Repay(ctx, limit)
+	a.log.Info(fmt.Sprintf("repaid mirrors: copied %d objects, removed %d, %d are still owed", done.Copied, done.Deleted, done.Left))
+	if err != nil {
+		a.log.Warn(fmt.Sprintf("mirrors were not all repaid: %v", err))
+	}
+}
+
 // failover makes one of several storages.
 func (a *app) failover(s *config.Settings, members []failover.Member) (*failover.Stores, error) {
 	o := failover.Options{
@@ -209,21 +283,26 @@ func (a *app) failover(s *config.Settings, members []failover.Member) (*failover
 	if dir, err := stateDir(s); err != nil {
 		a.log.Warn(fmt.Sprintf("which storages are alive is not remembered: %v", err))
 	} else {
-		o.CacheFile = filepath.Join(dir, "alive.json")
+		all := *s
+		all.Target = ""
+		o.CacheFile = filepath.Join(dir, "alive-"+short(all.Location())+".json")
 	}
 	return failover.New(members, o)
 }
 
-// stateDir returns the directory for what this host remembers of this set of storages, and makes it.
+// stateDir returns the directory for what this host remembers of an archive and its further storages, and makes it.
 func stateDir(s *config.Settings) (string, error) {
 	if s.StateDir == "" {
 		return "", &advised{errors.New("this account has no home directory to keep state in"), "set HOLDFAST_STATE_DIR to a directory that stays"}
 	}
-	all := *s
-	all.Target = ""
-	sum := sha256.Sum256([]byte(all.Location()))
-	dir := filepath.Join(s.StateDir, hex.EncodeToString(sum[:8]))
+	dir := filepath.Join(s.StateDir, short(s.Storage.Location()))
 	return dir, os.MkdirAll(dir, 0o700)
+}
+
+// short is a name for a file that stands for text.
+func short(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:8])
 }
 
 // tellTraffic logs what went to and came from the store, for those who look for where time goes.

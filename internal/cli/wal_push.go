@@ -6,6 +6,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +38,7 @@ func (a *app) walPush() *cobra.Command {
 				return err
 			}
 			ext := compress.Method(s.Compression.Method).Extension()
+			begin := time.Now()
 			report, err := walpush.Push(cmd.Context(), a.archivesForPush(s), args[0], walpush.Options{
 				Location: s.Location(), Host: host,
 				Parallel: s.WAL.Parallel, Limit: s.WAL.Limit, ReadyRename: s.WAL.ReadyRename, Logger: a.log,
@@ -55,12 +57,16 @@ func (a *app) walPush() *cobra.Command {
 			for _, name := range report.Ahead {
 				a.log.Debug("FILE PATH: " + name + ext + ", ahead of being asked")
 			}
+			a.repay(cmd.Context(), begin, repaidByPush)
 			return nil
 		},
 	}
 	targetFlag(cmd)
 	return cmd
 }
+
+// repaidByPush is how many objects one wal-push brings to mirrors that lack them, when it has done its own.
+const repaidByPush = 8
 
 // pushMemory bounds wal-push, in bytes: it runs beside a server at work all the time.
 const pushMemory = 96 << 20

@@ -23,10 +23,10 @@ type Settings struct {
 	Failover     []Storage // further ones of the same archive, by name; WALG_FAILOVER_STORAGES
 	Health       Health    // of the storages, where there are Failover
 	Mirrors      []Storage // that hold the same as Storage, by name; HOLDFAST_MIRRORS
-	MirrorsRule  string    // all or any, of Storage and Mirrors, must have what is written; HOLDFAST_MIRRORS_RULE
-	Target       string    // name of the one storage to use, "" for as many as there are; WALG_TARGET_STORAGE
-	NetworkRate  int64     // bytes a second at most to and from all storages, both ways; 0 is no limit; WALG_NETWORK_RATE_LIMIT
-	StateDir     string    // of what this host remembers of storages, or ""; HOLDFAST_STATE_DIR
+	Mirroring    Mirroring
+	Target       string // name of the one storage to use, "" for as many as there are; WALG_TARGET_STORAGE
+	NetworkRate  int64  // bytes a second at most to and from all storages, both ways; 0 is no limit; WALG_NETWORK_RATE_LIMIT
+	StateDir     string // of what this host remembers of storages, or ""; HOLDFAST_STATE_DIR
 	Encryption   Encryption
 	Compression  Compression
 	WAL          WAL
@@ -224,6 +224,14 @@ type Health struct {
 	Timeout  time.Duration // of a check; WALG_FAILOVER_STORAGES_CHECK_TIMEOUT
 	Size     int64         // bytes that a check writes; WALG_FAILOVER_STORAGES_CHECK_SIZE
 	Lifetime time.Duration // of what was found; WALG_FAILOVER_STORAGES_CACHE_LIFETIME
+}
+
+// Mirroring says how to write to Storage and Mirrors.
+type Mirroring struct {
+	Rule    string        // all or any of them must have what is written; HOLDFAST_MIRRORS_RULE
+	Journal string        // directory that holds what is owed, "" for one in StateDir; HOLDFAST_MIRRORS_JOURNAL
+	Stall   time.Duration // of a mirror, by any; HOLDFAST_MIRRORS_STALL
+	Pause   time.Duration // after one failed, by any; HOLDFAST_MIRRORS_PAUSE
 }
 
 // Log says what is logged, how and where.

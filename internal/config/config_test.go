@@ -129,7 +129,7 @@ func TestDefaults(t *testing.T) {
 			Swift: config.Swift{SegmentSize: 32 << 20, Retries: 15},
 			SFTP:  config.SFTP{Port: 22, Retries: 15}},
 		Health:       config.Health{Check: true, Timeout: 30 * time.Second, Size: 1 << 20, Lifetime: 15 * time.Minute},
-		MirrorsRule:  "all",
+		Mirroring:    config.Mirroring{Rule: "all", Stall: time.Minute, Pause: time.Minute},
 		Compression:  config.Compression{Method: "zstd", Level: "fastest"},
 		WAL:          config.WAL{Parallel: 16, Limit: 32, Prefetch: 10},
 		Backup:       config.Backup{Workers: 6, PartSize: 1<<30 - 1, Alive: time.Minute, WALTimeout: time.Hour},
@@ -189,7 +189,7 @@ func sample(s config.Setting) string {
 		"WALG_FILE_PREFIX": "/a", "WALG_S3_PREFIX": "s3://b/c", "AWS_ENDPOINT": "https://h", "WALE_S3_ENDPOINT": "http+path://h:9000",
 		"S3_SSE_C": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "PGPORT": "5433", "GCS_ENCRYPTION_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
 		"WALG_GS_PREFIX": "gs://b/c", "WALG_AZ_PREFIX": "azure://b/c", "WALG_SWIFT_PREFIX": "swift://b/c", "WALG_SSH_PREFIX": "ssh://h/c",
-		"HOLDFAST_AZURE_ENDPOINT": "https://h", "HOLDFAST_STATE_DIR": "/s", "WALG_TARGET_STORAGE": "default",
+		"HOLDFAST_AZURE_ENDPOINT": "https://h", "HOLDFAST_STATE_DIR": "/s", "HOLDFAST_MIRRORS_JOURNAL": "/j", "WALG_TARGET_STORAGE": "default",
 	}[s.Name]; special != "" {
 		return special
 	}
