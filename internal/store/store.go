@@ -140,7 +140,7 @@ func PutIfAbsent(ctx context.Context, s Store, name string, r io.Reader) error {
 	}
 	switch _, err := s.Stat(ctx, name); {
 	case err == nil:
-		return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist}
+		return Exists(name)
 	case !errors.Is(err, fs.ErrNotExist):
 		return err
 	}

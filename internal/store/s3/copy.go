@@ -11,11 +11,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/store"
 )
 
 // Copy implements store.Copier. The service copies; what is larger than it copies at once goes in parts.
 func (s *Store) Copy(ctx context.Context, from, to string) error {
-	if err := check("copy to", to); err != nil {
+	if err := store.Check("copy to", to); err != nil {
 		return err
 	}
 	source, err := s.head(ctx, "copy", from)

@@ -13,11 +13,13 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
+
+	"holdfast/internal/store"
 )
 
 // Delete implements store.Store.
 func (s *Store) Delete(ctx context.Context, name string) error {
-	if err := check("delete", name); err != nil {
+	if err := store.Check("delete", name); err != nil {
 		return err
 	}
 	c, err := s.api(ctx)
@@ -36,7 +38,7 @@ func (s *Store) DeleteMany(ctx context.Context, names []string) error {
 	var errs []error
 	valid := make([]string, 0, len(names))
 	for _, name := range names {
-		if err := check("delete", name); err != nil {
+		if err := store.Check("delete", name); err != nil {
 			errs = append(errs, err)
 		} else {
 			valid = append(valid, name)

@@ -13,99 +13,78 @@ import (
 
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/smithy-go"
+
+	"holdfast/internal/store"
 )
-
-// opError is what a call on the Store returns. It unwraps to the SDK's error and to what callers decide on: fs.ErrNotExist,
-// fs.ErrExist, fs.ErrPermission (the service refuses us), fs.ErrInvalid (it refuses the request), or none of them,
-// which means that trying again may help.
-type opError struct {
-	op, name string
-	text     string
-	kind     error
-	err      error
-}
-
-func (e *opError) Error() string { return e.op + " " + e.name + ": " + e.text }
-
-func (e *opError) Unwrap() []error {
-	if e.kind == nil {
-		return []error{e.err}
-	}
-	return []error{e.kind, e.err}
-}
-
-func exists(name string) error {
-	return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist}
-}
 
 // fail says what became of op on the object name.
 func (s *Store) fail(op, name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if own := (*opError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
+	if own := (*store.OpError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	e := &opError{op: op, name: name, err: err, text: err.Error()}
+	e := &store.OpError{Op: op, Name: name, Err: err, Text: err.Error()}
 	switch {
 	case strings.Contains(err.Error(), "get credentials") && !errors.Is(err, context.Canceled):
 		hint := "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or give this machine a role"
 		if s.o.RoleARN != "" {
 			hint = fmt.Sprintf("see AWS_ROLE_ARN, which is %s, and whether the credentials found may assume it", s.o.RoleARN)
 		}
-		e.text += ": " + hint
-		e.kind, e.err = fs.ErrPermission, errors.New(e.text) // a deadline in it is that of asking the machine for its role
+		e.Text += ": " + hint
+		e.Kind, e.Err = fs.ErrPermission, errors.New(e.Text) // a deadline in it is that of asking the machine for its role
 		return e
 	case errors.Is(err, context.Canceled):
-		e.text = context.Canceled.Error()
+		e.Text = context.Canceled.Error()
 		return e
-	case errors.Is(err, context.DeadlineExceeded) && !errors.As(err, new(*net.OpError)): // which is the dialer's own deadline
-		e.text = context.DeadlineExceeded.Error()
+	case errors.Is(err, context.DeadlineExceeded):
+		e.Text = context.DeadlineExceeded.Error()
 		return e
 	}
 	code, status, response := codes(err)
 	switch {
 	case code == "" && status == 0:
 		if network := (*url.Error)(nil); errors.As(err, &network) {
-			e.text = network.Error()
+			e.Text = network.Error()
 		}
 		stays, hint := s.unreached(err)
 		if stays {
-			e.kind = fs.ErrInvalid
+			e.Kind = fs.ErrInvalid
 		}
 		if hint != "" {
-			e.text += ": " + hint
+			e.Text += ": " + hint
 		}
 		return e
 	}
 	hint := ""
-	e.kind, hint = s.judge(code, status, response)
-	if e.kind == fs.ErrNotExist && op == "list" { // must not read as a missing object
-		e.kind = fs.ErrInvalid
+	e.Kind, hint = s.judge(code, status, response)
+	if e.Kind == fs.ErrNotExist && op == "list" { // must not read as a missing object
+		e.Kind = fs.ErrInvalid
 	}
-	if e.kind == fs.ErrNotExist {
-		e.text = fs.ErrNotExist.Error()
+	if e.Kind == fs.ErrNotExist {
+		e.Text = fs.ErrNotExist.Error()
 		return e
 	}
 	api, garbled := smithy.APIError(nil), (*smithy.DeserializationError)(nil)
 	switch {
 	case code == "" && errors.As(err, &garbled):
-		e.text = garbled.Error()
+		e.Text = garbled.Error()
 	case errors.As(err, &api):
-		e.text = code
+		e.Text = code
 		if api.ErrorMessage() != "" {
-			e.text += ": " + api.ErrorMessage()
+			e.Text += ": " + api.ErrorMessage()
 		}
 	}
 	if status != 0 {
-		e.text += fmt.Sprintf(" (status %d", status)
+		e.Text += fmt.Sprintf(" (status %d", status)
 		if r := (*awshttp.ResponseError)(nil); errors.As(err, &r) && r.ServiceRequestID() != "" {
-			e.text += ", request " + r.ServiceRequestID()
+			e.Text += ", request " + r.ServiceRequestID()
 		}
-		e.text += ")"
+		e.Text += ")"
 	}
 	if hint != "" {
-		e.text += ": " + hint
+		e.Text += ": " + hint
 	}
 	return e
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
 
 	"holdfast/internal/budget"
+	"holdfast/internal/store"
 	"holdfast/internal/store/patience"
 )
 
@@ -48,7 +49,7 @@ func (s *Store) Put(ctx context.Context, name string, r io.Reader) error {
 // A service that answers that it has no conditions is asked with Stat instead. Some of those that are not AWS take the
 // condition and ignore it: at a custom endpoint a Stat comes first in any case. Neither is atomic.
 func (s *Store) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
-	if err := check("put", name); err != nil {
+	if err := store.Check("put", name); err != nil {
 		return err
 	}
 	if s.custom {
@@ -64,7 +65,7 @@ func (s *Store) absent(ctx context.Context, name string) error {
 	_, err := s.head(ctx, "put", name)
 	switch {
 	case err == nil:
-		return exists(name)
+		return store.Exists(name)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	}
@@ -72,7 +73,7 @@ func (s *Store) absent(ctx context.Context, name string) error {
 }
 
 func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool) error {
-	if err := check("put", name); err != nil {
+	if err := store.Check("put", name); err != nil {
 		return err
 	}
 	c, err := s.api(ctx)
@@ -146,7 +147,7 @@ func (s *Store) conditionally(ctx context.Context, name string, put func(conditi
 		code, status, _ := codes(err)
 		switch {
 		case status == http.StatusPreconditionFailed:
-			return exists(name)
+			return store.Exists(name)
 		case status == http.StatusNotImplemented && condition != nil:
 			s.noConditions.Store(true)
 			continue

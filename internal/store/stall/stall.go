@@ -47,6 +47,9 @@ func Tune(t *http.Transport, timeout time.Duration, wrap func(net.Conn) net.Conn
 	dialer := &net.Dialer{Timeout: min(timeout, 30*time.Second), KeepAlive: 15 * time.Second}
 	t.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		c, err := dialer.DialContext(ctx, network, addr)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			return nil, &dialError{err}
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -136,3 +139,10 @@ func (e *Error) Timeout() bool { return true }
 
 // Temporary implements net.Error.
 func (e *Error) Temporary() bool { return true }
+
+// dialError is a connection that could not be made in time. It hides what reads as the caller's own deadline and is that of the dialer.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string   { return e.err.Error() }
+func (e *dialError) Timeout() bool   { return true }
+func (e *dialError) Temporary() bool { return true }

@@ -2,11 +2,13 @@ package stall_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -68,6 +70,17 @@ func TestSilenceBreaksAConnection(t *testing.T) {
 	_, err = get(t, tr, server.URL, false, bytes.NewReader(make([]byte, 64<<20))) // which nobody reads
 	wantStalled(t, "a body that is not taken", err)
 	tr.CloseIdleConnections()
+}
+
+// The dialer's own deadline is not taken for the caller's, which is no reason to try again.
+func TestAConnectionThatIsNotMadeInTimeTimesOut(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	defer server.Close()
+	_, err := get(t, stall.NewTransport(time.Nanosecond, nil), server.URL, false, nil) // over before it is made
+	var network net.Error
+	if errors.Is(err, context.DeadlineExceeded) || !errors.As(err, &network) || !network.Timeout() || !strings.Contains(err.Error(), server.Listener.Addr().String()) {
+		t.Errorf("%v; want a timeout that names the address", err)
+	}
 }
 
 func TestSlowIsNotStalled(t *testing.T) {
