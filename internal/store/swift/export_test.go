@@ -5,9 +5,13 @@ import (
 	"crypto/md5"
 	"encoding/hex"
 	"encoding/json"
+	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/ncw/swift/v2"
 )
 
 // CreateContainer makes the container of s.
@@ -83,4 +87,11 @@ func ShowManifest(entries []segment) []byte {
 		panic(err)
 	}
 	return text
+}
+
+// PutOnCondition puts an object of size bytes if there is none, as far as the service decides that.
+func (s *Store) PutOnCondition(ctx context.Context, name string, size int, body io.Reader) error {
+	headers := swift.Headers{"If-None-Match": "*", "Content-Length": strconv.Itoa(size)}
+	_, err := s.request(ctx, s.o.Container, s.key(name), headers, nil, body)
+	return err
 }
