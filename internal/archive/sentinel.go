@@ -125,10 +125,12 @@ func (t *TablespaceSpec) UnmarshalJSON(b []byte) error {
 		t.BasePrefix = trimSlashes(t.BasePrefix)
 	}
 	var oids []string
-	if raw, ok := doc["tablespaces"]; ok {
-		if err := json.Unmarshal(raw, &oids); err != nil {
-			return fmt.Errorf("tablespaces of the tablespace spec: %w", err)
-		}
+	raw, ok := doc["tablespaces"]
+	if !ok {
+		return errors.New("tablespace spec: it lists no tablespaces, not even none")
+	}
+	if err := json.Unmarshal(raw, &oids); err != nil {
+		return fmt.Errorf("tablespaces of the tablespace spec: %w", err)
 	}
 	seen := make(map[string]bool, len(oids))
 	for _, oid := range oids {

@@ -131,13 +131,13 @@ func (p *Plan) surveyLists(ctx context.Context, a *archive.Archive, chain []*cat
 		if err := p.readControl(ctx, a, chain[0]); err != nil {
 			return err
 		}
-	} else if p.files != nil && len(p.files.entries) == 0 {
+	} else if p.files != nil && p.files.len == 0 {
 		return p.noMatch()
 	}
 	// How the bytes divide among tablespaces is not known: they are all asked of the destination's file system.
 	files := map[string]int64{}
 	if p.files != nil {
-		files[p.Destination] = int64(len(p.files.entries))
+		files[p.Destination] = int64(p.files.len)
 	}
 	return p.measure(map[string]int64{p.Destination: p.Bytes}, files)
 }
@@ -151,11 +151,14 @@ func (p *Plan) describeChain() {
 		return
 	}
 	for i, l := range p.Chain {
-		how := "on top of"
-		if i == len(p.Chain)-1 {
-			how = "the full backup,"
+		how := "on top of " + l.Backup
+		switch i {
+		case 0:
+			how = l.Backup + ", a delta"
+		case len(p.Chain) - 1:
+			how = "on top of the full backup " + l.Backup
 		}
-		p.note("delta chain: %s %s, %d of %d parts, %s", how, l.Backup, l.Parts, l.Of, humanize.IBytes(uint64(l.Stored)))
+		p.note("restored is %s: %d of %d parts, %s", how, l.Parts, l.Of, humanize.IBytes(uint64(l.Stored)))
 	}
 	p.note("the contents of deltas cannot be verified: WAL-G keeps no checksums of files. " +
 		"Looked at are the codec's checksums, the structure of the parts, whether all files and blocks are there, and in a cluster with checksums its pages")

@@ -51,11 +51,16 @@ type walG struct {
 	change  func(name string, b []byte) []byte  // of objects before they are stored; nil for none
 	last    string                              // name of the newest backup
 	n       int                                 // backups made
+	dot     bool                                // names of objects that are not compressed end in one
+	spaces  string                              // tablespace_map
 	tweak   func(sentinel, list map[string]any) // of the documents; nil for none
 }
 
 // lsn is where the backup number n starts.
 func (g *walG) lsn(n int) wal.LSN { return wal.LSN(n+1)<<25 | 0x28 }
+
+// label is the backup_label of number n.
+func (g *walG) label(n int) string { return fmt.Sprintf("START WAL LOCATION: %s (file x)\n", g.lsn(n)) }
 
 func must2[T any](v T, err error) T {
 	if err != nil {
@@ -93,6 +98,9 @@ func (g *walG) putPart(backup, base string, members []member) string {
 		panic(err)
 	}
 	name := base + g.method.Extension()
+	if g.dot {
+		name += "."
+	}
 	z := compress.Compress(&b, g.method, compress.Options{})
 	defer z.Close()
 	g.put(archive.Folder(backup)+"tar_partitions/"+name, must2(io.ReadAll(z)))
@@ -135,13 +143,13 @@ func (g *walG) backup(members []member, parent string) string {
 		}
 	}
 	g.putPart(name, "pg_control.tar", []member{{path: control.Name, content: controlContent, mode: 0o600}})
-	sets[g.putPart(name, "backup_label.tar", []member{{path: "backup_label", content: []byte("of " + name), mode: 0o600}, {path: "tablespace_map", mode: 0o600}})] =
+	sets[g.putPart(name, "backup_label.tar", []member{{path: "backup_label", content: []byte(g.label(g.n)), mode: 0o600}, {path: "tablespace_map", content: []byte(g.spaces), mode: 0o600}})] =
 		[]string{"backup_label", "tablespace_map"}
 	list := map[string]any{"Files": files, "TarFileSets": sets, "DatabasesByNames": map[string]any{}}
 	if g.tweak != nil {
 		g.tweak(sentinel, list)
 	}
-	if sentinel["Files"] == nil && sentinel["FilesMetadataDisabled"] == nil {
+	if len(list) > 0 && sentinel["FilesMetadataDisabled"] == nil {
 		g.put(archive.Folder(name)+"files_metadata.json", must2(json.Marshal(list)))
 	}
 	g.put(archive.BackupDir+name+"_backup_stop_sentinel.json", must2(json.Marshal(sentinel)))
@@ -380,7 +388,7 @@ func TestChainsComeBack(t *testing.T) {
 			if report.Files != int64(len(were[i])) || (i > 0) != (len(plan.Chain) == i+1) {
 				t.Errorf("%s: %d files reported, %d were; chain %+v", name, report.Files, len(were[i]), plan.Chain)
 			}
-			if label := must2(os.ReadFile(filepath.Join(dir, "backup_label"))); string(label) != "of "+name {
+			if label := must2(os.ReadFile(filepath.Join(dir, "backup_label"))); string(label) != g.label(i) {
 				t.Errorf("%s: the label is %q", name, label)
 			}
 			if err := os.RemoveAll(dir); err != nil {
@@ -564,7 +572,7 @@ func TestChainReadsLittle(t *testing.T) {
 	if plan.Stored != stored || stored == 0 || report.Verified {
 		t.Errorf("%d bytes stored, %d in the chain; verified %t", plan.Stored, stored, report.Verified)
 	}
-	if notes := strings.Join(plan.Notes, "\n"); !strings.Contains(notes, names[0]+", 2 of 5 parts") {
+	if notes := strings.Join(plan.Notes, "\n"); !strings.Contains(notes, "on top of the full backup "+names[0]+": 2 of 5 parts") {
 		t.Errorf("the notes do not tell the chain: %s", notes)
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/manifest"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/tarpart"
 )
 
@@ -238,6 +239,21 @@ func (r *run) copy(ctx context.Context) error {
 			return nil
 		}
 		return fmt.Errorf("the backup holds no %s, without which it is not consistent", labelFile)
+	}
+	return r.plan.checkLabel(r.held[labelFile].content.Bytes())
+}
+
+// checkLabel refuses a label that is not that of the backup: PostgreSQL begins to replay where it says.
+func (p *Plan) checkLabel(label []byte) error {
+	line, _, _ := bytes.Cut(label, []byte("\n"))
+	rest, ok := bytes.CutPrefix(line, []byte("START WAL LOCATION: "))
+	at, _, _ := bytes.Cut(rest, []byte(" "))
+	start, err := wal.ParseLSN(string(at))
+	switch {
+	case !ok || err != nil:
+		return fmt.Errorf("%s begins with %.80q instead of where the backup starts: %w", labelFile, line, errDamaged)
+	case p.StartLSN != "" && start != p.startLSN:
+		return fmt.Errorf("%s says that the backup starts at %s, the backup says %s: %w", labelFile, start, p.startLSN, errDamaged)
 	}
 	return nil
 }

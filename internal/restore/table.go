@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"slices"
 	"sort"
 	"sync"
 )
@@ -14,8 +13,9 @@ import (
 // increments or nothing. It has 32 bytes a file whatever the length of names, so that a million files cost 32 MiB: files are
 // known by 128 bits of a keyed hash, which nobody can make collide. Names come from the list again where an error needs them.
 type table struct {
-	seeds   [2]maphash.Seed
-	entries []entry // ascending by hash once sorted
+	seeds  [2]maphash.Seed
+	blocks [][]entry // ascending by hash once sorted; each but the last has blockEntries, so that none is ever copied to grow
+	len    int
 
 	mu sync.Mutex // guards what changes while workers restore: seen, last and set of entries
 }
@@ -30,6 +30,11 @@ type entry struct {
 	last  uint16 // index of the backup the last came from, plus 1
 	set   uint32 // where the blocks still owed are kept; 0 before the file is made
 }
+
+const blockEntries = 1 << 15 // 1 MiB
+
+// of returns file i.
+func (t *table) of(i int) *entry { return &t.blocks[i/blockEntries][i%blockEntries] }
 
 // unknown stands for a backup that has not been found yet.
 const unknown = 1<<16 - 1
@@ -52,14 +57,25 @@ func (t *table) add(path string, stored, whole bool) {
 	if stored {
 		e.due = 1
 	}
-	t.entries = append(t.entries, e)
+	if t.len%blockEntries == 0 {
+		t.blocks = append(t.blocks, make([]entry, blockEntries))
+	}
+	*t.of(t.len) = e
+	t.len++
 }
+
+// byHash sorts a table.
+type byHash struct{ *table }
+
+func (t byHash) Len() int           { return t.len }
+func (t byHash) Less(i, j int) bool { return compare(t.of(i).hash, t.of(j).hash) < 0 }
+func (t byHash) Swap(i, j int)      { *t.of(i), *t.of(j) = *t.of(j), *t.of(i) }
 
 // sort makes find work once all files are entered. A file that was entered twice is an error.
 func (t *table) sort() error {
-	slices.SortFunc(t.entries, func(x, y entry) int { return compare(x.hash, y.hash) })
-	for i := 1; i < len(t.entries); i++ {
-		if t.entries[i].hash == t.entries[i-1].hash {
+	sort.Sort(byHash{t})
+	for i := 1; i < t.len; i++ {
+		if t.of(i).hash == t.of(i-1).hash {
 			return errors.New("the backup's list names a file twice")
 		}
 	}
@@ -69,8 +85,8 @@ func (t *table) sort() error {
 // find returns the index of a file, or -1.
 func (t *table) find(path string) int {
 	h := t.hash(path)
-	i := sort.Search(len(t.entries), func(i int) bool { return compare(t.entries[i].hash, h) >= 0 }) // looks at hashes only
-	if i == len(t.entries) || t.entries[i].hash != h {
+	i := sort.Search(t.len, func(i int) bool { return compare(t.of(i).hash, h) >= 0 }) // looks at hashes only
+	if i == t.len || t.of(i).hash != h {
 		return -1
 	}
 	return i
@@ -79,16 +95,16 @@ func (t *table) find(path string) int {
 // wanted reports whether backup level of the chain holds anything of a file that is asked for.
 func (t *table) wanted(path string, level int) bool {
 	i := t.find(path)
-	return i >= 0 && int(t.entries[i].whole) >= level
+	return i >= 0 && int(t.of(i).whole) >= level
 }
 
 // describe takes what the list of backup level says of a file. A file that no newer backup leaves to this one does not matter.
 func (t *table) describe(path string, level int, stored, whole bool) error {
 	i := t.find(path)
-	if i < 0 || t.entries[i].whole != unknown {
+	if i < 0 || t.of(i).whole != unknown {
 		return nil
 	}
-	e := &t.entries[i]
+	e := t.of(i)
 	if int(e.named) == level {
 		return fmt.Errorf("it names %s twice", path)
 	}
@@ -104,8 +120,8 @@ func (t *table) describe(path string, level int, stored, whole bool) error {
 
 // unlisted settles that backup level, which has no list, holds whole what is not found yet.
 func (t *table) unlisted(level int) {
-	for i := range t.entries {
-		if e := &t.entries[i]; e.whole == unknown {
+	for i := range t.len {
+		if e := t.of(i); e.whole == unknown {
 			e.whole, e.named = uint16(level), uint16(level)
 			e.due++
 		}
@@ -114,7 +130,12 @@ func (t *table) unlisted(level int) {
 
 // forsaken returns a file that backup level was to hold something of, and whose list does not name it; -1 for none.
 func (t *table) forsaken(level int) int {
-	return slices.IndexFunc(t.entries, func(e entry) bool { return e.whole == unknown && int(e.named) != level })
+	for i := range t.len {
+		if e := t.of(i); e.whole == unknown && int(e.named) != level {
+			return i
+		}
+	}
+	return -1
 }
 
 // A role is what a member is in the restored cluster.
@@ -138,7 +159,7 @@ func (t *table) take(path string, isFile bool, level int) (i int, r role, err er
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e := &t.entries[i]
+	e := t.of(i)
 	switch {
 	case int(e.whole) < level:
 		return i, nothing, nil
@@ -157,8 +178,8 @@ func (t *table) take(path string, isFile bool, level int) (i int, r role, err er
 
 // missing returns the files of which something that is due has not come, at most max of them.
 func (t *table) missing(max int) (found []int, all int) {
-	for i := range t.entries {
-		if e := &t.entries[i]; e.seen != e.due {
+	for i := range t.len {
+		if e := t.of(i); e.seen != e.due {
 			if all++; len(found) < max {
 				found = append(found, i)
 			}
@@ -171,12 +192,12 @@ func (t *table) missing(max int) (found []int, all int) {
 func (t *table) at(i int) uint32 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.entries[i].set
+	return t.of(i).set
 }
 
 // keep notes where.
 func (t *table) keep(i int, set uint32) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.entries[i].set = set
+	t.of(i).set = set
 }

@@ -99,7 +99,7 @@ func (r *run) allCame(ctx context.Context) error {
 		return nil
 	}
 	i := t.find(names[0])
-	e := &t.entries[i]
+	e := t.of(i)
 	what := fmt.Sprintf("%s and %d other files", names[0], all-1)
 	if all == 1 {
 		what = names[0]
@@ -133,8 +133,9 @@ func (w *worker) unlisted(u unit) error {
 		}
 		return nil
 	})
-	if errors.Is(err, tarpart.ErrNoEnd) && (u.part.Method != compress.None || w.plan.files != nil) {
-		// Of a remote backup by WAL-G. That nothing is missing the codec says, which knows where its stream ends, or the list.
+	if errors.Is(err, tarpart.ErrNoEnd) && (u.part.Method != compress.None || w.plan.files != nil && !u.part.IsLabel()) {
+		// Of a remote backup by WAL-G. That nothing is missing the codec says, which knows where its stream ends, or the list,
+		// which does not name the labels: those of a remote backup are at the beginning of a larger part.
 		_, err = io.Copy(io.Discard, body)
 	}
 	return err
