@@ -32,12 +32,12 @@ demo: build ## watch a dropped table come back on a throwaway PostgreSQL (instal
 	test/services/install.sh --server
 	./holdfast demo
 
-services: ## fetch what the tests run against: PostgreSQL 10 to 18, an S3 server (once, some minutes)
+services: ## fetch what the tests run against: PostgreSQL 10 to 18, a server for each store (once, some minutes)
 	test/services/install.sh
 
-test: services ## run every test, on every major of PostgreSQL; a missing service is a failure
-	REQUIRE_SERVICES=1 go test -timeout 50m $$(go list ./... | grep -v /test/roundtrip)
-	@set -o pipefail; REQUIRE_SERVICES=1 go test -timeout 50m -v ./test/roundtrip | grep -vE '^ *(=== |[a-z_]+\.go:[0-9]+: )'
+test: services ## run every test, on every major of PostgreSQL and every store; a missing service is a failure
+	REQUIRE_SERVICES=1 go test -timeout 50m $$(go list ./... | grep -vE '/test/(roundtrip|faults)$$')
+	@set -o pipefail; REQUIRE_SERVICES=1 go test -timeout 50m -parallel 8 -v ./test/faults ./test/roundtrip | grep -v '^ *=== '
 
 check: ## gofmt, go vet, and the pure Go codec builds and works
 	@test -z "$$(gofmt -l cmd internal test)" || { echo "not gofmt-ed:"; gofmt -l cmd internal test; exit 1; }
