@@ -10,6 +10,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/sas"
 	"golang.org/x/sync/errgroup"
 
+	"holdfast/internal/store"
 	"holdfast/internal/store/stall"
 )
 
@@ -19,7 +20,7 @@ const copyBlock = 64 << 20
 // Copy implements store.Copier. The service copies piece by piece while we wait for it, and the object appears when all are there. (Its
 // Copy Blob shows a blob that is not filled yet, and goes on after its answer.) With a SAS the service reads by that, so it must allow to.
 func (s *Store) Copy(ctx context.Context, from, to string) error {
-	if err := check("copy to", to); err != nil {
+	if err := store.Check("copy to", to); err != nil {
 		return err
 	}
 	source, err := s.properties(ctx, "copy", from)

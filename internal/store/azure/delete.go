@@ -10,6 +10,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
 	"golang.org/x/sync/errgroup"
 
+	"holdfast/internal/store"
 	"holdfast/internal/store/stall"
 )
 
@@ -18,7 +19,7 @@ const deleteBatch = 256
 
 // Delete implements store.Store.
 func (s *Store) Delete(ctx context.Context, name string) error {
-	if err := check("delete", name); err != nil {
+	if err := store.Check("delete", name); err != nil {
 		return err
 	}
 	_, err := s.client.NewBlobClient(s.blobName(name)).Delete(ctx, nil)
@@ -33,7 +34,7 @@ func (s *Store) DeleteMany(ctx context.Context, names []string) error {
 	var errs []error
 	valid := make([]string, 0, len(names))
 	for _, name := range names {
-		if err := check("delete", name); err != nil {
+		if err := store.Check("delete", name); err != nil {
 			errs = append(errs, err)
 		} else {
 			valid = append(valid, name)
@@ -88,8 +89,8 @@ func (s *Store) deleteBatch(ctx context.Context, names []string) error {
 
 // passing reports whether an answer may be another one the next time.
 func passing(err error) bool {
-	own := (*opError)(nil)
-	return errors.As(err, &own) && own.kind == nil
+	own := (*store.OpError)(nil)
+	return errors.As(err, &own) && own.Kind == nil
 }
 
 // deleteEach deletes names by a request each.

@@ -16,67 +16,46 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore/runtime"
 	"github.com/Azure/azure-sdk-for-go/sdk/azidentity"
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
+
+	"holdfast/internal/store"
 )
-
-// opError is what a call on the Store returns. It unwraps to the SDK's error and to what callers decide on: fs.ErrNotExist,
-// fs.ErrExist, fs.ErrPermission (the service refuses us), fs.ErrInvalid (it refuses the request), or none of them,
-// which means that trying again may help.
-type opError struct {
-	op, name string
-	text     string
-	kind     error
-	err      error
-}
-
-func (e *opError) Error() string { return e.op + " " + e.name + ": " + e.text }
-
-func (e *opError) Unwrap() []error {
-	if e.kind == nil {
-		return []error{e.err}
-	}
-	return []error{e.kind, e.err}
-}
-
-func exists(name string) error {
-	return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist}
-}
 
 // fail says what became of op on the object name. ctx is the caller's.
 func (s *Store) fail(ctx context.Context, op, name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if own := (*opError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
+	if own := (*store.OpError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	e := &opError{op: op, name: name, err: err, text: err.Error()}
+	e := &store.OpError{Op: op, Name: name, Err: err, Text: err.Error()}
 	if done := ctx.Err(); done != nil {
-		e.text, e.err = done.Error(), done
+		e.Text, e.Err = done.Error(), done
 		return e
 	}
 	answer, hint := (*azcore.ResponseError)(nil), ""
 	switch {
 	case errors.As(err, &answer):
-		e.kind, hint = s.judge(answer)
-		if e.kind == fs.ErrNotExist {
-			e.text = fs.ErrNotExist.Error()
+		e.Kind, hint = s.judge(answer)
+		if e.Kind == fs.ErrNotExist {
+			e.Text = fs.ErrNotExist.Error()
 			return e
 		}
-		e.text = describe(answer)
+		e.Text = describe(answer)
 	case noCredential(err):
 		if refusal := (*azidentity.AuthenticationFailedError)(nil); !errors.As(err, &refusal) || refusal.RawResponse != nil && refusal.RawResponse.StatusCode < 500 {
-			e.kind = fs.ErrPermission
+			e.Kind = fs.ErrPermission
 		}
-		e.text = strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\t' }), "; ")
+		e.Text = strings.Join(strings.FieldsFunc(err.Error(), func(r rune) bool { return r == '\n' || r == '\t' }), "; ")
 		hint = "set AZURE_STORAGE_ACCESS_KEY or AZURE_STORAGE_SAS_TOKEN, or give this machine or pod an identity that may use the storage account"
 	default:
 		var stays bool
 		if stays, hint = s.unreached(err); stays {
-			e.kind = fs.ErrInvalid
+			e.Kind = fs.ErrInvalid
 		}
 	}
 	if hint != "" {
-		e.text += ": " + hint
+		e.Text += ": " + hint
 	}
 	return e
 }

@@ -917,7 +917,7 @@ func TestAnAnswerToAnotherRangeIsRefused(t *testing.T) {
 		if err == nil {
 			r.Close()
 			t.Errorf("%s in answer to bytes 10 to 19 is taken", what)
-		} else if !strings.Contains(err.Error(), "from byte 10 to 20") {
+		} else if !strings.Contains(err.Error(), "bytes=10-19") {
 			t.Errorf("%s: %v", what, err)
 		}
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/blockblob"
 
 	"holdfast/internal/budget"
+	"holdfast/internal/store"
 	"holdfast/internal/store/stall"
 )
 
@@ -46,7 +47,7 @@ func (s *Store) PutIfAbsent(ctx context.Context, name string, r io.Reader) error
 }
 
 func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool) error {
-	if err := check("put", name); err != nil {
+	if err := store.Check("put", name); err != nil {
 		return err
 	}
 	p, ended, err := s.budget.Cut(ctx, r, s.blockSize(0), newSum())
@@ -83,7 +84,7 @@ func condition(ifAbsent bool) *blob.AccessConditions {
 // decided makes an fs.ErrExist of the service's answer that the condition does not hold.
 func decided(name string, ifAbsent bool, err error) error {
 	if ifAbsent && (code(err) == bloberror.BlobAlreadyExists || status(err) == http.StatusPreconditionFailed) {
-		return exists(name)
+		return store.Exists(name)
 	}
 	return err
 }
@@ -119,7 +120,7 @@ func (s *Store) absent(ctx context.Context, name string) error {
 	_, err := s.properties(ctx, "put", name)
 	switch {
 	case err == nil:
-		return exists(name)
+		return store.Exists(name)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	}

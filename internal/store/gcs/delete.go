@@ -8,12 +8,13 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/api/storage/v1"
 
+	"holdfast/internal/store"
 	"holdfast/internal/store/stall"
 )
 
 // Delete implements store.Store.
 func (s *Store) Delete(ctx context.Context, name string) error {
-	if err := check("delete", name); err != nil {
+	if err := store.Check("delete", name); err != nil {
 		return err
 	}
 	err := s.do(ctx, "delete", name, func(ctx context.Context, p *place) error {
@@ -45,7 +46,7 @@ func (s *Store) Copy(ctx context.Context, from, to string) error {
 	if err := checkNew("copy to", to); err != nil {
 		return err
 	}
-	if err := check("copy", from); err != nil {
+	if err := store.Check("copy", from); err != nil {
 		return err
 	}
 	for token, done := "", false; !done; {

@@ -22,25 +22,6 @@ import (
 	"holdfast/internal/store/stall"
 )
 
-// opError is what a call on the Store returns. It unwraps to the client's error and to what callers decide on: fs.ErrNotExist,
-// fs.ErrExist, fs.ErrPermission (the service refuses us), fs.ErrInvalid (it refuses the request), or none of them,
-// which means that trying again may help.
-type opError struct {
-	op, name string
-	text     string
-	kind     error
-	err      error
-}
-
-func (e *opError) Error() string { return e.op + " " + e.name + ": " + e.text }
-
-func (e *opError) Unwrap() []error {
-	if e.kind == nil {
-		return []error{e.err}
-	}
-	return []error{e.kind, e.err}
-}
-
 var (
 	errNoBucket = errors.New("there is no such bucket")
 	errTimeout  = errors.New("a call took too long")
@@ -54,51 +35,17 @@ type spentError struct{ err error }
 func (e *spentError) Error() string { return e.err.Error() }
 func (e *spentError) Unwrap() error { return e.err }
 
-func exists(name string) error { return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist} }
-
-// check reports whether op can be done on the object name.
-func check(op, name string) error {
-	if err := store.CheckName(name); err != nil {
-		return fmt.Errorf("%s: %w", op, err)
-	}
-	return nil
-}
-
 // checkNew reports whether op can make an object of that name.
 func checkNew(op, name string) error {
 	if leftover(name) {
 		return fmt.Errorf("%s %s: such names belong to unfinished puts of WAL-G: %w", op, name, fs.ErrInvalid)
 	}
-	return check(op, name)
+	return store.Check(op, name)
 }
 
 // fail says what became of op on the object name.
 func (s *Store) fail(op, name string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if own := (*opError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
-		return err
-	}
-	e := &opError{op: op, name: name, err: err}
-	switch {
-	case errors.Is(err, context.Canceled):
-		e.text = context.Canceled.Error()
-		return e
-	case errors.Is(err, context.DeadlineExceeded):
-		e.text = context.DeadlineExceeded.Error()
-		return e
-	}
-	hint := ""
-	e.kind, hint = s.judge(err)
-	e.text = reason(err)
-	if e.kind == fs.ErrNotExist {
-		e.text = fs.ErrNotExist.Error()
-	}
-	if hint != "" {
-		e.text += ": " + hint
-	}
-	return e
+	return store.Explain(op, name, err, reason, s.judge)
 }
 
 // code returns the HTTP status with which the service answered, 0 where it did not.

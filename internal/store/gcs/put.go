@@ -16,6 +16,7 @@ import (
 	"google.golang.org/api/storage/v1"
 
 	"holdfast/internal/budget"
+	"holdfast/internal/store"
 	"holdfast/internal/store/patience"
 )
 
@@ -76,7 +77,7 @@ func (s *Store) insert(ctx context.Context, p *place, o *storage.Object, ifAbsen
 func (s *Store) stored(ctx context.Context, p *place, name string, got *storage.Object, err error, size int64, crc uint32) error {
 	switch {
 	case code(err) == http.StatusPreconditionFailed:
-		return exists(name)
+		return store.Exists(name)
 	case code(err) == http.StatusNotFound:
 		return errNoBucket
 	case err != nil:
@@ -98,7 +99,7 @@ func (s *Store) putMany(ctx context.Context, p *place, name string, piece *budge
 		call := p.api.Objects.Get(s.o.Bucket, p.root+name).Fields("size").Context(ctx)
 		addTo(call.Header(), s.key)
 		if _, err := call.Do(); err == nil {
-			return exists(name)
+			return store.Exists(name)
 		} else if code(err) != http.StatusNotFound {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"holdfast/internal/store"
 	"holdfast/internal/store/patience"
 )
 
@@ -18,7 +19,7 @@ func (s *Store) do(ctx context.Context, op, name string, call func(ctx context.C
 	}
 	err := s.attempt(limited, op, name, call)
 	if err != nil && limited.Err() != nil && ctx.Err() == nil {
-		return &opError{op: op, name: name, text: fmt.Sprintf("not done within %s, which is GCS_CONTEXT_TIMEOUT", s.o.Timeout), err: errTimeout}
+		return &store.OpError{Op: op, Name: name, Text: fmt.Sprintf("not done within %s, which is GCS_CONTEXT_TIMEOUT", s.o.Timeout), Err: errTimeout}
 	}
 	return s.fail(op, name, err)
 }

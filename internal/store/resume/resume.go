@@ -4,6 +4,7 @@ package resume
 import (
 	"context"
 	"fmt"
+	"hash"
 	"io"
 	"io/fs"
 	"net/http"
@@ -29,6 +30,14 @@ type Answer struct {
 	Body   io.ReadCloser
 	Range  string // the header Content-Range
 	Length int64  // of Body in bytes; -1 where the service does not say
+}
+
+// Summed returns body, of which sum gets what is read.
+func Summed(body io.ReadCloser, sum hash.Hash) io.ReadCloser {
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.TeeReader(body, sum), body}
 }
 
 // Header returns the header Range of a request for the bytes from at to before end, or to the object's end where that is -1; "" for all.
