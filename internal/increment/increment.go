@@ -28,6 +28,9 @@ const (
 
 	// maxFileSize bounds the file in bytes: block numbers have 32 bits.
 	maxFileSize = page.Size << 32
+	// maxBlocks bounds the pages of one increment: those of a file of 128 GiB, a hundred times what PostgreSQL makes unless it is
+	// built otherwise. Their numbers are held in memory, 64 MiB at most.
+	maxBlocks = 1 << 24
 )
 
 // Header is what stands before the pages.
@@ -63,6 +66,9 @@ func Read(r io.Reader, size int64) (*Header, error) {
 	}
 	if want := fixedSize + (4+page.Size)*n; size != want {
 		return nil, fmt.Errorf("%w: with %d pages it has %d bytes, not %d", errNot, n, want, size)
+	}
+	if n > maxBlocks {
+		return nil, fmt.Errorf("%w: it has %d pages, more than the %d that are possible", errNot, n, maxBlocks)
 	}
 	h := &Header{FileSize: int64(fileSize)}
 	const step = 64 << 10

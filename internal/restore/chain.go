@@ -128,11 +128,11 @@ func (p *Plan) surveyLists(ctx context.Context, a *archive.Archive, chain []*cat
 	p.describeChain()
 	if p.Mask == "" {
 		p.Bytes = expected(chain)
-		if err := p.readControl(ctx, a, chain[0]); err != nil {
-			return err
-		}
 	} else if p.files != nil && p.files.len == 0 {
 		return p.noMatch()
+	}
+	if err := p.readControl(ctx, a, chain[0]); err != nil {
+		return err
 	}
 	// How the bytes divide among tablespaces is not known: they are all asked of the destination's file system.
 	files := map[string]int64{}
@@ -330,6 +330,9 @@ func (p *Plan) readable(backup string, parts []archive.Part) error {
 // whether it fits together.
 func (p *Plan) readControl(ctx context.Context, a *archive.Archive, b *catalog.Backup) error {
 	i := slices.IndexFunc(p.parts, archive.Part.IsControl)
+	if i < 0 && p.Mask != "" {
+		return nil
+	}
 	if i < 0 {
 		return p.readVersion(ctx, a, b)
 	}

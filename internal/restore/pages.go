@@ -34,9 +34,9 @@ type badFile struct {
 	pages int64
 }
 
-// setUp decides by the backup's control file; nil where that is not known yet.
-func (s *pages) setUp(c *control.Data) {
-	s.segment = usualSegment
+// setUp decides by the backup's control file; nil where that is not known yet, if it comes at all.
+func (s *pages) setUp(c *control.Data, comes bool) {
+	s.segment, s.off = usualSegment, !comes
 	if c != nil {
 		s.off = c.ChecksumVersion == 0 || c.BlockSize != page.Size
 		s.segment = int64(c.BlocksPerSegment)

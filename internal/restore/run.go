@@ -147,7 +147,7 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 	defer marker.Close() // synced already; this ends the lock
 	r := &run{Options: opts, archive: a, plan: p, tree: t, held: map[string]*heldFile{}, split: map[*splitFile]struct{}{}}
 	r.owed.root = t.data
-	r.pages.setUp(p.control)
+	r.pages.setUp(p.control, p.Mask == "")
 	defer r.abandon()
 	report := &Report{Backup: p.Backup, Destination: p.Destination, Verified: p.Verified, Target: p.Target, Seconds: map[string]float64{}}
 	for _, phase := range []struct {
@@ -161,7 +161,7 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 		begun := time.Now()
 		opts.Progress.phase.Store(&phase.name)
 		if err := phase.do(ctx); err != nil {
-			return nil, fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, &interruptedError{err})
+			return nil, fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, &interruptedError{err, p.Verified})
 		}
 		report.Seconds[phase.name] = time.Since(begun).Seconds()
 	}
@@ -178,13 +178,19 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 var errDamaged = errors.New("the archive is damaged")
 
 // interruptedError is why a restore ended early.
-type interruptedError struct{ error }
+type interruptedError struct {
+	error
+	kept bool // what is whole can be told, and stays
+}
 
 func (e *interruptedError) Unwrap() error { return e.error }
 
 // Hint says how to go on.
 func (e *interruptedError) Hint() string {
-	const resume = "continue with --resume: what was restored so far is kept"
+	resume := "continue with --resume: what was restored so far is kept"
+	if !e.kept {
+		resume = "try again with --resume, which writes all anew: without a manifest nothing tells what is whole. What is damaged stays so: then restore another backup"
+	}
 	var inner interface{ Hint() string }
 	switch {
 	case errors.Is(e.error, errDamaged):
@@ -406,6 +412,7 @@ func (r *run) seal(ctx context.Context) error {
 	}
 	c := r.held[control.Name]
 	if c == nil { // the mask does not match it
+		r.pages.tell(&r.notes)
 		if err := r.tree.syncAll(); err != nil {
 			return err
 		}
