@@ -415,6 +415,28 @@ func TestPutIfAbsentWithoutConditionsLooksFirst(t *testing.T) {
 	}
 }
 
+// Who may write and list, and not read, does not overwrite either.
+func TestPutIfAbsentNeedsNoRightToRead(t *testing.T) {
+	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+		r.Header.Del("If-None-Match") // the service ignores it
+		if r.Method == http.MethodHead || r.Method == http.MethodGet && !r.URL.Query().Has("prefix") {
+			return refuse(w, http.StatusForbidden, "AccessDenied")
+		}
+		return false
+	})
+	for _, v1 := range []bool{false, true} {
+		s := open(t, url, func(o *s3.Options) { o.ListV1 = v1 })
+		for _, name := range []string{fmt.Sprint("a/b.zst.", v1), fmt.Sprint("a/b.", v1), fmt.Sprint("a/b.z.", v1)} {
+			if err := s.PutIfAbsent(t.Context(), name, strings.NewReader("one")); err != nil {
+				t.Errorf("put if absent of %s: %v", name, err)
+			}
+			if err := s.PutIfAbsent(t.Context(), name, strings.NewReader("other")); !errors.Is(err, fs.ErrExist) {
+				t.Errorf("put if absent over %s: %v, want fs.ErrExist", name, err)
+			}
+		}
+	}
+}
+
 func TestAConflictOfTwoWritersIsDecided(t *testing.T) {
 	var puts atomic.Int32
 	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {

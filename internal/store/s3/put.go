@@ -47,7 +47,8 @@ func (s *Store) Put(ctx context.Context, name string, r io.Reader) error {
 // may find the object of the first one: fs.ErrExist then is about our own object, so compare contents.
 //
 // A service that answers that it has no conditions is asked with Stat instead. Some of those that are not AWS take the
-// condition and ignore it: at a custom endpoint a Stat comes first in any case. Neither is atomic.
+// condition and ignore it: at a custom endpoint a Stat comes first in any case, or a listing where the credentials may write
+// and not read. None of these is atomic.
 func (s *Store) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
 	if err := store.Check("put", name); err != nil {
 		return err
@@ -68,8 +69,31 @@ func (s *Store) absent(ctx context.Context, name string) error {
 		return store.Exists(name)
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
+	case errors.Is(err, fs.ErrPermission):
+		return s.unlisted(ctx, name)
 	}
 	return err
+}
+
+// unlisted returns nil if no listing has such an object.
+func (s *Store) unlisted(ctx context.Context, name string) error {
+	c, err := s.api(ctx)
+	if err != nil {
+		return err
+	}
+	get := s.pageV2
+	if s.o.ListV1 {
+		get = s.pageV1
+	}
+	key := s.key(name)
+	p, err := get(ctx, c, request{prefix: key}) // of all that begin so it comes first
+	if err != nil {
+		return s.fail("put", name, err)
+	}
+	if len(p.objects) > 0 && aws.ToString(p.objects[0].Key) == *key {
+		return store.Exists(name)
+	}
+	return nil
 }
 
 func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool) error {
