@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"net"
 	"os"
@@ -132,7 +133,10 @@ func (a *app) sweep(ctx context.Context, s *config.Settings) {
 		if len(removed) > 0 {
 			a.log.Info(fmt.Sprintf("removed %d unfinished files that broken-off pushes had left", len(removed)))
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, fs.ErrPermission): // who may only write; it is for who may remove
+			a.log.Debug(fmt.Sprintf("what broken-off pushes left stays: %v", err))
+		case err != nil:
 			a.log.Warn(fmt.Sprintf("what broken-off pushes left was not all removed: %v", err))
 		}
 	}
