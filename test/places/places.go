@@ -8,7 +8,9 @@ import (
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
+	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +24,9 @@ import (
 	"testing"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
 	clients "github.com/ncw/swift/v2"
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/knownhosts"
@@ -143,11 +148,14 @@ type S3 struct {
 	Stop func() // ends the service; Start starts it again
 }
 
-// The administrator of every S3.
+// The administrator of every S3, and the secret of all who have an account there.
 const (
 	AccessKey = "operator"
 	SecretKey = "swordfish"
 )
+
+// users have accounts in every S3, and no rights but what a policy gives them.
+var users = [...]string{"writer", "reader", "expirer"}
 
 // NewS3 starts one.
 func NewS3(t testing.TB) *S3 {
@@ -158,21 +166,59 @@ func NewS3(t testing.TB) *S3 {
 	}
 	at, _ := address(t)
 	g.URL = "http://" + at
-	pgtest.Give(t, g.Dir)
+	var iam struct {
+		Accounts map[string]any `json:"accessAccounts"`
+	}
+	iam.Accounts = map[string]any{}
+	for _, name := range users {
+		iam.Accounts[name] = map[string]string{"access": name, "secret": SecretKey, "role": "user"}
+	}
+	b, err := json.Marshal(iam)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(os.Mkdir(g.iam(), 0o700), os.WriteFile(filepath.Join(g.iam(), "users.json"), b, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Give(t, filepath.Dir(g.Dir))
 	g.Start(t)
 	return g
+}
+
+// iam is the directory of the accounts.
+func (g *S3) iam() string { return filepath.Join(filepath.Dir(g.Dir), "iam") }
+
+// Allow makes policies of identities, each with the name of the user it is for, the policy of the bucket.
+func (g *S3) Allow(t testing.TB, policies map[string]string) {
+	t.Helper()
+	type object = map[string]any
+	var statements []object
+	for user, text := range policies {
+		var policy struct{ Statement []object }
+		if err := json.Unmarshal([]byte(text), &policy); err != nil {
+			t.Fatalf("the policy of %s: %v", user, err)
+		}
+		for _, s := range policy.Statement {
+			s["Principal"] = object{"AWS": user}
+			statements = append(statements, s)
+		}
+	}
+	b, err := json.Marshal(object{"Version": "2012-10-17", "Statement": statements})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := awss3.New(awss3.Options{BaseEndpoint: &g.URL, UsePathStyle: true, Region: "us-east-1",
+		Credentials: credentials.NewStaticCredentialsProvider(AccessKey, SecretKey, "")})
+	if _, err := client.PutBucketPolicy(t.Context(), &awss3.PutBucketPolicyInput{Bucket: aws.String("archive"), Policy: aws.String(string(b))}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // Start starts the service again where it was.
 func (g *S3) Start(t testing.TB) {
 	t.Helper()
 	at := strings.TrimPrefix(g.URL, "http://")
-	users := filepath.Join(filepath.Dir(g.Dir), "users")
-	cmd := pgtest.Command(t, pgtest.Service(t, "versitygw"), "--port", at, "--quiet", "--iam-dir", users, "posix", g.Dir)
-	if err := os.MkdirAll(users, 0o700); err != nil {
-		t.Fatal(err)
-	}
-	pgtest.Give(t, users)
+	cmd := pgtest.Command(t, pgtest.Service(t, "versitygw"), "--port", at, "--quiet", "--iam-dir", g.iam(), "posix", g.Dir)
 	cmd.Env = append(cmd.Environ(), "ROOT_ACCESS_KEY="+AccessKey, "ROOT_SECRET_KEY="+SecretKey)
 	g.Stop = serve(t, cmd, at)
 }
