@@ -1111,3 +1111,205 @@ func TestNoFailureOfRepayForgets(t *testing.T) {
 		}
 	}
 }
+
+// late is a mirror to which another writer comes just before us: nobody saw that object before.
+type late struct {
+	*storetest.Memory
+	theirs string
+	atEnd  bool // it is noticed only once everything was read
+}
+
+func (l late) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	if l.atEnd {
+		if _, err := io.Copy(io.Discard, r); err != nil {
+			return err
+		}
+	}
+	if err := l.Memory.PutIfAbsent(ctx, name, strings.NewReader(l.theirs)); err != nil && !errors.Is(err, fs.ErrExist) {
+		return err
+	}
+	return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist}
+}
+
+// failsAtEnd reads everything and stores nothing.
+type failsAtEnd struct{ *storetest.Memory }
+
+func (f failsAtEnd) PutIfAbsent(_ context.Context, _ string, r io.Reader) error {
+	if _, err := io.Copy(io.Discard, r); err != nil {
+		return err
+	}
+	return storetest.ErrDown
+}
+
+func TestAnotherWriterMeanwhile(t *testing.T) {
+	for _, rule := range []mirror.Rule{mirror.All, mirror.Any} {
+		for _, same := range []bool{true, false} {
+			opts := anyOpts(t)
+			opts.Rule = rule
+			theirs := map[bool]string{true: "ours", false: "theirs"}[same]
+			// The first mirror took ours; on the second theirs is met; the third goes on undisturbed.
+			a, b, c := &storetest.Memory{}, &storetest.Memory{}, &storetest.Memory{}
+			err := store.PutIfAbsent(t.Context(), mirrored(t, opts, a, late{b, theirs, true}, slowEnd{c}).Alive(), "x", strings.NewReader("ours"))
+			if conflict := errors.As(err, new(*mirror.ConflictError)); conflict == same || same && err != nil {
+				t.Errorf("%v, the same %v: %v", rule, same, err)
+			}
+			want(t, "the third", all(t, c), "x=ours")
+			// The first could not: the next one decides, for theirs, and nobody has taken ours by then.
+			a, b, c = &storetest.Memory{}, &storetest.Memory{}, &storetest.Memory{}
+			m := mirrored(t, opts, failsAtEnd{a}, late{b, theirs, true}, c)
+			err = store.PutIfAbsent(t.Context(), m.Alive(), "x", strings.NewReader("ours"))
+			switch {
+			case rule == mirror.All && (!errors.Is(err, storetest.ErrDown) || all(t, c) != ""):
+				t.Errorf("all: %v, the third has %s", err, all(t, c))
+			case rule == mirror.Any && (!errors.Is(err, fs.ErrExist) || all(t, c) != "x="+theirs):
+				t.Errorf("any: %v, the third has %s", err, all(t, c))
+			}
+		}
+	}
+}
+
+// slowEnd takes a while to finish what it has read.
+type slowEnd struct{ *storetest.Memory }
+
+func (s slowEnd) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	select {
+	case <-time.After(50 * time.Millisecond):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return s.Memory.PutIfAbsent(ctx, name, bytes.NewReader(b))
+}
+
+func TestWhatAMirrorIsOwedDecidesAboutANewPut(t *testing.T) {
+	a, b := storetest.NewMortal(), storetest.NewMortal()
+	m := mirrored(t, anyOpts(t), a, b)
+	put(t, m.Alive(), "deleted", "1")
+	put(t, m.Alive(), "replaced", "1")
+	b.Down.Store(true)
+	if err := m.Alive().Delete(t.Context(), "deleted"); err != nil {
+		t.Fatal(err)
+	}
+	put(t, m.Alive(), "replaced", "2")
+	b.Down.Store(false)
+	time.Sleep(time.Millisecond)
+	if err := store.PutIfAbsent(t.Context(), m.Alive(), "deleted", strings.NewReader("2")); err != nil {
+		t.Errorf("over what is to be removed: %v", err)
+	}
+	want(t, "what was to be removed", content(t, b, "deleted"), "2")
+	want(t, "owed", owed(t, m), "put b:replaced")
+	if err := a.Delete(t.Context(), "replaced"); err != nil { // the mirror that had it lost it
+		t.Fatal(err)
+	}
+	if err := store.PutIfAbsent(t.Context(), m.Alive(), "replaced", strings.NewReader("3")); !errors.Is(err, fs.ErrExist) {
+		t.Errorf("over an older one: %v", err)
+	}
+	want(t, "the older one", []string{content(t, a, "replaced"), content(t, b, "replaced")}, []string{"1", "1"})
+}
+
+func TestDeletionsOwedByTwoAreNoReasonToKeep(t *testing.T) {
+	a, b, c := storetest.NewMortal(), storetest.NewMortal(), storetest.NewMortal()
+	m := mirrored(t, anyOpts(t), a, b, c)
+	put(t, m.Alive(), "x", "1")
+	b.Down.Store(true)
+	c.Down.Store(true)
+	if err := m.Alive().Delete(t.Context(), "x"); err != nil {
+		t.Fatal(err)
+	}
+	b.Down.Store(false)
+	c.Down.Store(false)
+	time.Sleep(time.Millisecond)
+	if r := repaid(t, m); r.Deleted != 2 {
+		t.Errorf("%+v", r)
+	}
+	want(t, "mirrors", all(t, a)+all(t, b)+all(t, c), "")
+}
+
+// A mirror that was added lately has nothing, which is no answer about what another is owed.
+func TestAnEmptyMirrorDoesNotVouch(t *testing.T) {
+	a, b, c := storetest.NewMortal(), storetest.NewMortal(), storetest.NewMortal()
+	opts := anyOpts(t)
+	b.Down.Store(true)
+	if err := store.PutIfAbsent(t.Context(), mirrored(t, opts, a, b).Alive(), "x", strings.NewReader("1")); err != nil {
+		t.Fatal(err)
+	}
+	b.Down.Store(false)
+	a.Down.Store(true)
+	time.Sleep(time.Millisecond)
+	want(t, "what only a has", content(t, mirrored(t, opts, a, b, c).Alive(), "x"), "(unasked a)")
+}
+
+func TestWhoSleptIsAskedWhenNobodyElseAnswers(t *testing.T) {
+	a, b := storetest.NewMortal(), storetest.NewMortal()
+	opts := anyOpts(t)
+	opts.Pause = time.Hour
+	m := mirrored(t, opts, a, b)
+	a.Down.Store(true)
+	put(t, m.Alive(), "x", "1")
+	put(t, a.Memory, "y", "1")
+	a.Down.Store(false)
+	b.Down.Store(true)
+	want(t, "what the one that slept has", content(t, m.Alive(), "y"), "1")
+}
+
+// What is being written is left alone, also by another process.
+func TestRepayLeavesWhatIsBeingWritten(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := storetest.NewMortal(), storetest.NewMortal()
+		opts := anyOpts(t)
+		writer := mirrored(t, opts, a, b)
+		b.Down.Store(true)
+		put(t, writer.Alive(), "x", "1")
+		b.Down.Store(false)
+		time.Sleep(time.Second)
+		r, w := io.Pipe()
+		done := make(chan error)
+		go func() { done <- writer.Alive().Put(t.Context(), "x", r) }()
+		synctest.Wait()
+		if report := repaid(t, mirrored(t, opts, a, b)); report.Left != 1 || report.Copied != 0 {
+			t.Errorf("beside a writer: %+v", report)
+		}
+		io.WriteString(w, "2")
+		w.Close()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		want(t, "mirrors", []string{all(t, a), all(t, b), owed(t, writer)}, []string{"x=2", "x=2", ""})
+	})
+}
+
+// lazy stores an object without reading it to its end.
+type lazy struct{ *storetest.Memory }
+
+func (l lazy) Put(ctx context.Context, name string, r io.Reader) error {
+	return l.Memory.Put(ctx, name, io.LimitReader(r, 3))
+}
+
+func TestAStoreThatDoesNotReadIsNotBelieved(t *testing.T) {
+	err := mirrored(t, mirror.Options{}, lazy{&storetest.Memory{}}, &storetest.Memory{}).Store().Put(t.Context(), "x", strings.NewReader("more than three"))
+	if err == nil || !strings.Contains(err.Error(), "mirror a") {
+		t.Errorf("put: %v", err)
+	}
+}
+
+// The last one is waited for, however long it takes: the put would fail without it.
+func TestTheLastMirrorIsNotLeftBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := storetest.NewMortal()
+		b.Down.Store(true)
+		s := slow{&storetest.Memory{}, 1, make(chan struct{})}
+		opts := anyOpts(t)
+		opts.Stall = time.Second
+		done := make(chan error)
+		go func() { done <- mirrored(t, opts, s, b).Alive().Put(t.Context(), "x", strings.NewReader("content")) }()
+		time.Sleep(time.Minute)
+		close(s.wait)
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		want(t, "it has", all(t, s.Memory), "x=content")
+	})
+}
