@@ -10,7 +10,7 @@
 //	    push.json                            ours: who is writing this backup right now
 //	    tar_partitions/part_001.tar.<ext> …  the data; pg_control.tar and backup_label.tar last
 //	wal_005/<name of the WAL file>.<ext>
-//	wal_005/<name of the WAL file>.sum.json    ours: a note of its content, where the host that pushes cannot decrypt
+//	wal_005/<name of the WAL file>.sum.json    ours: a note of its content, for hosts that cannot decrypt
 //	holdfast/cluster.json                    ours: the system identifier of the cluster that owns the archive
 //
 // With a key everything that holds content is encrypted after it was compressed; the JSON documents that WAL-G reads stay in clear.
@@ -64,6 +64,8 @@ type Options struct {
 	Key crypt.Key
 	// WriteOnly says that Key can encrypt and not decrypt, as on a host that has public keys only.
 	WriteOnly bool
+	// Notes says that Key has a public part, so that other hosts may be WriteOnly: WAL gets notes for them. WriteOnly includes it.
+	Notes bool
 }
 
 // Archive is one cluster's archive in a store.

@@ -32,7 +32,7 @@ func (e *ConflictError) Error() string {
 // Hint says what usually is behind it.
 func (e *ConflictError) Hint() string {
 	return "it is already archived with other contents: two servers write to one archive, a former primary that was promoted away, or a clone. Stop the wrong one. " +
-		"If the archived file is the wrong one, move it aside in the store; Holdfast does not overwrite WAL"
+		"If the archived file is the wrong one, move it aside in the store, and " + e.Name + walNoteSuffix + " where there is one; Holdfast does not overwrite WAL"
 }
 
 // walNames lists the object names under which a WAL file may be archived and the codec of each, ours first, then the
@@ -67,7 +67,7 @@ func (a *Archive) PutWAL(ctx context.Context, name string, open func() (io.ReadC
 	}
 	names := a.walNames(name)
 	look := names[1:]
-	if a.opts.WriteOnly {
+	if a.notes() {
 		look = names // before the note is left, which would speak for what is there
 	}
 	if other, err := a.findWAL(ctx, look); err != nil {
@@ -75,9 +75,8 @@ func (a *Archive) PutWAL(ctx context.Context, name string, open func() (io.ReadC
 	} else if other != nil {
 		return 0, a.sameWAL(ctx, name, *other, open)
 	}
-	var noted bool
-	if a.opts.WriteOnly {
-		if noted, err = a.leaveNote(ctx, name, open); err != nil {
+	if a.notes() {
+		if err := a.leaveNote(ctx, name, open); err != nil {
 			return 0, err
 		}
 	}
@@ -89,25 +88,26 @@ func (a *Archive) PutWAL(ctx context.Context, name string, open func() (io.ReadC
 	body, n := a.packed(src, a.opts.Method, a.opts.Parallel)
 	defer body.Close() // gives its buffers back
 	err = store.PutIfAbsent(ctx, a.store, names[0].name, body)
-	if errors.Is(err, fs.ErrExist) {
-		if noted { // it says nothing about what somebody without notes has just put
-			if err := a.store.Delete(ctx, WALDir+name+walNoteSuffix); err != nil {
-				return 0, err
-			}
-		}
+	if errors.Is(err, fs.ErrExist) { // another host was quicker, or it is ours and the answer got lost
 		return 0, a.sameWAL(ctx, name, names[0], open)
 	}
 	return n.n.Load(), err
 }
 
-// A walNote stands beside a WAL file as <name>.sum.json, before it. It says what is in the file where the host that pushes can encrypt and not
-// decrypt: with it a second push of the same content is told from a conflict. WAL-G passes it over, and deletes it with the file.
+// A walNote stands beside a WAL file as <name>.sum.json. With it a host that can encrypt and not decrypt tells a second push of the same
+// content from a conflict. It is left before the file is, by every host that encrypts with the kind of key that has a public part, it is never
+// replaced or removed here, and nobody puts the file whose content is another than the note's: so that where both are, the note speaks for the file,
+// whoever put it, and whoever died between the two. It knows nothing of files that WAL-G, or Holdfast without the key, puts at the same time.
+// WAL-G passes it over, and deletes it with the file.
 type walNote struct {
 	Size int64  `json:"size"`     // bytes
 	Hash string `json:"xxhash64"` // of the content, hexadecimal
 }
 
 const walNoteSuffix = ".sum.json"
+
+// notes reports whether WAL files get notes.
+func (a *Archive) notes() bool { return a.opts.Notes || a.opts.WriteOnly }
 
 // note returns the note of what open yields, as it is stored.
 func note(open func() (io.ReadCloser, error)) ([]byte, error) {
@@ -124,18 +124,17 @@ func note(open func() (io.ReadCloser, error)) ([]byte, error) {
 	return json.Marshal(walNote{Size: size, Hash: fmt.Sprintf("%016x", hash.Sum64())})
 }
 
-// leaveNote stores the note of a WAL file; left says that there was none. One that is there already is of the same content, or the
-// error is a *ConflictError.
-func (a *Archive) leaveNote(ctx context.Context, name string, open func() (io.ReadCloser, error)) (left bool, err error) {
+// leaveNote stores the note of a WAL file. One that is there already is of the same content, or the error is a *ConflictError.
+func (a *Archive) leaveNote(ctx context.Context, name string, open func() (io.ReadCloser, error)) error {
 	ours, err := note(open)
 	if err != nil {
-		return false, err
+		return err
 	}
 	err = store.PutIfAbsent(ctx, a.store, WALDir+name+walNoteSuffix, bytes.NewReader(ours))
 	if errors.Is(err, fs.ErrExist) {
-		return false, a.compareNote(ctx, name, ours)
+		err = a.compareNote(ctx, name, ours)
 	}
-	return err == nil, err
+	return err
 }
 
 // compareNote returns nil where the note of a WAL file is ours, and a *ConflictError where it is another.
@@ -160,8 +159,8 @@ func (e *unreadableError) Error() string {
 
 // Hint says how to go on.
 func (e *unreadableError) Hint() string {
-	return "it was pushed by a program or a host that leaves no note of its content. Push it once with the key that reads the archive " +
-		"(HOLDFAST_AGE_IDENTITIES_PATH, or the secret key of OpenPGP), on a host that may have it"
+	return "it was pushed by a program or a host that leaves no note of its content. Take it to a host that may have the key that reads the archive " +
+		"(HOLDFAST_AGE_IDENTITIES_PATH, or the secret key of OpenPGP), and run wal-push there once, with the public key set too: it compares, and leaves the note"
 }
 
 // sameWAL returns nil when the archived object holds what open yields, and a *ConflictError when it does not.
@@ -190,7 +189,14 @@ func (a *Archive) sameWAL(ctx context.Context, name string, o walObject, open fu
 	if !same {
 		return &ConflictError{Name: name, Object: o.name}
 	}
-	return nil
+	if !a.notes() {
+		return nil
+	}
+	err = a.leaveNote(ctx, name, open) // for hosts that cannot compare
+	if errors.As(err, new(*ConflictError)) {
+		err = nil // it is archived, as we have seen, whatever a note says
+	}
+	return err
 }
 
 // sameContent reads two streams side by side, 256 KiB of each at a time.

@@ -37,14 +37,16 @@ func (a *app) openKeys(ctx context.Context, s *config.Settings) (*crypt.Keyring,
 	return keys, nil
 }
 
-// writeOnly reports whether what keys encrypt cannot be read with them. That they cannot encrypt at all is an error.
-func writeOnly(keys *crypt.Keyring) (bool, error) {
+// writes reports whether what keys encrypt cannot be read with them, and whether they have a public part, with which other hosts may be such. That they
+// cannot encrypt at all is an error.
+func writes(keys *crypt.Keyring) (only, public bool, err error) {
 	ids := keys.IDs()
 	if !slices.ContainsFunc(ids, func(id crypt.ID) bool { return id.Write }) {
-		return false, &advised{errors.New("no key that encrypts is set, only such that decrypt"),
+		return false, false, &advised{errors.New("no key that encrypts is set, only such that decrypt"),
 			"set the public key too, as in HOLDFAST_AGE_RECIPIENTS or WALG_PGP_KEY_PATH: nothing is stored in clear beside what is encrypted"}
 	}
-	return !slices.ContainsFunc(ids, func(id crypt.ID) bool { return id.Write && id.Read }), nil
+	public = slices.ContainsFunc(ids, func(id crypt.ID) bool { return id.Write && (id.Kind == crypt.Age || id.Kind == crypt.PGP) })
+	return !slices.ContainsFunc(ids, func(id crypt.ID) bool { return id.Write && id.Read }), public, nil
 }
 
 func (a *app) key() *cobra.Command {

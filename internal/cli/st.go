@@ -538,7 +538,7 @@ func (a *app) put(ctx context.Context, s *config.Settings, st store.Store, src i
 			return err
 		}
 		if keys != nil {
-			if _, err := writeOnly(keys); err != nil {
+			if _, _, err := writes(keys); err != nil {
 				return err
 			}
 			e := keys.Encrypt(src)

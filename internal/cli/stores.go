@@ -356,7 +356,7 @@ func (a *app) archiveOptions(ctx context.Context, s *config.Settings, p purpose)
 	}
 	o.Key = keys
 	if p == toWrite {
-		o.WriteOnly, err = writeOnly(keys)
+		o.WriteOnly, o.Notes, err = writes(keys)
 	}
 	return o, err
 }
