@@ -18,3 +18,13 @@ func write(t *testing.T, path, content string) {
 	}
 	pgtest.Give(t, path)
 }
+
+// read reads a file.
+func read(t *testing.T, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}

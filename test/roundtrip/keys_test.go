@@ -109,3 +109,20 @@ func pgpLock(t *testing.T) lock {
 		[]string{"WALG_PGP_KEY_PATH=" + secret(t, run("--armor", "--export-secret-keys"))},
 		gpg + " --homedir " + home + " --batch --quiet --decrypt", []byte{0xc1}} // the packet of a session key
 }
+
+// An sshPair is a key of SSH, which age takes too.
+type sshPair struct {
+	recipient string // as in authorized_keys
+	identity  string // file of the secret key
+}
+
+// sshKey has ssh-keygen make one.
+func sshKey(t *testing.T) sshPair {
+	t.Helper()
+	file := filepath.Join(pgtest.Dir(t), "id_ed25519")
+	if out, err := exec.Command(needs(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", file).CombinedOutput(); err != nil {
+		t.Fatalf("ssh-keygen: %v\n%s", err, out)
+	}
+	pgtest.Give(t, filepath.Dir(file))
+	return sshPair{strings.TrimSpace(read(t, file+".pub")), file}
+}

@@ -11,8 +11,9 @@ import (
 	"holdfast/test/site"
 )
 
-// The policies of docs/policies give three roles what they need and no more: S3 enforces them here.
-func TestRoles(t *testing.T) {
+// withRoles starts an S3 with the users writer, reader and expirer, each of whom may do what the policy of docs/policies says.
+func withRoles(t *testing.T) *places.S3 {
+	t.Helper()
 	g := places.NewS3(t)
 	policies := map[string]string{}
 	for user, role := range map[string]string{"writer": "write", "reader": "read", "expirer": "expire"} {
@@ -23,6 +24,12 @@ func TestRoles(t *testing.T) {
 		policies[user] = strings.NewReplacer("BUCKET", "archive", "PATH", "some/path").Replace(string(b))
 	}
 	g.Allow(t, policies)
+	return g
+}
+
+// The policies of docs/policies give three roles what they need and no more: S3 enforces them here.
+func TestRoles(t *testing.T) {
+	g := withRoles(t)
 	as := func(s *site.Site, user string) *site.Site {
 		here := *s
 		here.Env = g.Env(g.URL, "AWS_ACCESS_KEY_ID="+user)
@@ -53,16 +60,7 @@ func TestRoles(t *testing.T) {
 	}
 	first := reader.Backups(t)[0]
 	segment := writer.Switch(t)
-	again := filepath.Join(pgtest.Dir(t), segment)
-	content, err := os.ReadFile(filepath.Join(writer.Data, "pg_wal", segment))
-	if err != nil {
-		t.Fatal(err)
-	}
-	write(t, again, string(content))
-	writer.OK(t, "wal-push", again)
-	content[len(content)-1] ^= 1
-	write(t, again, string(content))
-	writer.Refused(t, 1, []string{segment}, "wal-push", again)
+	pushedAgain(t, writer, segment)
 	part := "basebackups_005/" + first + "/tar_partitions/part_001.tar.zst"
 	sentinel := "basebackups_005/" + first + "_backup_stop_sentinel.json"
 	denied(writer, "cat", part)
@@ -81,7 +79,10 @@ func TestRoles(t *testing.T) {
 	denied(reader, "put", file, "wal_005/file")
 	denied(reader, "put", "-f", file, part)
 	denied(reader, "rm", part)
-	if r := reader.Do(t, "wal-push", again); r.Status == 0 {
+	writer.Exec(t, `create table later (n int)`)
+	next := filepath.Join(pgtest.Dir(t), writer.Value(t, `pg_walfile_name(pg_current_wal_lsn())`))
+	write(t, next, read(t, filepath.Join(writer.Data, "pg_wal", filepath.Base(next))))
+	if r := reader.Do(t, "wal-push", next); r.Status == 0 {
 		t.Error("who may only read archives")
 	}
 
@@ -98,4 +99,57 @@ func TestRoles(t *testing.T) {
 		t.Errorf("backups %q are left, want %s", names, second)
 	}
 	writer.NoTrace(t, second)
+}
+
+// pushedAgain pushes a segment that is archived again, which is fine, and with other content, which is refused.
+func pushedAgain(t *testing.T, s *site.Site, segment string) {
+	t.Helper()
+	again := filepath.Join(pgtest.Dir(t), segment)
+	content := read(t, filepath.Join(s.Data, "pg_wal", segment))
+	write(t, again, content)
+	s.OK(t, "wal-push", again)
+	write(t, again, content[:len(content)-1]+"x")
+	s.Refused(t, 1, []string{segment, "already archived", "differ"}, "wal-push", again)
+}
+
+// The host of the database has public keys and may only write. It archives and is backed up, knows a segment that it has pushed before from
+// another one of that name, and cannot read. Another host with one of the identities restores.
+func TestBlindHost(t *testing.T) {
+	g := withRoles(t)
+	l := ageLock(t)
+	other := ageLock(t)
+	second := sshKey(t)
+	recipients := l.write[0] + "," + second.recipient
+	s := site.In(t, pgtest.Require(t, 15), pgtest.Options{}, g.Root(), g.Env(g.URL, "AWS_ACCESS_KEY_ID=writer", recipients)...)
+	s.OK(t, "key", "check", "--write")
+	m := accident(t, s)
+	segment := s.Switch(t)
+	pushedAgain(t, s, segment)
+
+	dest := filepath.Join(pgtest.Dir(t), "data")
+	host := func(env ...string) *site.Site {
+		here := *s
+		here.Env = g.Env(g.URL, append([]string{"AWS_ACCESS_KEY_ID=reader"}, env...)...)
+		return &here
+	}
+	for what, c := range map[string]struct {
+		here *site.Site
+		says string
+	}{
+		"with the public keys only": {host(recipients), "HOLDFAST_AGE_IDENTITIES"},
+		"with another identity":     {host(other.read...), "HOLDFAST_AGE_IDENTITIES"},
+		"without keys":              {host(), "ERROR"},
+	} {
+		here := c.here
+		if r := here.Do(t, "backup-fetch", dest, "LATEST"); r.Status != 1 || !strings.Contains(r.Stderr, c.says) {
+			t.Errorf("%s: backup-fetch: exit status %d\n%s", what, r.Status, r.Stderr)
+		}
+		if r := here.Do(t, "wal-fetch", segment, filepath.Join(filepath.Dir(dest), "RECOVERYXLOG")); r.Status != 200 {
+			t.Errorf("%s: wal-fetch: exit status %d, want 200\n%s", what, r.Status, r.Stderr)
+		}
+	}
+	reader := host(l.read...)
+	reader.OK(t, "key", "check", "--read")
+	m.holds(t, reader.Restored(t, "--target-time", m.time, "--target-action", "promote"))
+	host("HOLDFAST_AGE_IDENTITIES_PATH="+second.identity).Restored(t, "--target", "latest")
 }
