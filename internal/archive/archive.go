@@ -99,8 +99,71 @@ func (a *Archive) packed(r io.Reader, m compress.Method, parallel int) (io.ReadC
 func (a *Archive) unpacked(raw io.ReadCloser, name string, m compress.Method) io.ReadCloser {
 	if a.opts.Key != nil {
 		raw = layers{a.opts.Key.Decrypt(raw), raw}
+		return &named{ReadCloser: layers{compress.Decompress(raw, m), raw}, name: name}
 	}
-	return &named{ReadCloser: layers{compress.Decompress(raw, m), raw}, name: name}
+	begin := &beginning{ReadCloser: raw, refuse: m == compress.None}
+	return &named{ReadCloser: layers{compress.Decompress(begin, m), begin}, name: name, begin: begin}
+}
+
+// beginning keeps how an object begins that is read without a key, to tell whether it needs one.
+type beginning struct {
+	io.ReadCloser
+	refuse bool   // what is encrypted is not passed on: no codec would notice
+	read   bool   // head has been read
+	head   []byte // what object begins with
+	rest   []byte // of head, not passed on yet
+	err    error  // of the store, not io.EOF
+}
+
+// headLen is what tells of an object that it is encrypted, in bytes.
+const headLen = 64
+
+func (b *beginning) Read(p []byte) (n int, err error) {
+	if !b.read {
+		b.read = true
+		b.head = make([]byte, headLen)
+		if n, err = io.ReadFull(b.ReadCloser, b.head); err == io.ErrUnexpectedEOF || err == io.EOF {
+			err = nil // the store says it again
+		}
+		b.head = b.head[:n]
+		b.rest, b.err = b.head, err
+	}
+	if b.refuse && b.locked() != "" {
+		return 0, errLocked
+	}
+	if len(b.rest) > 0 {
+		n = copy(p, b.rest)
+		b.rest = b.rest[n:]
+		return n, nil
+	}
+	if b.err == nil {
+		n, err = b.ReadCloser.Read(p)
+		if err == io.EOF {
+			return n, err
+		}
+		b.err = err
+	}
+	return n, b.err
+}
+
+// locked returns with what the object is encrypted, "" where nothing shows that it is.
+func (b *beginning) locked() crypt.Kind { return crypt.Encrypted(b.head) }
+
+var errLocked = errors.New("it is encrypted")
+
+// lockedError says that an object is encrypted and that there is no key.
+type lockedError struct {
+	object string
+	kind   crypt.Kind
+}
+
+func (e *lockedError) Error() string {
+	return fmt.Sprintf("read %s: it is encrypted with %s, and no key is set", e.object, e.kind)
+}
+
+// Hint says how to go on.
+func (e *lockedError) Hint() string {
+	return "set the secret key, such as HOLDFAST_AGE_IDENTITIES_PATH or WALG_PGP_KEY_PATH; `holdfast key check --read` tries it"
 }
 
 // layers is a stream made of another one. It closes both.
@@ -248,13 +311,14 @@ func (a *Archive) open(ctx context.Context, name string, method compress.Method)
 // named says which object an error came from.
 type named struct {
 	io.ReadCloser
-	name string
+	name  string
+	begin *beginning // nil where it is read with a key
 }
 
 func (d *named) Read(p []byte) (int, error) {
 	n, err := d.ReadCloser.Read(p)
 	if err != nil && err != io.EOF {
-		err = fmt.Errorf("read %s: %w", d.name, err)
+		err = d.fail(err)
 	}
 	return n, err
 }
@@ -262,9 +326,21 @@ func (d *named) Read(p []byte) (int, error) {
 func (d *named) WriteTo(w io.Writer) (int64, error) {
 	n, err := io.Copy(w, d.ReadCloser)
 	if err != nil {
-		err = fmt.Errorf("read %s: %w", d.name, err)
+		err = d.fail(err)
 	}
 	return n, err
+}
+
+// fail says what it means that reading failed. Whatever is missing, such as a file with a token for KMS, the object is not: no error of reading
+// is fs.ErrNotExist, which callers take for an object that is not there.
+func (d *named) fail(err error) error {
+	switch {
+	case d.begin != nil && d.begin.err == nil && d.begin.locked() != "":
+		return &lockedError{d.name, d.begin.locked()}
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("read %s: %v", d.name, err)
+	}
+	return fmt.Errorf("read %s: %w", d.name, err)
 }
 
 // exists reports whether there is an object of that name.

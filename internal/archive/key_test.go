@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 
 	"filippo.io/age"
 
@@ -245,6 +247,56 @@ func TestRangesOfEncryptedParts(t *testing.T) {
 					t.Errorf("%s: %d bytes from %d took %d requests", method, piece[1], piece[0], n)
 				}
 			}
+		}
+	}
+}
+
+// tokenless is a key that cannot be used because a file of its own is missing, as that with the token for KMS.
+type tokenless struct{ crypt.Key }
+
+func (tokenless) Decrypt(io.Reader) io.ReadCloser {
+	return io.NopCloser(iotest.ErrReader(&fs.PathError{Op: "open", Path: "/run/token", Err: fs.ErrNotExist}))
+}
+
+// That something is missing with which to decrypt never reads as an object that is missing: a manifest that is not there is no error to a restore.
+func TestUnusableKeyIsNotMissing(t *testing.T) {
+	m := &storetest.Memory{}
+	d, err := archive.New(m, archive.Options{}).Begin(t.Context(), backupName, "host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Commit(t.Context(), &archive.Sentinel{}); err != nil {
+		t.Fatal(err)
+	}
+	a := archive.New(m, archive.Options{Key: tokenless{}})
+	if _, err := a.OpenManifest(t.Context(), backupName); err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "/run/token") {
+		t.Errorf("the manifest: %v", err)
+	}
+}
+
+// Without a key what is encrypted is an error that says so and what to set, in every codec and without one.
+func TestEncryptedIsToldWithoutKey(t *testing.T) {
+	both, _ := ageKeys(t)
+	const name = "00000002.history"
+	for _, method := range compress.Methods() {
+		if _, err := compress.ParseMethod(string(method)); err != nil {
+			continue // not written
+		}
+		m := &storetest.Memory{}
+		if _, err := archive.New(m, archive.Options{Method: method, Key: both}).PutWAL(t.Context(), name, opener([]byte("1\t0/2000000\tno\n"))); err != nil {
+			t.Fatal(err)
+		}
+		r, err := archive.New(m, archive.Options{Method: method}).OpenWAL(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r)
+		var hinted interface{ Hint() string }
+		if err == nil || len(b) > 0 || !strings.Contains(err.Error(), "encrypted with age, and no key is set") || !errors.As(err, &hinted) {
+			t.Errorf("%s: %d bytes, %v", method, len(b), err)
+		}
+		if err := r.Close(); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -217,7 +217,7 @@ func (r *Ranges) Open(ctx context.Context, offset, length int64) (io.ReadCloser,
 		if err != nil {
 			return nil, err
 		}
-		return &named{layers{compress.Decompress(raw, compress.None), raw}, r.object}, nil
+		return &named{ReadCloser: layers{compress.Decompress(raw, compress.None), raw}, name: r.object}, nil
 	}
 	at, err := r.table.Locate(offset, length)
 	if err != nil {
@@ -227,5 +227,5 @@ func (r *Ranges) Open(ctx context.Context, offset, length int64) (io.ReadCloser,
 	if err != nil {
 		return nil, err
 	}
-	return &named{layers{compress.DecompressRange(raw, at), raw}, r.object}, nil
+	return &named{ReadCloser: layers{compress.DecompressRange(raw, at), raw}, name: r.object}, nil
 }

@@ -47,6 +47,16 @@ func recognise(begin []byte, whole bool) (kind Kind, sure bool) {
 	return "", false
 }
 
+// Encrypted returns with what an object is encrypted that begins with begin, some 64 bytes of it; "" where they do not show it, as they never do with
+// libsodium and KMS. What has no codec, and is WAL or tar, is never taken for encrypted.
+func Encrypted(begin []byte) Kind {
+	switch kind, sure := recognise(begin, false); {
+	case sure, kind == PGP:
+		return kind
+	}
+	return ""
+}
+
 // beginsPGP reports whether begin is the beginning of an encrypted OpenPGP message: of a packet with an encrypted session
 // key, in either of the two header formats (RFC 9580, 4.2), or of encrypted data without one.
 func beginsPGP(begin []byte) bool {
