@@ -108,10 +108,11 @@ func (r *Ranges) raw(ctx context.Context, offset, length int64) (io.ReadCloser, 
 	}
 	src.ahead = length
 	// Reads of the buffer's size, so that what is decrypted in chunks of 64 KiB is decrypted once.
-	return &section{bufio.NewReaderSize(io.NewSectionReader(plain, offset, length), sectionBuffer), src}, nil
+	buffer := int(min(length, sectionBuffer))
+	return &section{bufio.NewReaderSize(io.NewSectionReader(plain, offset, length), buffer), src}, nil
 }
 
-// sectionBuffer is how much of an encrypted part is decrypted at once, in bytes.
+// sectionBuffer is how much of an encrypted part is decrypted at once at most, in bytes.
 const sectionBuffer = 1 << 20
 
 // section is a stretch of an encrypted part.
@@ -166,8 +167,7 @@ func (s *source) ReadAt(p []byte, off int64) (n int, err error) {
 			fresh = true
 		}
 		k, err := io.ReadFull(s.body, p[n:])
-		s.last = append(s.last, p[n:n+k]...)
-		s.last = s.last[max(0, len(s.last)-overlap):]
+		s.remember(p[n : n+k])
 		n, s.pos = n+k, s.pos+int64(k)
 		switch {
 		case err == nil:
@@ -185,6 +185,15 @@ func (s *source) ReadAt(p []byte, off int64) (n int, err error) {
 		s.of.known = append(s.of.known, known{off, slices.Clone(p)})
 	}
 	return n, nil
+}
+
+// remember keeps the last overlap bytes before pos, to which b was added.
+func (s *source) remember(b []byte) {
+	b = b[max(0, len(b)-overlap):]
+	if over := len(s.last) + len(b) - overlap; over > 0 {
+		s.last = s.last[:copy(s.last, s.last[over:])]
+	}
+	s.last = append(s.last, b...)
 }
 
 // open begins a request at offset off for at least length bytes.
@@ -213,6 +222,9 @@ func (s *source) close() error {
 // Open reads length bytes of the tar stream from offset on, decrypted and decompressed. They must all be there. The caller closes it.
 func (r *Ranges) Open(ctx context.Context, offset, length int64) (io.ReadCloser, error) {
 	if r.table == nil {
+		if offset < 0 || length < 0 || offset > r.size-length {
+			return nil, fmt.Errorf("read %s: %d bytes from %d on are not within its %d", r.object, length, offset, r.size)
+		}
 		raw, err := r.raw(ctx, offset, length)
 		if err != nil {
 			return nil, err
