@@ -324,8 +324,11 @@ func (a *app) stStat(f *stFlags) *cobra.Command {
 	}
 }
 
-// plainObject reports whether objects of that name are never encrypted: documents such as sentinels.
-func plainObject(name string) bool { return strings.HasSuffix(name, ".json") }
+// plainObject reports whether objects of that name are never encrypted: the documents of the archive, such as sentinels.
+func plainObject(name string) bool {
+	dir, _, _ := strings.Cut(name, "/")
+	return strings.HasSuffix(name, ".json") && slices.Contains([]string{"basebackups_005", "wal_005", "holdfast"}, dir)
+}
 
 // open reads an object, decrypted and decompressed as is asked for.
 func (a *app) open(ctx context.Context, s *config.Settings, st store.Store, name string, decrypt, decompress bool) (io.ReadCloser, error) {
@@ -381,7 +384,7 @@ func (a *app) stGet(f *stFlags) *cobra.Command {
 		Use:   "get PATH DST",
 		Short: "Bring an object into a file",
 		Long: "Brings the object PATH into the file DST, which must not be there yet, or into the directory DST, under its name without the extension\n" +
-			"of what it was compressed with. It is decrypted with the keys that are set (but for documents, *.json, which are never encrypted) and\n" +
+			"of what it was compressed with. It is decrypted with the keys that are set (but for the archive's documents, *.json, which are never encrypted) and\n" +
 			"decompressed as its extension says. DST appears when it is whole.",
 		Example: "  holdfast st get wal_005/000000010000000000000002.zst /tmp/\n  holdfast st get --no-decompress wal_005/00000002.history.lz4 /tmp/history.lz4",
 		Args:    a.args(cobra.ExactArgs(2)),
@@ -540,6 +543,9 @@ func (a *app) put(ctx context.Context, s *config.Settings, st store.Store, src i
 		if keys != nil {
 			if _, _, err := writes(keys); err != nil {
 				return err
+			}
+			if plainObject(name) {
+				return &advised{fmt.Errorf("%s is the name of a document, which is read in clear, and a key is set", name), "--no-encrypt stores it as it is"}
 			}
 			e := keys.Encrypt(src)
 			defer e.Close() // gives its buffers back
