@@ -96,6 +96,22 @@ func (a *app) each(ctx context.Context, s *config.Settings, f *stFlags, do func(
 	return nil
 }
 
+// every is each where one storage that fails is a failure, as of a check, or of storing: who hears nothing takes it for done everywhere.
+func (a *app) every(ctx context.Context, s *config.Settings, f *stFlags, do func(context.Context, failover.Member) error) error {
+	var errs []error
+	err := a.each(ctx, s, f, func(ctx context.Context, m failover.Member) error {
+		err := do(ctx, m)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("storage %s: %w", m.Name, err))
+		}
+		return err
+	})
+	if err == nil && len(errs) > 0 {
+		err = fmt.Errorf("not all storages are fine: %w", errs[0])
+	}
+	return err
+}
+
 // errVersions refuses what only WAL-G can do.
 var errVersions = &advised{errors.New("this release looks at the current versions of objects only"), "use the tool of the service for others, such as `aws s3api list-object-versions`"}
 
@@ -501,7 +517,7 @@ func (a *app) stPut(f *stFlags) *cobra.Command {
 			if stdin && f.target == "all" {
 				return errors.New("standard input can be read once: with -s name one storage")
 			}
-			return a.each(cmd.Context(), s, f, func(ctx context.Context, m failover.Member) error {
+			return a.every(cmd.Context(), s, f, func(ctx context.Context, m failover.Member) error {
 				src := io.NopCloser(a.env.Stdin)
 				if !stdin {
 					if src, err = os.Open(args[0]); err != nil {

@@ -37,7 +37,7 @@ func (a *app) stCheck(f *stFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.each(cmd.Context(), s, f, func(ctx context.Context, m failover.Member) error {
+			return a.every(cmd.Context(), s, f, func(ctx context.Context, m failover.Member) error {
 				r := examine(ctx, s, m)
 				if asJSON {
 					return errors.Join(a.printJSON(r), r.err)
@@ -58,7 +58,7 @@ func (a *app) stCheck(f *stFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.each(cmd.Context(), s, f, func(ctx context.Context, m failover.Member) error {
+			return a.every(cmd.Context(), s, f, func(ctx context.Context, m failover.Member) error {
 				for _, err := range m.Store.List(ctx, "", "") {
 					if err != nil {
 						return err
@@ -94,7 +94,7 @@ func (a *app) stCheck(f *stFlags) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.each(cmd.Context(), s, f, func(ctx context.Context, m failover.Member) error {
+			return a.every(cmd.Context(), s, f, func(ctx context.Context, m failover.Member) error {
 				name := probeName()
 				if err := m.Store.Put(ctx, name, bytes.NewReader(probe)); err != nil {
 					return err
