@@ -12,6 +12,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"holdfast/internal/pg/wal"
@@ -27,6 +28,24 @@ type queue struct {
 func openQueue(dest string, o Options) *queue {
 	wal := filepath.Dir(dest)
 	return &queue{filepath.Join(cmp.Or(o.Dir, wal), ".wal-g", "prefetch"), o.Location, filepath.Dir(wal)}
+}
+
+// ours reports whether nobody else can have put anything into the queue: its directories, as far as they are there, belong to the
+// account that runs us, and no other may write to them. With WALG_PREFETCH_DIR they may lie where everybody can make them first.
+func (q *queue) ours() bool {
+	for _, dir := range []string{filepath.Dir(q.dir), q.dir, filepath.Join(q.dir, "running")} {
+		info, err := os.Lstat(dir)
+		if errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+		if err != nil || !info.IsDir() || info.Mode().Perm()&0o022 != 0 {
+			return false
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); !ok || int(st.Uid) != os.Geteuid() {
+			return false
+		}
+	}
+	return true
 }
 
 // recovering reports whether a server runs there that is in archive recovery.

@@ -93,7 +93,12 @@ func Fetch(ctx context.Context, open func(context.Context) (Archive, error), nam
 
 	var q *queue // nil where nothing is fetched ahead
 	if o.Parallel > 1 && wal.IsSegment(name) && replays(dest) {
-		q = openQueue(dest, o)
+		if q = openQueue(dest, o); !q.ours() {
+			o.logger().Warn("nothing is fetched ahead: another account may have written to the directory of what was", "directory", q.dir)
+			q = nil
+		}
+	}
+	if q != nil {
 		report.Bytes, err = q.take(ctx, name, dst)
 		if err != nil {
 			o.logger().Debug("cannot use what was fetched ahead", "file", name, "error", err)

@@ -404,6 +404,12 @@ func TestQueueIsVerified(t *testing.T) {
 		"without record":     func(v *server) { os.Remove(v.queue(name(2) + ".json")) },
 		"with broken record": func(v *server) { v.write("pg_wal/.wal-g/prefetch/"+name(2)+".json", []byte("{")) },
 		"from elsewhere":     func(v *server) { v.opts.Location = "elsewhere" },
+		"open to everybody":  func(v *server) { os.Chmod(v.queue(""), 0o777) },
+		"of another account": func(v *server) {
+			if os.Chown(v.path("pg_wal/.wal-g"), 65534, 65534) != nil { // only root may
+				os.Chmod(v.path("pg_wal/.wal-g"), 0o770)
+			}
+		},
 		"a directory": func(v *server) {
 			os.Remove(v.queue(name(2)))
 			v.write("pg_wal/.wal-g/prefetch/"+name(2)+"/x", nil)
