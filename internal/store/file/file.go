@@ -19,13 +19,13 @@ import (
 	"os"
 	"path"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/unfinished"
 )
 
 // Store keeps objects below one directory. It is a store.PutIfAbsenter, Copier, ManyDeleter and Sweeper.
@@ -52,13 +52,8 @@ func failure(op, name string, err error) error { return &fs.PathError{Op: op, Pa
 
 // check refuses what cannot be an object's name here.
 func check(ctx context.Context, op, name string) error {
-	if err := store.CheckName(name); err != nil {
-		return fmt.Errorf("%s: %w", op, err)
-	}
-	for elem := range strings.SplitSeq(name, "/") {
-		if _, temp := tempTime(elem); temp {
-			return fmt.Errorf("%s %s: names ending in .tmp.<time>-<16 digits> are those of unfinished objects: %w", op, name, fs.ErrInvalid)
-		}
+	if err := unfinished.Check(op, name); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil {
 		return failure(op, name, err)
@@ -227,7 +222,7 @@ func (s *Store) names(ctx context.Context, d *os.File, dir, after string) ([]str
 			if mode.IsDir() {
 				name += "/"
 			}
-			_, temp := tempTime(e.Name())
+			_, temp := unfinished.Since(e.Name())
 			foreign := !mode.IsDir() && !mode.IsRegular() || name == "lost+found/"
 			if !temp && !foreign && name > after {
 				names = append(names, name)
@@ -343,7 +338,7 @@ func (s *Store) Sweep(ctx context.Context) (removed []string, err error) {
 			errs = append(errs, err)
 			return nil
 		}
-		if begun, temp := tempTime(path.Base(name)); !temp || begun.After(stale) || !e.Type().IsRegular() {
+		if begun, temp := unfinished.Since(path.Base(name)); !temp || begun.After(stale) || !e.Type().IsRegular() {
 			return nil
 		}
 		switch done, err := s.sweep(name, stale); {

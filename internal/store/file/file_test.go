@@ -21,6 +21,7 @@ import (
 	"holdfast/internal/store"
 	"holdfast/internal/store/file"
 	"holdfast/internal/store/storetest"
+	"holdfast/internal/store/unfinished"
 )
 
 func open(t *testing.T, root string) *file.Store {
@@ -54,7 +55,7 @@ func TestFileIsAStore(t *testing.T) {
 		root := t.TempDir()
 		t.Cleanup(func() {
 			for _, name := range tree(t, root) {
-				if _, temp := file.TempTime(filepath.Base(name)); temp {
+				if _, temp := unfinished.Since(filepath.Base(name)); temp {
 					t.Errorf("%s is left behind", name)
 				}
 			}
@@ -100,7 +101,7 @@ func TestUnfinishedObjectsAreHidden(t *testing.T) {
 	if err := s.Put(t.Context(), "d/o", strings.NewReader("x")); err != nil {
 		t.Fatal(err)
 	}
-	temp := "d/" + file.TempName("o", time.Now())
+	temp := "d/" + unfinished.Name("o", time.Now())
 	if err := os.WriteFile(filepath.Join(root, temp), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -124,7 +125,7 @@ func TestSweepRemovesWhatDeadWritersLeft(t *testing.T) {
 	}
 	old, now := time.Now().Add(-25*time.Hour), time.Now()
 	leave := func(named, modified time.Time) (name string) {
-		name = "d/e/" + file.TempName("o", named)
+		name = "d/e/" + unfinished.Name("o", named)
 		path := filepath.Join(root, name)
 		if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
@@ -185,7 +186,7 @@ func TestSweepLeavesALiveWriterAlone(t *testing.T) {
 		t.Fatalf("while a put runs there are %v, %v", entries, err)
 	}
 	old := time.Now().Add(-48 * time.Hour)
-	twin := filepath.Join(root, "d", file.TempName("o", old))
+	twin := filepath.Join(root, "d", unfinished.Name("o", old))
 	if err := os.Link(filepath.Join(root, "d", entries[0].Name()), twin); err != nil {
 		t.Fatal(err)
 	}
@@ -219,7 +220,7 @@ func TestEveryWayOfPublishingANewObjectIsAtomic(t *testing.T) {
 						return
 					}
 					defer d.Close()
-					temp := file.TempName("o", time.Now())
+					temp := unfinished.Name("o", time.Now())
 					f, err := os.Create(filepath.Join(dir, temp))
 					if err != nil {
 						errs[w] = err
@@ -381,33 +382,3 @@ func TestMemoryOfAPutDoesNotGrowWithTheObject(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
-func FuzzTempTime(f *testing.F) {
-	for _, seed := range []string{"o", "o.tmp.20260102T030405Z-0123456789abcdef", ".tmp.20260102T030405Z-0123456789abcdef", "o.tmp.20261302T030405Z-0123456789abcdef",
-		"o.tmp.20260102T030405Z-0123456789ABCDEF", "o.tmp.20260102T030405Z-0123456789abcde", "o.tmp.20260102T030405+-0123456789abcdef", "o.tmp.20260102T030405Z-0123456789abcdef.zst"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, name string) {
-		begun, temp := file.TempTime(name)
-		if !temp {
-			return
-		}
-		// What is taken for a temporary name is, up to the random digits, the one of that moment.
-		base := name[:len(name)-len(".tmp.20060102T150405Z-0123456789abcdef")]
-		again := file.TempName(base, begun)
-		if base == "" || len(again) != len(name) || again[:len(again)-16] != name[:len(name)-16] {
-			t.Errorf("%q is taken for a temporary name of %q at %v; that would be %q", name, base, begun, again)
-		}
-	})
-}
-
-func TestTempNamesAreKnown(t *testing.T) {
-	now := time.Date(2026, 11, 21, 4, 5, 6, 7, time.FixedZone("", 3600))
-	name := file.TempName("000000010000000000000001.zst", now)
-	if got, temp := file.TempTime(name); !temp || !got.Equal(now.Truncate(time.Second)) {
-		t.Errorf("%q is read as %v, %v; want %v", name, got, temp, now)
-	}
-	if want := "000000010000000000000001.zst.tmp.20261121T030506Z-"; !strings.HasPrefix(name, want) {
-		t.Errorf("%q does not begin with %q", name, want)
-	}
-}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"holdfast/internal/store/unfinished"
 )
 
 const (
@@ -92,7 +94,7 @@ func create(d *os.File, base string, ifAbsent bool) (f *os.File, temp string, er
 	if ifAbsent && exists(d, base) {
 		return nil, "", fs.ErrExist // known before all the work, and decided anew after it
 	}
-	temp = tempName(base, time.Now())
+	temp = unfinished.Name(base, time.Now())
 	fd, err := unix.Openat(int(d.Fd()), temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, fileMode)
 	path := filepath.Join(d.Name(), temp)
 	if err != nil {

@@ -6,60 +6,39 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"net"
-	"time"
 
 	"github.com/pkg/sftp"
+
+	"holdfast/internal/store"
 )
-
-// opError is what a call on the Store returns. It unwraps to what callers decide on: fs.ErrNotExist, fs.ErrExist,
-// fs.ErrPermission (the server refuses us), fs.ErrInvalid (what is asked for cannot be), or none of them, which means that trying
-// again may help.
-type opError struct {
-	op, name string
-	text     string
-	kind     error
-	err      error
-}
-
-func (e *opError) Error() string { return e.op + " " + e.name + ": " + e.text }
-
-func (e *opError) Unwrap() []error {
-	if e.kind == nil {
-		return []error{e.err}
-	}
-	return []error{e.kind, e.err}
-}
-
-func exists(name string) error { return &fs.PathError{Op: "put", Path: name, Err: fs.ErrExist} }
 
 // fail says what became of op on the object name. ctx is the caller's.
 func (s *Store) fail(ctx context.Context, op, name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	if own := (*opError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
+	if own := (*store.OpError)(nil); errors.As(err, &own) || errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	e := &opError{op: op, name: name, err: err, text: err.Error()}
+	e := &store.OpError{Op: op, Name: name, Err: err, Text: err.Error()}
 	var answer *sftp.StatusError
 	switch done := ctx.Err(); {
 	case done != nil:
-		e.text, e.err = done.Error(), done
+		e.Text, e.Err = done.Error(), done
 	case errors.Is(err, fs.ErrNotExist):
-		e.text, e.err = fs.ErrNotExist.Error(), fs.ErrNotExist
+		e.Text, e.Err = fs.ErrNotExist.Error(), fs.ErrNotExist
 	case errors.Is(err, fs.ErrPermission):
-		e.kind = fs.ErrPermission
+		e.Kind = fs.ErrPermission
 		if refused := (*authError)(nil); !errors.As(err, &refused) {
-			e.text = fmt.Sprintf("permission denied: user %s may not do that below %s on %s: see SSH_USERNAME and the owner of the directory", s.o.User, s.o.Root, s.o.Host)
+			e.Text = fmt.Sprintf("permission denied: user %s may not do that below %s on %s: see SSH_USERNAME and the owner of the directory", s.o.User, s.o.Root, s.o.Host)
 		}
 	case stays(err):
-		e.kind = fs.ErrInvalid
+		e.Kind = fs.ErrInvalid
 	case errors.As(err, &answer) && answer.FxCode() == sftp.ErrSSHFxOpUnsupported:
-		e.kind = errors.ErrUnsupported
+		e.Kind = errors.ErrUnsupported
 	case unexplained(err):
-		e.text = fmt.Sprintf("the server says %v, and not why", err)
+		e.Text = fmt.Sprintf("the server says %v, and not why", err)
 	}
 	return e
 }
@@ -169,6 +148,3 @@ type rootError struct{ host, root string }
 func (e *rootError) Error() string {
 	return fmt.Sprintf("directory %s of the archive does not exist on %s: see WALG_SSH_PREFIX, create it, or check that its file system is mounted", e.root, e.host)
 }
-
-// jittered returns a time between half of d and d, so that those which failed together do not come again together.
-func jittered(d time.Duration) time.Duration { return d/2 + rand.N(d/2+1) }

@@ -2,11 +2,7 @@ package sftp
 
 import (
 	"context"
-	"time"
 )
-
-func TempName(base string, now time.Time) string { return tempName(base, now) }
-func TempTime(base string) (time.Time, bool)     { return tempTime(base) }
 
 // Connections returns the number of connections that are open.
 func (s *Store) Connections() int {

@@ -25,6 +25,7 @@ import (
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/sftp"
+	"holdfast/internal/store/unfinished"
 )
 
 // stalls is short enough to wait for and long enough for a machine that is busy.
@@ -203,7 +204,7 @@ func TestAPutSurvivesALossAtAnyMoment(t *testing.T) {
 				wantContent(t, st, "d/o", data)
 				got := slices.DeleteFunc(files(t, root), func(name string) bool {
 					// The other name of an object that was linked when the connection got lost, just before it was removed.
-					_, temp := sftp.TempTime(filepath.Base(name))
+					_, temp := unfinished.Since(filepath.Base(name))
 					return temp && ifAbsent
 				})
 				if !slices.Equal(got, []string{"d/o"}) {
@@ -594,7 +595,7 @@ func TestUnfinishedObjectsAreHidden(t *testing.T) {
 	root := t.TempDir()
 	st := sshd(t).open(t, root, nil)
 	put(t, st, "d/o", []byte("x"))
-	temp := "d/" + sftp.TempName("o", time.Now())
+	temp := "d/" + unfinished.Name("o", time.Now())
 	if err := os.WriteFile(filepath.Join(root, temp), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -616,7 +617,7 @@ func TestSweepRemovesWhatDeadWritersLeft(t *testing.T) {
 	put(t, st, "d/e/o", []byte("x"))
 	old, now := time.Now().Add(-25*time.Hour), time.Now()
 	leave := func(named, modified time.Time) (name string) {
-		name = "d/e/" + sftp.TempName("o", named)
+		name = "d/e/" + unfinished.Name("o", named)
 		path := filepath.Join(root, name)
 		if err := os.WriteFile(path, []byte("half"), 0o600); err != nil {
 			t.Fatal(err)
@@ -676,23 +677,4 @@ func TestAServerThatCannotSyncIsToldOnce(t *testing.T) {
 	if got := strings.Count(log.String(), "fsync@openssh.com"); got != 1 || strings.Count(log.String(), "\n") != 1 {
 		t.Errorf("%d lines tell of it:\n%s", got, log.String())
 	}
-}
-
-func FuzzTempTime(f *testing.F) {
-	for _, seed := range []string{"o", "o.tmp.20260102T030405Z-0123456789abcdef", ".tmp.20260102T030405Z-0123456789abcdef", "o.tmp.20261302T030405Z-0123456789abcdef",
-		"o.tmp.20260102T030405Z-0123456789ABCDEF", "o.tmp.20260102T030405Z-0123456789abcde", "o.tmp.20260102T030405Z-0123456789abcdef.zst"} {
-		f.Add(seed)
-	}
-	f.Fuzz(func(t *testing.T, name string) {
-		begun, temp := sftp.TempTime(name)
-		if !temp {
-			return
-		}
-		// What is taken for a temporary name is, up to the random digits, the one of that moment.
-		base := name[:len(name)-len(".tmp.20060102T150405Z-0123456789abcdef")]
-		again := sftp.TempName(base, begun)
-		if base == "" || len(again) != len(name) || again[:len(again)-16] != name[:len(name)-16] {
-			t.Errorf("%q is taken for a temporary name of %q at %v; that would be %q", name, base, begun, again)
-		}
-	})
 }

@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/unfinished"
 )
 
 // List implements store.Store. It holds what lies in one directory in memory, about 300 bytes a name. A symbolic link that cannot be
@@ -48,7 +49,7 @@ func (s *Store) list(ctx context.Context, dir, after string) ([]store.Object, er
 	objects := make([]store.Object, 0, len(entries))
 	for _, e := range entries {
 		o := store.Object{Name: dir + e.Name()}
-		if _, temp := tempTime(e.Name()); temp || store.CheckName(o.Name) != nil || o.Name == "lost+found" {
+		if _, temp := unfinished.Since(e.Name()); temp || store.CheckName(o.Name) != nil || o.Name == "lost+found" {
 			continue
 		}
 		if e.Mode()&fs.ModeSymlink != 0 {

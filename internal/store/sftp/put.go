@@ -13,6 +13,10 @@ import (
 	"time"
 
 	"github.com/pkg/sftp"
+
+	"holdfast/internal/store"
+	"holdfast/internal/store/patience"
+	"holdfast/internal/store/unfinished"
 )
 
 // The extensions that a put is better for.
@@ -47,13 +51,13 @@ func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool
 	if ifAbsent { // it is cheaper to know before
 		switch _, err := s.Stat(ctx, name); {
 		case err == nil:
-			return exists(name)
+			return store.Exists(name)
 		case !errors.Is(err, fs.ErrNotExist):
 			return err
 		}
 	}
-	u := &upload{store: s, ctx: ctx, name: name, ifAbsent: ifAbsent, tries: tries{o: &s.o},
-		temp: path.Join(path.Dir(name), tempName(path.Base(name), time.Now()))}
+	u := &upload{store: s, ctx: ctx, name: name, ifAbsent: ifAbsent,
+		temp: path.Join(path.Dir(name), unfinished.Name(path.Base(name), time.Now()))}
 	err := u.send(r)
 	if err == nil {
 		err = u.publish()
@@ -80,7 +84,7 @@ type upload struct {
 	ctx        context.Context
 	name, temp string
 	ifAbsent   bool
-	tries      tries // since something was confirmed
+	tries      patience.Tries // since something was confirmed
 
 	conn  *conn // nil without
 	file  *sftp.File
@@ -116,7 +120,7 @@ func (u *upload) keep(step func() error) error {
 			return err
 		}
 		u.drop(false)
-		if err := u.tries.again(u.ctx, fmt.Sprintf("put %s from byte %d on", u.name, u.confirmed), err); err != nil {
+		if err := u.store.retry.Again(u.ctx, &u.tries, fmt.Sprintf("put %s from byte %d on", u.name, u.confirmed), err); err != nil {
 			return err
 		}
 	}
@@ -247,7 +251,7 @@ func (u *upload) confirm() error {
 	u.under = u.under[1:]
 	u.confirmed += int64(len(first.data))
 	u.crc = crc32.Update(u.crc, castagnoli, first.data)
-	u.tries.failed = 0
+	u.tries.Progress()
 	u.store.pieces.Put(new(first.data[:pieceSize]))
 	return nil
 }
@@ -362,7 +366,7 @@ func (u *upload) link() error {
 			err := c.sftp.Link(from, to)
 			if err != nil && answered(err) && !errors.Is(err, fs.ErrNotExist) {
 				if _, statErr := c.sftp.Lstat(to); statErr == nil {
-					return exists(u.name)
+					return store.Exists(u.name)
 				} else if !errors.Is(statErr, fs.ErrNotExist) {
 					return statErr
 				}
@@ -383,14 +387,14 @@ func (u *upload) link() error {
 	u.renaming = true
 	return u.call(func() error {
 		if _, err := c.sftp.Lstat(to); err == nil {
-			return exists(u.name)
+			return store.Exists(u.name)
 		} else if !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		err := c.sftp.Rename(from, to)
 		if err != nil && answered(err) {
 			if _, statErr := c.sftp.Lstat(to); statErr == nil {
-				return exists(u.name)
+				return store.Exists(u.name)
 			}
 		}
 		return err

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/pkg/sftp"
+
+	"holdfast/internal/store/patience"
 )
 
 // A put and a read have up to ahead pieces of pieceSize bytes under way.
@@ -35,7 +37,7 @@ func (s *Store) OpenRange(ctx context.Context, name string, offset, length int64
 	if offset < 0 || length < -1 {
 		return nil, fmt.Errorf("open %s from %d for %d bytes: %w", name, offset, length, fs.ErrInvalid)
 	}
-	b := &body{store: s, ctx: ctx, name: name, at: offset, end: math.MaxInt64, tries: tries{o: &s.o}}
+	b := &body{store: s, ctx: ctx, name: name, at: offset, end: math.MaxInt64}
 	if length >= 0 && length < b.end-offset {
 		b.end = offset + length
 	}
@@ -54,9 +56,9 @@ type body struct {
 	name  string
 	size  int64 // of the object at first sight, as its time
 	time  time.Time
-	at    int64 // offset in the object of what is read next
-	end   int64 // where to end
-	tries tries // since the last byte
+	at    int64          // offset in the object of what is read next
+	end   int64          // where to end
+	tries patience.Tries // since the last byte
 
 	conn  *conn // nil without
 	file  *sftp.File
@@ -108,7 +110,7 @@ func (b *body) open() error {
 		if answered(err) || b.ctx.Err() != nil {
 			return err
 		}
-		if err := b.tries.again(b.ctx, "open "+b.name, err); err != nil {
+		if err := b.store.retry.Again(b.ctx, &b.tries, "open "+b.name, err); err != nil {
 			return err
 		}
 	}
@@ -180,7 +182,7 @@ func (b *body) receive() error {
 	whole := err == nil || errors.Is(err, errEnd)
 	switch {
 	case whole && first.n > 0:
-		b.tries.failed = 0
+		b.tries.Progress()
 		b.under = b.under[1:]
 		b.whole, b.now, b.at = first.data, first.data[:first.n], b.at+int64(first.n)
 		if first.n < len(first.data) { // servers may give less than asked for: what follows has to be asked for anew
@@ -194,7 +196,7 @@ func (b *body) receive() error {
 		return err
 	}
 	b.drop()
-	return b.tries.again(b.ctx, fmt.Sprintf("read %s from byte %d on", b.name, b.at), err)
+	return b.store.retry.Again(b.ctx, &b.tries, fmt.Sprintf("read %s from byte %d on", b.name, b.at), err)
 }
 
 // Close ends the reading.

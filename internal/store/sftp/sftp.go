@@ -45,6 +45,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/patience"
+	"holdfast/internal/store/unfinished"
 )
 
 // Options says which directory of which host, and how to get there. Host, Root and one of PrivateKeyFile, AgentSocket and Password are
@@ -84,6 +86,7 @@ type Options struct {
 type Store struct {
 	o      Options
 	pool   *pool
+	retry  *patience.Policy
 	pieces sync.Pool // of *[]byte with pieceSize bytes
 
 	warned     atomic.Bool // that the server cannot sync
@@ -96,6 +99,8 @@ func New(o Options) (*Store, error) {
 		return nil, fmt.Errorf("storage ssh://%s%s: %w", o.Host, o.Root, err)
 	}
 	s := &Store{o: o}
+	s.retry = &patience.Policy{Service: "SFTP", MaxRetries: o.MaxRetries, MaxBackoff: o.MaxBackoff, Patience: o.Patience,
+		MayPass: func(err error) bool { return !stays(err) }, Reason: error.Error, Logger: o.Logger}
 	s.pool = &pool{o: &s.o, changed: make(chan struct{})}
 	return s, nil
 }
@@ -154,24 +159,18 @@ func (s *Store) path(name string) string { return path.Join(s.o.Root, name) }
 
 // check refuses what cannot be an object's name here.
 func check(ctx context.Context, op, name string) error {
-	if err := store.CheckName(name); err != nil {
-		return fmt.Errorf("%s: %w", op, err)
-	}
-	for elem := range strings.SplitSeq(name, "/") {
-		if _, temp := tempTime(elem); temp {
-			return fmt.Errorf("%s %s: names ending in .tmp.<time>-<16 digits> are those of unfinished objects: %w", op, name, fs.ErrInvalid)
-		}
+	if err := unfinished.Check(op, name); err != nil {
+		return err
 	}
 	if err := ctx.Err(); err != nil {
-		return &opError{op: op, name: name, text: err.Error(), err: err}
+		return &store.OpError{Op: op, Name: name, Text: err.Error(), Err: err}
 	}
 	return nil
 }
 
 // do makes a call over some connection, and again over another as long as connections get lost.
 func (s *Store) do(ctx context.Context, what string, call func(c *conn) error) error {
-	t := tries{o: &s.o}
-	for {
+	for t := (patience.Tries{}); ; {
 		c, err := s.pool.take(ctx)
 		if err == nil {
 			err = c.call(ctx, s.o.StallTimeout, func() error { return call(c) })
@@ -180,36 +179,9 @@ func (s *Store) do(ctx context.Context, what string, call func(c *conn) error) e
 		if err == nil || answered(err) || ctx.Err() != nil {
 			return err
 		}
-		if err := t.again(ctx, what, err); err != nil {
+		if err := s.retry.Again(ctx, &t, what, err); err != nil {
 			return err
 		}
-	}
-}
-
-// tries counts the failures of one call since it last made progress.
-type tries struct {
-	o      *Options
-	failed int
-	since  time.Time // of the first
-}
-
-// again waits before the next try after err, or returns the error with which to give up.
-func (t *tries) again(ctx context.Context, what string, err error) error {
-	if t.failed++; t.failed == 1 {
-		t.since = time.Now()
-	}
-	if stays(err) || t.failed > t.o.MaxRetries || time.Since(t.since) >= t.o.Patience {
-		return err
-	}
-	wait := min(jittered(100*time.Millisecond<<min(t.failed, 20)), t.o.MaxBackoff)
-	t.o.Logger.Warn(fmt.Sprintf("SFTP: attempt %d of %d to %s failed, the next one in %s", t.failed, t.o.MaxRetries+1, what, wait.Round(time.Millisecond)), "err", err)
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
 	}
 }
 
@@ -388,7 +360,7 @@ func (s *Store) sweep(ctx context.Context, dir string, stale time.Time) (removed
 	var errs []error
 	for _, e := range entries {
 		name := dir + e.Name()
-		switch begun, temp := tempTime(e.Name()); {
+		switch begun, temp := unfinished.Since(e.Name()); {
 		case e.IsDir() && name != "lost+found":
 			below, err := s.sweep(ctx, name+"/", stale)
 			removed, errs = append(removed, below...), append(errs, err)

@@ -27,6 +27,7 @@ import (
 	"holdfast/internal/store"
 	"holdfast/internal/store/sftp"
 	"holdfast/internal/store/storetest"
+	"holdfast/internal/store/unfinished"
 	"holdfast/test/pgtest"
 )
 
@@ -180,7 +181,7 @@ func (s server) open(t *testing.T, root string, change func(*sftp.Options)) *sft
 func wantNoTemps(t *testing.T, root string) {
 	t.Cleanup(func() {
 		err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
-			if _, temp := sftp.TempTime(filepath.Base(path)); temp {
+			if _, temp := unfinished.Since(filepath.Base(path)); temp {
 				t.Errorf("%s is left behind", path)
 			}
 			return err
