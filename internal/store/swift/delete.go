@@ -8,12 +8,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"holdfast/internal/store"
 	"holdfast/internal/store/stall"
 )
 
 // Delete implements store.Store. The segments of an object go after it.
 func (s *Store) Delete(ctx context.Context, name string) error {
-	if err := check("delete", name); err != nil {
+	if err := store.Check("delete", name); err != nil {
 		return err
 	}
 	old, err := s.segmentsOf(ctx, "delete", name)
@@ -53,7 +54,7 @@ func (s *Store) DeleteMany(ctx context.Context, names []string) error {
 
 // Copy implements store.Copier. The service copies; of an object with segments it copies each, for they go with the object they are of.
 func (s *Store) Copy(ctx context.Context, from, to string) error {
-	if err := check("copy to", to); err != nil {
+	if err := store.Check("copy to", to); err != nil {
 		return err
 	}
 	_, headers, err := s.head(ctx, "copy", from)

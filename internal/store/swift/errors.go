@@ -19,25 +19,6 @@ import (
 	"holdfast/internal/store/stall"
 )
 
-// opError is what a call on the Store returns. It unwraps to the library's error and to what callers decide on: fs.ErrNotExist,
-// fs.ErrExist, fs.ErrPermission (the service refuses us), fs.ErrInvalid (it refuses the request), or none of them,
-// which means that trying again may help.
-type opError struct {
-	op, name string
-	text     string
-	kind     error
-	err      error
-}
-
-func (e *opError) Error() string { return e.op + " " + e.name + ": " + e.text }
-
-func (e *opError) Unwrap() []error {
-	if e.kind == nil {
-		return []error{e.err}
-	}
-	return []error{e.kind, e.err}
-}
-
 var (
 	errNoContainer = errors.New("there is no such container")
 	errNoSegments  = errors.New("the container of segments cannot be made")
@@ -56,46 +37,9 @@ func isLogin(err error) bool {
 	return errors.As(err, &login)
 }
 
-// spentError is the failure of a put whose source has been read: trying again is for whoever can begin it anew.
-type spentError struct{ err error }
-
-func (e *spentError) Error() string { return e.err.Error() }
-func (e *spentError) Unwrap() error { return e.err }
-
-func check(op, name string) error {
-	if err := store.CheckName(name); err != nil {
-		return fmt.Errorf("%s: %w", op, err)
-	}
-	return nil
-}
-
 // fail says what became of op on the object name.
 func (s *Store) fail(op, name string, err error) error {
-	if err == nil {
-		return nil
-	}
-	if own := (*opError)(nil); errors.As(err, &own) {
-		return err
-	}
-	e := &opError{op: op, name: name, err: err}
-	switch {
-	case errors.Is(err, context.Canceled):
-		e.text = context.Canceled.Error()
-		return e
-	case errors.Is(err, context.DeadlineExceeded):
-		e.text = context.DeadlineExceeded.Error()
-		return e
-	}
-	hint := ""
-	e.kind, hint = s.judge(err)
-	e.text = reason(err)
-	if e.kind == fs.ErrNotExist {
-		e.text = fs.ErrNotExist.Error()
-	}
-	if hint != "" {
-		e.text += ": " + hint
-	}
-	return e
+	return store.Explain(op, name, err, reason, s.judge)
 }
 
 // code returns the HTTP status with which the service answered, 0 where it did not.
@@ -123,8 +67,7 @@ func reason(err error) string {
 
 // mayPass reports whether doing it again may help against err.
 func (s *Store) mayPass(err error) bool {
-	spent := (*spentError)(nil)
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &spent) {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return false
 	}
 	kind, _ := s.judge(err)

@@ -10,12 +10,14 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/ncw/swift/v2"
-	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/budget"
+	"holdfast/internal/store"
 	"holdfast/internal/store/stall"
 )
 
@@ -24,39 +26,35 @@ const contentType = "application/octet-stream"
 
 // Put implements store.Store.
 func (s *Store) Put(ctx context.Context, name string, r io.Reader) error {
-	if err := check("put", name); err != nil {
+	if err := store.Check("put", name); err != nil {
 		return err
 	}
-	piece, err := s.budget.Take(ctx, s.o.SegmentSize, 0)
+	piece, ended, err := s.budget.Cut(ctx, r, s.o.SegmentSize, md5.New())
 	if err != nil {
 		return s.fail("put", name, err)
 	}
-	sum := md5.New()
-	ended, err := piece.Fill(ctx, r, sum)
-	if err != nil {
-		piece.Release()
-		return s.fail("put", name, err)
-	}
-	piece.Shrink()
 	old, err := s.segmentsOf(ctx, "put", name)
-	if err != nil {
+	switch {
+	case err != nil:
 		piece.Release()
-		return err
-	}
-	if ended {
-		defer piece.Release()
-		headers := swift.Headers{"Content-Length": strconv.FormatInt(piece.Size(), 10), "Etag": hex.EncodeToString(sum.Sum(nil))}
+	case ended:
 		err = s.do(ctx, "put", name, func(ctx context.Context) error {
-			_, err := s.request(ctx, s.o.Container, s.key(name), headers, nil, piece.Reader())
+			_, err := s.request(ctx, s.o.Container, s.key(name), headersOf(piece), nil, piece.Reader())
 			return stored(err)
 		})
-	} else {
-		err = s.putMany(ctx, name, piece, sum.Sum(nil), r)
+		piece.Release()
+	default:
+		err = s.putMany(ctx, name, piece, r)
 	}
 	if err == nil && old != "" {
 		s.removeSegments(ctx, old)
 	}
 	return err
+}
+
+// headersOf lets the service compare what arrives.
+func headersOf(p *budget.Piece) swift.Headers {
+	return swift.Headers{"Content-Length": strconv.FormatInt(p.Size(), 10), "Etag": hex.EncodeToString(p.Sum())}
 }
 
 // request makes a PUT, and returns the headers of the answer.
@@ -84,8 +82,8 @@ func stored(err error) error {
 	return err
 }
 
-// putMany puts an object in segments, of which the first is in piece with its sum.
-func (s *Store) putMany(ctx context.Context, name string, piece *budget.Piece, sum []byte, r io.Reader) error {
+// putMany puts an object in segments, of which the first is in piece.
+func (s *Store) putMany(ctx context.Context, name string, piece *budget.Piece, r io.Reader) error {
 	most, err := s.largeObjects(ctx)
 	if err == nil {
 		err = s.makeSegments(ctx)
@@ -95,10 +93,10 @@ func (s *Store) putMany(ctx context.Context, name string, piece *budget.Piece, s
 		return s.fail("put", name, err)
 	}
 	u := s.newUpload(name)
-	segments, err := s.send(ctx, u, piece, sum, r)
+	segments, err := s.send(ctx, u, piece, r)
 	if err != nil {
 		s.removeSegments(ctx, u)
-		return s.fail("put", name, &spentError{err})
+		return s.fail("put", name, err)
 	}
 	err = s.finish(ctx, name, u, segments, most)
 	if err == nil || s.arrived(ctx, name, u) { // by a request whose answer got lost
@@ -107,61 +105,30 @@ func (s *Store) putMany(ctx context.Context, name string, piece *budget.Piece, s
 	if kind, _ := s.judge(err); kind != nil {
 		s.removeSegments(ctx, u)
 	} // else the manifest may be on its way yet, and Sweep has to see
-	return s.fail("put", name, &spentError{err})
+	return s.fail("put", name, err)
 }
 
-// send puts the segments of an object: that in piece, and what r still yields.
-func (s *Store) send(ctx context.Context, u upload, piece *budget.Piece, sum []byte, r io.Reader) ([]segment, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(s.o.Concurrency)
+// send puts the segments of an object: that in first, and what r still yields.
+func (s *Store) send(ctx context.Context, u upload, first *budget.Piece, r io.Reader) ([]segment, error) {
+	var mu sync.Mutex // held to append to segments
 	var segments []segment
-	for n, ended := 1, false; piece != nil; n++ {
-		full, one := piece, segment{Path: s.o.SegmentContainer + "/" + u.name(n), Hash: hex.EncodeToString(sum), Size: piece.Size()}
-		segments = append(segments, one)
-		g.Go(func() error {
-			defer full.Release()
-			return s.sendSegment(ctx, u.name(n), one, full)
+	way := budget.Way{Size: func(int) int64 { return s.o.SegmentSize }, Sum: md5.New, AtOnce: s.o.Concurrency}
+	way.Send = func(ctx context.Context, n int, p *budget.Piece) error {
+		key := u.name(n + 1)
+		mu.Lock()
+		segments = append(segments, segment{Path: s.o.SegmentContainer + "/" + key, Hash: hex.EncodeToString(p.Sum()), Size: p.Size()})
+		mu.Unlock()
+		return s.attempt(ctx, "put segment", key, func(ctx context.Context) error {
+			_, err := s.request(ctx, s.o.SegmentContainer, key, headersOf(p), nil, p.Reader())
+			if code(err) == http.StatusNotFound {
+				return errNoSegments
+			}
+			return err
 		})
-		if piece = nil; ended {
-			break
-		}
-		var err error
-		if piece, sum, ended, err = s.next(ctx, r); err != nil {
-			cancel(err) // those under way are of no use any more
-			g.Wait()
-			return nil, err
-		}
 	}
-	return segments, g.Wait()
-}
-
-// next reads the next segment. There is none when r has ended already.
-func (s *Store) next(ctx context.Context, r io.Reader) (piece *budget.Piece, sum []byte, ended bool, err error) {
-	piece, err = s.budget.Take(ctx, s.o.SegmentSize, 0)
-	if err != nil {
-		return nil, nil, false, context.Cause(ctx)
-	}
-	h := md5.New()
-	ended, err = piece.Fill(ctx, r, h)
-	if err != nil || piece.Size() == 0 {
-		piece.Release()
-		return nil, nil, true, err
-	}
-	piece.Shrink()
-	return piece, h.Sum(nil), ended, nil
-}
-
-func (s *Store) sendSegment(ctx context.Context, key string, one segment, piece *budget.Piece) error {
-	headers := swift.Headers{"Content-Length": strconv.FormatInt(one.Size, 10), "Etag": one.Hash}
-	return s.attempt(ctx, "put segment", key, func(ctx context.Context) error {
-		_, err := s.request(ctx, s.o.SegmentContainer, key, headers, nil, piece.Reader())
-		if code(err) == http.StatusNotFound {
-			return errNoSegments
-		}
-		return err
-	})
+	_, err := s.budget.Send(ctx, first, r, way)
+	slices.SortFunc(segments, func(a, b segment) int { return strings.Compare(a.Path, b.Path) })
+	return segments, err
 }
 
 // finish puts the manifest that makes the segments an object: with most of them in one, or where there are more, with manifests of

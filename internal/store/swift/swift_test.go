@@ -38,7 +38,8 @@ type fake struct {
 	inner *swifttest.SwiftServer
 	front func(w http.ResponseWriter, r *http.Request) (answered bool) // sees every request first; nil for none
 
-	mu     sync.Mutex // swifttest does not guard what it keeps
+	busy   sync.RWMutex // held by requests that are being answered
+	mu     sync.Mutex   // swifttest does not guard what it keeps
 	sizes  map[string]int64
 	nested map[string][]entry // manifests in a container of segments
 	page   int
@@ -90,6 +91,13 @@ func (f *fake) ask(r *http.Request, method, path, query string, body []byte, hea
 }
 
 func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.URL.Path == "/idle" { // answered when every other request has been
+		f.busy.Lock()
+		defer f.busy.Unlock()
+		return
+	}
+	f.busy.RLock()
+	defer f.busy.RUnlock()
 	if f.front != nil && f.front(w, r) {
 		return
 	}
