@@ -588,6 +588,7 @@ func TestAMirrorThatFailedIsLeftAlone(t *testing.T) {
 		time.Sleep(30 * time.Second)
 		push("2", 0)
 		want(t, "a reader of pushes", content(t, process().Alive(), "none"), "(missing)")
+		want(t, "a listing of pushes", all(t, process().Alive()), "1=1 2=2")
 		want(t, "calls of the one that failed", a.Calls.Load()-calls, int64(0))
 		began := time.Now()
 		want(t, "a strict reader", content(t, process().Store(), "none"), "(unasked a)")

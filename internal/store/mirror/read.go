@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"slices"
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/merge"
@@ -185,6 +186,7 @@ func (m *Mirror) listings(ctx context.Context, op, dir string, lenient bool, cal
 				return
 			}
 			l := &listed{Entry: e, debts: make([]*Debt, len(e.In))}
+			l.In = slices.Clone(e.In) // Listings goes on with its own
 			for n, f := range e.In {
 				l.In[n].From = ask[f.From]
 				if owed[f.From] == nil || !owed[f.From][key(e.Name)] {
