@@ -75,7 +75,7 @@ func (a *app) each(ctx context.Context, s *config.Settings, f *stFlags, do func(
 		}
 		s.Target = target // the others need not be opened
 	}
-	members, err := a.stores(ctx, s)
+	members, err := a.stores(ctx, s, 0)
 	if err != nil {
 		return err
 	}
@@ -744,7 +744,7 @@ func (a *app) transfer(ctx context.Context, s *config.Settings, from, to string,
 	if o.Checks == 0 {
 		o.Checks = -1 // the flag's 0 is never
 	}
-	members, err := a.stores(ctx, s)
+	members, err := a.stores(ctx, s, 0)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ func (a *app) mirrorsOf(ctx context.Context, s *config.Settings) (*mirror.Mirror
 	if len(s.Mirrors) == 0 {
 		return nil, &advised{errors.New("there are no mirrors"), "HOLDFAST_MIRRORS names them"}
 	}
-	members, err := a.stores(ctx, s)
+	members, err := a.stores(ctx, s, 0)
 	if err != nil {
 		return nil, err
 	}

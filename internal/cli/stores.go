@@ -42,8 +42,9 @@ type advised struct {
 func (e *advised) Hint() string  { return e.hint }
 func (e *advised) Unwrap() error { return e.error }
 
-// bareStore opens one storage. Its connections, where it has such, are under limit; nil is none.
-func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Storage, limit *throttle.Limit) (store.Store, error) {
+// bareStore opens one storage. Its connections, where it has such, are under limit; nil is none. Patience is for how long it tries again
+// what fails; 0 is its own.
+func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Storage, limit *throttle.Limit, patience time.Duration) (store.Store, error) {
 	var wrap func(net.Conn) net.Conn
 	if limit != nil {
 		wrap = limit.Conn
@@ -54,13 +55,13 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 		return file.Open(st.Dir)
 	case st.S3.Bucket != "":
 		o := s3Options(&st.S3, buffer)
-		o.Logger, o.Wrap = a.log, wrap
+		o.Logger, o.Wrap, o.Patience = a.log, wrap, patience
 		return s3.New(ctx, o)
 	case st.GCS.Bucket != "":
 		g := &st.GCS
 		return gcs.New(gcs.Options{
 			Bucket: g.Bucket, Prefix: g.Path, RawPrefix: g.Raw, CredentialsFile: g.CredentialsFile, EncryptionKey: g.EncryptionKey, Endpoint: g.Endpoint,
-			Timeout: g.Timeout, ChunkSize: g.ChunkSize, MaxRetries: orNone(g.Retries), Buffer: buffer, Wrap: wrap, Logger: a.log,
+			Timeout: g.Timeout, ChunkSize: g.ChunkSize, MaxRetries: orNone(g.Retries), Patience: patience, Buffer: buffer, Wrap: wrap, Logger: a.log,
 		})
 	case st.Azure.Container != "":
 		z := &st.Azure
@@ -68,7 +69,7 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 			Container: z.Container, Prefix: z.Path, Account: z.Account, AccessKey: z.AccessKey, SASToken: z.SASToken,
 			Environment: z.Environment, EndpointSuffix: z.EndpointSuffix, Endpoint: z.Endpoint, CAFile: z.CACert, APIVersion: z.APIVersion,
 			BlockSize: z.BlockSize, Concurrency: z.Blocks, Buffer: max(z.BlockSize, buffer), TryTimeout: z.TryTimeout, MaxRetries: orNone(z.Retries),
-			Wrap: wrap, Logger: a.log,
+			Patience: patience, Wrap: wrap, Logger: a.log,
 		})
 	case st.Swift.Container != "":
 		w := &st.Swift
@@ -78,13 +79,13 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 			Tenant: w.Tenant, TenantID: w.TenantID, TenantDomain: w.TenantDomain, TenantDomainID: w.TenantDomainID, TrustID: w.TrustID,
 			ApplicationCredentialID: w.CredentialID, ApplicationCredentialName: w.CredentialName, ApplicationCredentialSecret: w.CredentialSecret,
 			Region: w.Region, EndpointType: w.EndpointType, StorageURL: w.StorageURL, AuthToken: w.AuthToken, MaxRetries: orNone(w.Retries),
-			SegmentSize: w.SegmentSize, SegmentContainer: w.SegmentContainer, Buffer: buffer, Wrap: wrap, Logger: a.log,
+			SegmentSize: w.SegmentSize, SegmentContainer: w.SegmentContainer, Buffer: buffer, Patience: patience, Wrap: wrap, Logger: a.log,
 		})
 	case st.SFTP.Host != "":
 		h := &st.SFTP
 		o := sftp.Options{
 			Host: h.Host, Root: h.Dir, Port: h.Port, User: h.User, PrivateKeyFile: h.PrivateKeyFile, Passphrase: h.Passphrase,
-			AgentSocket: h.AgentSocket, Password: h.Password, MaxRetries: orNone(h.Retries), Wrap: wrap, Logger: a.log,
+			AgentSocket: h.AgentSocket, Password: h.Password, MaxRetries: orNone(h.Retries), Patience: patience, Wrap: wrap, Logger: a.log,
 		}
 		if h.KnownHosts != "" {
 			o.KnownHosts = []string{h.KnownHosts}
@@ -117,6 +118,14 @@ func s3Options(b *config.S3, buffer int64) s3.Options {
 	}
 }
 
+// brief is how long a storage may go on failing for which another one stands in, which is not to keep WAL waiting.
+const brief = 15 * time.Second
+
+// standsIn reports whether what is meant for one storage goes to another when that fails.
+func standsIn(s *config.Settings) bool {
+	return len(s.InUse()) > 1 && (len(s.Failover) > 0 || s.Mirroring.Rule == mirror.Any.String())
+}
+
 // sweepTime bounds what is spent on clearing one storage, which may be down.
 const sweepTime = 2 * time.Minute
 
@@ -126,7 +135,7 @@ func (a *app) sweep(ctx context.Context, s *config.Settings) {
 		ctx, cancel := context.WithTimeout(ctx, sweepTime)
 		defer cancel()
 		var removed []string
-		st, err := a.bareStore(ctx, s, &one, nil)
+		st, err := a.bareStore(ctx, s, &one, nil, brief)
 		if sweeper, ok := st.(store.Sweeper); err == nil && ok {
 			removed, err = sweeper.Sweep(ctx)
 		}
@@ -152,8 +161,8 @@ const (
 )
 
 // stores opens the storages that a command works with: calls counted, slowed to the limit of the network, and tried again when
-// what failed may pass.
-func (a *app) stores(ctx context.Context, s *config.Settings) ([]failover.Member, error) {
+// what failed may pass, for as long as patience, or each kind of storage, has it.
+func (a *app) stores(ctx context.Context, s *config.Settings, patience time.Duration) ([]failover.Member, error) {
 	if err := s.RequireStorage(); err != nil {
 		return nil, err
 	}
@@ -164,7 +173,7 @@ func (a *app) stores(ctx context.Context, s *config.Settings) ([]failover.Member
 	var all []failover.Member
 	several := len(s.InUse()) > 1
 	for _, one := range s.InUse() {
-		st, err := a.bareStore(ctx, s, &one, limit)
+		st, err := a.bareStore(ctx, s, &one, limit, patience)
 		if err != nil && several && one.Dir != "" {
 			st, err = &away{err}, nil // a directory that is not mounted is a storage that is down
 		}
@@ -201,7 +210,11 @@ func (s *away) List(context.Context, string, string) iter.Seq2[store.Object, err
 
 // openStore opens what the settings name as one store.
 func (a *app) openStore(ctx context.Context, s *config.Settings, p purpose) (store.Store, error) {
-	members, err := a.stores(ctx, s)
+	var patience time.Duration
+	if p != toRead && standsIn(s) {
+		patience = brief
+	}
+	members, err := a.stores(ctx, s, patience)
 	if err != nil {
 		return nil, err
 	}
