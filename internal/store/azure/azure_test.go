@@ -12,15 +12,14 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"runtime"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/azure"
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/storetest"
 	"holdfast/test/pgtest"
 )
@@ -55,36 +54,15 @@ func start(program, scheme string, args ...string) server {
 	cmd := exec.Command(program, append([]string{"--blobPort", port, "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"}, args...)...)
 	cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS="+account+":"+accessKey)
 	cmd.Dir = dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test binary that panics leaves no server
-	started, stopping, stopped := make(chan error), make(chan struct{}), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // the death of which that signal is about
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			<-stopping
-			cmd.Process.Kill()
-			cmd.Wait()
-		}
+	stop, err := servicetest.Start(cmd, address)
+	if err != nil {
 		os.RemoveAll(dir)
-		close(stopped)
-	}()
-	if err := <-started; err != nil {
 		return server{err: err}
 	}
-	stop := func() {
-		close(stopping)
-		<-stopped
-	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
-		if c, err := net.Dial("tcp", address); err == nil {
-			c.Close()
-			return server{url: scheme + "://" + address + "/" + account, stop: stop}
-		} else if time.Now().After(deadline) {
-			stop()
-			return server{err: err}
-		}
-	}
+	return server{url: scheme + "://" + address + "/" + account, stop: func() {
+		stop()
+		os.RemoveAll(dir)
+	}}
 }
 
 // running is the server that the tests share, once there is one.

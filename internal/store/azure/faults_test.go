@@ -14,7 +14,6 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -24,34 +23,8 @@ import (
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/azure"
+	"holdfast/internal/store/servicetest"
 )
-
-// stalls is short enough to wait for and long enough for a machine that is busy.
-const stalls = 500 * time.Millisecond
-
-func put(t *testing.T, s store.Store, name string, data []byte) {
-	t.Helper()
-	if err := s.Put(t.Context(), name, bytes.NewReader(data)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func wantContent(t *testing.T, s store.Store, name string, want []byte) {
-	t.Helper()
-	got, err := store.ReadFile(t.Context(), s, name, 1<<30)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%s holds %d bytes, %v; want %d, or they differ", name, len(got), err, len(want))
-	}
-}
-
-// content returns n bytes, each place with its own.
-func content(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i>>16) ^ byte(i>>8) ^ byte(i*31)
-	}
-	return b
-}
 
 // refuse answers as the service does.
 func refuse(w http.ResponseWriter, status int, code string) bool {
@@ -59,17 +32,6 @@ func refuse(w http.ResponseWriter, status int, code string) bool {
 	w.Header().Set("Content-Type", "application/xml")
 	w.WriteHeader(status)
 	fmt.Fprintf(w, "<?xml version=\"1.0\" encoding=\"utf-8\"?><Error><Code>%s</Code><Message>the service says so\nRequestId:1\nTime:2</Message></Error>", code)
-	return true
-}
-
-// cut ends the connection of a request without an answer.
-func cut(t *testing.T, w http.ResponseWriter) bool {
-	c, _, err := w.(http.Hijacker).Hijack()
-	if err != nil {
-		t.Error(err)
-		return true
-	}
-	c.Close()
 	return true
 }
 
@@ -89,55 +51,15 @@ func kind(r *http.Request) string {
 	}
 }
 
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
 func TestAPeerThatSaysNothingIsAFailure(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() { // accepts, and neither reads nor writes
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			defer c.Close()
-		}
-	}()
-	s := open(t, "http://"+l.Addr().String(), func(o *azure.Options) { o.StallTimeout, o.MaxRetries = stalls, -1 })
-	_, stat := s.Stat(t.Context(), "o")
-	_, read := s.Open(t.Context(), "o")
-	for op, err := range map[string]error{
-		"stat": stat, "open": read, "delete": s.Delete(t.Context(), "o"),
-		"small put": s.Put(t.Context(), "o", strings.NewReader("x")),
-		"large put": s.Put(t.Context(), "o", bytes.NewReader(make([]byte, 6<<20))),
-	} {
-		var timeout net.Error
-		if err == nil || !strings.Contains(err.Error(), "stalled") || !errors.As(err, &timeout) || !timeout.Timeout() || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s: %v; want an error that says that the connection stalled", op, err)
-		}
-	}
+	s := open(t, "http://"+servicetest.Silence(t), func(o *azure.Options) { o.StallTimeout, o.MaxRetries = servicetest.Stalls, -1 })
+	servicetest.WantStalled(t, servicetest.EachCall(t, s))
 }
 
-func TestSlowIsNotStalled(t *testing.T) {
-	data := content(100)
-	s := open(t, fake(t, func(w http.ResponseWriter, r *http.Request) {
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
-		for i := range 10 { // altogether twice the time that a stall may last
-			time.Sleep(stalls / 5)
-			w.Write(data[i*10 : i*10+10])
-			w.(http.Flusher).Flush()
-		}
-	}), func(o *azure.Options) { o.StallTimeout, o.MaxRetries, o.TryTimeout = stalls, -1, stalls })
-	wantContent(t, s, "o", data)
+func TestAzureIsReadToTheEnd(t *testing.T) {
+	servicetest.TestReading(t, func(t *testing.T, serve http.HandlerFunc) store.Store {
+		return open(t, fake(t, serve), func(o *azure.Options) { o.StallTimeout, o.TryTimeout = servicetest.Stalls, servicetest.Stalls })
+	})
 }
 
 // A put whose connection stalls in the middle, or breaks, is made again.
@@ -159,11 +81,11 @@ func TestAPutThatStallsIsMadeAgain(t *testing.T) {
 				if hang {
 					<-over
 				}
-				return cut(t, w)
-			}), func(o *azure.Options) { o.StallTimeout, o.MaxRetries = stalls, 50 }) // a busy machine stalls by itself
+				return servicetest.Cut(t, w)
+			}), func(o *azure.Options) { o.StallTimeout, o.MaxRetries = servicetest.Stalls, 50 })
 			begin := time.Now()
-			put(t, s, "o", content(size))
-			wantContent(t, s, "o", content(size))
+			servicetest.Put(t, s, "o", servicetest.Content(size))
+			servicetest.WantContent(t, s, "o", servicetest.Content(size))
 			if took := time.Since(begin); took > time.Minute {
 				t.Errorf("%d bytes, hanging %v: took %v", size, hang, took)
 			}
@@ -172,65 +94,9 @@ func TestAPutThatStallsIsMadeAgain(t *testing.T) {
 	}
 }
 
-// breaking serves data for GET, whatever is asked for, but breaks off after half of what is left, times times.
-func breaking(t *testing.T, data []byte, times int, hang bool) (url string, ranges *[]string) {
-	t.Helper()
-	over := make(chan struct{})
-	var mu sync.Mutex
-	var asked []string
-	url = fake(t, func(w http.ResponseWriter, r *http.Request) {
-		mu.Lock()
-		given := r.Header.Get("X-Ms-Range") + r.Header.Get("Range")
-		asked = append(asked, given+" "+r.Header.Get("If-Match"))
-		breaks := len(asked) <= times
-		mu.Unlock()
-		var from int
-		w.Header().Set("Etag", `"the-etag"`)
-		if _, err := fmt.Sscanf(given, "bytes=%d-", &from); err == nil {
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(data)-1, len(data)))
-		}
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)-from))
-		if from > 0 {
-			w.WriteHeader(http.StatusPartialContent)
-		}
-		if !breaks {
-			w.Write(data[from:])
-			return
-		}
-		w.Write(data[from : from+(len(data)-from)/2])
-		w.(http.Flusher).Flush()
-		if hang {
-			<-over
-		}
-		cut(t, w)
-	})
-	t.Cleanup(func() { close(over) })
-	return url, &asked
-}
-
-func TestABodyThatBreaksOffIsContinued(t *testing.T) {
-	data := content(1 << 20)
-	for _, hang := range []bool{false, true} {
-		url, asked := breaking(t, data, 2, hang)
-		s := open(t, url, func(o *azure.Options) { o.StallTimeout = stalls })
-		wantContent(t, s, "o", data)
-		want := []string{" ", fmt.Sprintf(`bytes=%d-%d "the-etag"`, 1<<19, 1<<20-1), fmt.Sprintf(`bytes=%d-%d "the-etag"`, 3<<18, 1<<20-1)}
-		if !slices.Equal(*asked, want) {
-			t.Errorf("hanging %v: the requests asked for %q, want %q", hang, *asked, want)
-		}
-	}
-}
-
-func TestABodyThatKeepsBreakingEndsInAnError(t *testing.T) {
-	url, _ := breaking(t, content(1<<10), 1000, false)
-	if b, err := store.ReadFile(t.Context(), open(t, url, nil), "o", 1<<20); err == nil || !strings.Contains(err.Error(), "read o") {
-		t.Errorf("%d bytes, %v; want an error", len(b), err)
-	}
-}
-
 func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
 	var gets atomic.Int32
-	data := content(1 << 20)
+	data := servicetest.Content(1 << 20)
 	s := create(t, front(t, func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet || gets.Add(1) > 1 {
 			return false
@@ -239,9 +105,9 @@ func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 		w.Write(data[:1000])
 		w.(http.Flusher).Flush()
-		return cut(t, w)
+		return servicetest.Cut(t, w)
 	}), nil)
-	put(t, s, "o", data)
+	servicetest.Put(t, s, "o", data)
 	if b, err := store.ReadFile(t.Context(), s, "o", 2<<20); err == nil || !strings.Contains(err.Error(), "ConditionNotMet") {
 		t.Errorf("%d bytes, %v; want ConditionNotMet", len(b), err)
 	}
@@ -266,7 +132,7 @@ func TestABusyServiceIsAskedAgain(t *testing.T) {
 					io.Copy(io.Discard, r.Body)
 				}
 				if failure == "cut" {
-					return cut(t, w)
+					return servicetest.Cut(t, w)
 				}
 				return refuse(w, status, failure)
 			}), nil)
@@ -281,15 +147,15 @@ func TestABusyServiceIsAskedAgain(t *testing.T) {
 			}
 			for _, size := range []int{0, 1000, 12 << 20} {
 				name := fmt.Sprint(size)
-				if err := s.Put(t.Context(), name, io.MultiReader(bytes.NewReader(content(size)))); err != nil {
+				if err := s.Put(t.Context(), name, io.MultiReader(bytes.NewReader(servicetest.Content(size)))); err != nil {
 					t.Fatal(err)
 				}
-				wantContent(t, s, name, content(size))
+				servicetest.WantContent(t, s, name, servicetest.Content(size))
 			}
 			if err := s.Copy(t.Context(), "1000", "copy"); err != nil {
 				t.Error(err)
 			}
-			wantContent(t, s, "copy", content(1000))
+			servicetest.WantContent(t, s, "copy", servicetest.Content(1000))
 			for _, err := range s.List(t.Context(), "", "") {
 				if err != nil {
 					t.Errorf("list: %v", err)
@@ -323,17 +189,17 @@ func TestAFailedLargePutLeavesNothing(t *testing.T) {
 			return kind(r) == "commit" && refuse(w, http.StatusInternalServerError, "InternalError")
 		}, want: "InternalError"},
 		"the source breaks": {src: func(func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(content(size)), readerFunc(func([]byte) (int, error) { return 0, broken }))
+			return io.MultiReader(bytes.NewReader(servicetest.Content(size)), servicetest.ReaderFunc(func([]byte) (int, error) { return 0, broken }))
 		}, want: broken.Error()},
 		"it is cancelled": {src: func(cancel func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(content(size)), readerFunc(func([]byte) (int, error) { cancel(); return 1, nil }))
+			return io.MultiReader(bytes.NewReader(servicetest.Content(size)), servicetest.ReaderFunc(func([]byte) (int, error) { cancel(); return 1, nil }))
 		}, want: context.Canceled.Error()},
 	} {
 		t.Run(what, func(t *testing.T) {
 			s := create(t, front(t, c.front), nil)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			var src io.Reader = bytes.NewReader(content(size))
+			var src io.Reader = bytes.NewReader(servicetest.Content(size))
 			if c.src != nil {
 				src = c.src(cancel)
 			}
@@ -349,7 +215,7 @@ func TestAFailedLargePutLeavesNothing(t *testing.T) {
 			}
 			for range 3 { // the memory went back: there is enough for as much as can be under way at once
 				if c.front == nil {
-					put(t, s, "again", content(size))
+					servicetest.Put(t, s, "again", servicetest.Content(size))
 				}
 			}
 		})
@@ -375,10 +241,10 @@ func TestALostAnswerToTheEndOfALargePutIsNoFailure(t *testing.T) {
 		} else {
 			resp.Body.Close()
 		}
-		return cut(t, w)
+		return servicetest.Cut(t, w)
 	}), nil)
-	put(t, s, "o", content(12<<20))
-	wantContent(t, s, "o", content(12<<20))
+	servicetest.Put(t, s, "o", servicetest.Content(12<<20))
+	servicetest.WantContent(t, s, "o", servicetest.Content(12<<20))
 	if ends.Load() != 2 {
 		t.Errorf("%d requests to commit, want a second one after the first got no answer", ends.Load())
 	}
@@ -389,7 +255,7 @@ func TestLargePutsOfOneNameDoNotMix(t *testing.T) {
 	s := create(t, azurite(t), nil)
 	for _, ifAbsent := range []bool{false, true} {
 		name := fmt.Sprint("o", ifAbsent)
-		versions := [][]byte{content(12 << 20), bytes.Repeat([]byte("b"), 11<<20), bytes.Repeat([]byte("c"), 13<<20)}
+		versions := [][]byte{servicetest.Content(12 << 20), bytes.Repeat([]byte("b"), 11<<20), bytes.Repeat([]byte("c"), 13<<20)}
 		errs := make([]error, len(versions))
 		var g sync.WaitGroup
 		for i, v := range versions {
@@ -425,7 +291,7 @@ func TestEachNameThatIsNotDeletedIsNamed(t *testing.T) {
 	s := create(t, azurite(t), nil)
 	names := []string{"d/a", "d/held", "d/b", "d/gone"}
 	for _, name := range names[:3] {
-		put(t, s, name, []byte("x"))
+		servicetest.Put(t, s, name, []byte("x"))
 	}
 	if err := s.Lease(t.Context(), "d/held"); err != nil {
 		t.Fatal(err)
@@ -471,8 +337,8 @@ func TestWithoutBatchesNamesAreDeletedOneByOne(t *testing.T) {
 	s := create(t, front(t, func(w http.ResponseWriter, r *http.Request) bool {
 		return kind(r) == "batch" && refuse(w, http.StatusNotImplemented, "NotImplemented")
 	}), nil)
-	put(t, s, "a", nil)
-	put(t, s, "b", nil)
+	servicetest.Put(t, s, "a", nil)
+	servicetest.Put(t, s, "b", nil)
 	if err := s.DeleteMany(t.Context(), []string{"a", "b", "none"}); err != nil {
 		t.Error(err)
 	}
@@ -491,24 +357,13 @@ func TestMemoryOfManyPutsIsBounded(t *testing.T) {
 		}
 		w.WriteHeader(http.StatusCreated)
 	}), func(o *azure.Options) { o.Buffer = buffer })
-	put(t, s, "warm", nil)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	var g sync.WaitGroup
-	for i := range puts {
-		g.Go(func() {
-			if err := s.Put(t.Context(), fmt.Sprint(i), io.LimitReader(zeros{}, size)); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	g.Wait()
-	runtime.ReadMemStats(&after)
+	servicetest.Put(t, s, "warm", nil)
+	got := servicetest.Allocated(func() { servicetest.PutMany(t, s, puts, size) })
 	if received.Load() != puts*size {
 		t.Errorf("%d bytes arrived, want %d", received.Load(), puts*size)
 	}
 	// Everything ever allocated, not only what was in use at once; requests take some 200 KiB each at both ends.
-	if got := after.TotalAlloc - before.TotalAlloc; got > buffer+puts*size/(5<<20)*400<<10 {
+	if got > buffer+puts*size/(5<<20)*400<<10 {
 		t.Errorf("%d puts of %d MiB allocated %d MiB", puts, size>>20, got>>20)
 	}
 }
@@ -533,8 +388,8 @@ func TestSixTiBFitIntoTheBlocks(t *testing.T) {
 // Small blocks, as AZURE_BUFFER_SIZE may ask for, take no more memory than a few large ones, and work.
 func TestBlocksMayBeSmall(t *testing.T) {
 	s := create(t, azurite(t), func(o *azure.Options) { o.BlockSize = 1 << 10 })
-	put(t, s, "o", content(100_001))
-	wantContent(t, s, "o", content(100_001))
+	servicetest.Put(t, s, "o", servicetest.Content(100_001))
+	servicetest.WantContent(t, s, "o", servicetest.Content(100_001))
 }
 
 // 123456789 has the CRC-64/NVME ae8b14860a799888 in every catalogue of such sums.
@@ -565,13 +420,13 @@ func TestEachBlockCarriesItsChecksum(t *testing.T) {
 		}
 		return false
 	}), nil)
-	put(t, s, "small", []byte("123456789"))
-	wantContent(t, s, "small", []byte("123456789"))
+	servicetest.Put(t, s, "small", []byte("123456789"))
+	servicetest.WantContent(t, s, "small", []byte("123456789"))
 	if want := base64.StdEncoding.EncodeToString([]byte{0x88, 0x98, 0x79, 0x0a, 0x86, 0x14, 0x8b, 0xae}); sums[want] != 2 {
 		t.Errorf("checksums are %v, want twice %s", sums, want)
 	}
-	put(t, s, "large", content(12<<20))
-	wantContent(t, s, "large", content(12<<20))
+	servicetest.Put(t, s, "large", servicetest.Content(12<<20))
+	servicetest.WantContent(t, s, "large", servicetest.Content(12<<20))
 	if damaged != 4 {
 		t.Errorf("%d bodies were damaged on their way, want 4", damaged)
 	}
@@ -625,11 +480,7 @@ func TestErrorsNameTheSettingAndNoSecret(t *testing.T) {
 				if !strings.HasPrefix(text, op+": "+code+": the service says so (status ") || !strings.Contains(text, hint) || strings.Contains(text, "\n") {
 					t.Errorf("%s: %s; want %s: %s… with %q", op, text, op, code, hint)
 				}
-				for _, kind := range []error{fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, fs.ErrInvalid} {
-					if errors.Is(err, kind) != (kind == c.kind) {
-						t.Errorf("%s: %v; being %q is %v", op, err, kind, errors.Is(err, kind))
-					}
-				}
+				servicetest.WantKind(t, op, err, c.kind)
 				noSecret(t, op, err)
 			}
 		}
@@ -718,26 +569,13 @@ func TestAWrongClockIsTold(t *testing.T) {
 					o.AccessKey = ""
 				}
 			})
-			for op, err := range eachCall(t, s) {
+			for op, err := range servicetest.EachCall(t, s) {
 				if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), want) {
 					t.Errorf("%s, the service's clock %v from ours: %v; want …%s…", op, off, err, want)
 				}
 			}
 		}
 	}
-}
-
-// eachCall makes a call of each kind, which all begin with a request of their own kind, and returns their errors.
-func eachCall(t *testing.T, s *azure.Store) map[string]error {
-	t.Helper()
-	_, stat := s.Stat(t.Context(), "o")
-	_, read := s.Open(t.Context(), "o")
-	var list error
-	for _, list = range s.List(t.Context(), "", "") {
-	}
-	return map[string]error{"stat": stat, "open": read, "list": list, "put": s.Put(t.Context(), "o", strings.NewReader("x")),
-		"large put": s.Put(t.Context(), "o", bytes.NewReader(make([]byte, 6<<20))), "delete": s.Delete(t.Context(), "o"),
-		"delete many": s.DeleteMany(t.Context(), []string{"o"}), "copy": s.Copy(t.Context(), "o", "p")}
 }
 
 func TestARealServersRefusalsAreExplained(t *testing.T) {
@@ -762,7 +600,7 @@ func TestARealServersRefusalsAreExplained(t *testing.T) {
 			o.Container, o.Logger = name, slog.New(slog.NewTextHandler(&log, nil))
 			change(o)
 		})
-		for op, err := range eachCall(t, s) {
+		for op, err := range servicetest.EachCall(t, s) {
 			if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: %v; want …%s…", op, err, want)
 			}
@@ -789,16 +627,16 @@ func TestASASIsEnough(t *testing.T) {
 		s := open(t, azurite(t), func(o *azure.Options) {
 			o.Container, o.Account, o.AccessKey, o.SASToken = name, "", "", mark+token
 		})
-		put(t, s, "d/small + %20", []byte("x"))
-		put(t, s, "d/large", content(12<<20))
+		servicetest.Put(t, s, "d/small + %20", []byte("x"))
+		servicetest.Put(t, s, "d/large", servicetest.Content(12<<20))
 		if err := s.PutIfAbsent(t.Context(), "d/large", strings.NewReader("x")); !errors.Is(err, fs.ErrExist) {
 			t.Errorf("put if absent: %v", err)
 		}
 		if err := s.Copy(t.Context(), "d/small + %20", "d/copy"); err != nil {
 			t.Error(err)
 		}
-		wantContent(t, s, "d/copy", []byte("x"))
-		wantContent(t, s, "d/large", content(12<<20))
+		servicetest.WantContent(t, s, "d/copy", []byte("x"))
+		servicetest.WantContent(t, s, "d/large", servicetest.Content(12<<20))
 		if err := s.DeleteMany(t.Context(), []string{"d/small + %20", "d/large", "d/copy"}); err != nil {
 			t.Error(err)
 		}
@@ -827,12 +665,12 @@ func TestATryTakesNoLongerThanItMay(t *testing.T) {
 		if r.Method == http.MethodPut && puts.Add(1) == 1 {
 			io.Copy(io.Discard, r.Body)
 			<-r.Context().Done()
-			return cut(t, w)
+			return servicetest.Cut(t, w)
 		}
 		return false
-	}), func(o *azure.Options) { o.TryTimeout = stalls })
-	put(t, s, "o", []byte("x"))
-	wantContent(t, s, "o", []byte("x"))
+	}), func(o *azure.Options) { o.TryTimeout = servicetest.Stalls })
+	servicetest.Put(t, s, "o", []byte("x"))
+	servicetest.WantContent(t, s, "o", []byte("x"))
 	never := open(t, fake(t, func(w http.ResponseWriter, r *http.Request) {
 		io.Copy(io.Discard, r.Body)
 		<-r.Context().Done()
@@ -861,14 +699,14 @@ func TestEachRetryIsToldOnce(t *testing.T) {
 			w.Header().Set("Content-Length", "1000")
 			fmt.Fprint(w, "<EnumerationResults>")
 			w.(http.Flusher).Flush()
-			return cut(t, w)
+			return servicetest.Cut(t, w)
 		}
 		return refuse(w, http.StatusServiceUnavailable, "ServerBusy")
 	}), nil)
 	var log bytes.Buffer
 	s = s.With(func(o *azure.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
-	put(t, s, "small", []byte("x"))
-	put(t, s, "large", content(6<<20))
+	servicetest.Put(t, s, "small", []byte("x"))
+	servicetest.Put(t, s, "large", servicetest.Content(6<<20))
 	if err := s.PutIfAbsent(t.Context(), "absent", strings.NewReader("x")); err != nil {
 		t.Error(err)
 	}
@@ -898,62 +736,10 @@ func TestEachRetryIsToldOnce(t *testing.T) {
 	}
 }
 
-func TestAnAnswerToAnotherRangeIsRefused(t *testing.T) {
-	for what, answer := range map[string]func(w http.ResponseWriter){
-		"another range": func(w http.ResponseWriter) {
-			w.Header().Set("Content-Range", "bytes 0-9/100")
-			w.WriteHeader(http.StatusPartialContent)
-			w.Write(content(10))
-		},
-		"a longer range": func(w http.ResponseWriter) {
-			w.Header().Set("Content-Range", "bytes 10-99/100")
-			w.WriteHeader(http.StatusPartialContent)
-			w.Write(content(90))
-		},
-		"the whole": func(w http.ResponseWriter) { w.Write(content(100)) },
-	} {
-		url := fake(t, func(w http.ResponseWriter, r *http.Request) { answer(w) })
-		r, err := open(t, url, nil).OpenRange(t.Context(), "o", 10, 10)
-		if err == nil {
-			r.Close()
-			t.Errorf("%s in answer to bytes 10 to 19 is taken", what)
-		} else if !strings.Contains(err.Error(), "bytes=10-19") {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-}
-
-// tap counts what goes over a connection.
-type tap struct {
-	net.Conn
-	read, written *atomic.Int64
-}
-
-func (c *tap) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.read.Add(int64(n))
-	return n, err
-}
-
-func (c *tap) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.written.Add(int64(n))
-	return n, err
-}
-
 func TestEveryByteGoesThroughWrap(t *testing.T) {
-	var read, written atomic.Int64
-	s := create(t, azurite(t), func(o *azure.Options) { o.Wrap = func(c net.Conn) net.Conn { return &tap{c, &read, &written} } })
-	const size = 12 << 20
-	put(t, s, "o", content(size))
-	if got := written.Load(); got < size || got > size+64<<10 || read.Load() > 64<<10 {
-		t.Errorf("a put of %d bytes wrote %d and read %d", size, got, read.Load())
-	}
-	before := written.Load()
-	wantContent(t, s, "o", content(size))
-	if got := read.Load(); got < size || got > size+128<<10 || written.Load()-before > 64<<10 {
-		t.Errorf("reading %d bytes read %d and wrote %d", size, got, written.Load()-before)
-	}
+	servicetest.TestWrap(t, 64<<10, func(wrap func(net.Conn) net.Conn) store.Store {
+		return create(t, azurite(t), func(o *azure.Options) { o.Wrap = wrap })
+	})
 }
 
 func TestTheVersionOfTheServiceCanBeChosen(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"holdfast/internal/store/azure"
+	"holdfast/internal/store/servicetest"
 	"holdfast/test/pgtest"
 )
 
@@ -89,9 +90,9 @@ func TestAManagedIdentityIsEnough(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := open(t, secure.url, func(o *azure.Options) { o.AccessKey, o.CAFile = "", ca })
-	put(t, s, "small", []byte("x"))
-	put(t, s, "large", content(12<<20))
-	wantContent(t, s, "large", content(12<<20))
+	servicetest.Put(t, s, "small", []byte("x"))
+	servicetest.Put(t, s, "large", servicetest.Content(12<<20))
+	servicetest.WantContent(t, s, "large", servicetest.Content(12<<20))
 	if err := s.DeleteMany(t.Context(), []string{"small", "large"}); err != nil {
 		t.Error(err)
 	}
@@ -103,7 +104,7 @@ func TestAManagedIdentityIsEnough(t *testing.T) {
 	}
 
 	distrusted := open(t, secure.url, func(o *azure.Options) { o.AccessKey = "" })
-	for op, err := range eachCall(t, distrusted) {
+	for op, err := range servicetest.EachCall(t, distrusted) {
 		if !errors.Is(err, fs.ErrInvalid) || !strings.Contains(err.Error(), "authority that this machine does not trust") {
 			t.Errorf("%s without knowing the authority: %v", op, err)
 		}

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"holdfast/internal/store/gcs"
+	"holdfast/internal/store/servicetest"
 )
 
 // keyFile writes the key of a service account whose tokens come from tokenURL.
@@ -76,16 +77,16 @@ func TestAServiceAccountsKeyOpensTheBucket(t *testing.T) {
 	url, asked := tokens(t, nil)
 	file := keyFile(t, url)
 	s := made(t, endpoint, func(o *gcs.Options) { o.CredentialsFile = file })
-	put(t, s, "small", []byte("x"))
-	put(t, s, "large", content(3<<20))
-	wantContent(t, s, "large", content(3<<20))
+	servicetest.Put(t, s, "small", []byte("x"))
+	servicetest.Put(t, s, "large", servicetest.Content(3<<20))
+	servicetest.WantContent(t, s, "large", servicetest.Content(3<<20))
 	if asked.Load() > 2 { // the one that made the bucket is another
 		t.Errorf("a token was asked for %d times", asked.Load())
 	}
 	t.Setenv("GOOGLE_APPLICATION_CREDENTIALS", file) // where Google's tools look
 	byDefault := open(t, endpoint, nil)
 	byDefault.UseDefaultCredentials()
-	wantContent(t, byDefault, "small", []byte("x"))
+	servicetest.WantContent(t, byDefault, "small", []byte("x"))
 }
 
 func TestTheMachinesOwnAccountOpensTheBucket(t *testing.T) {
@@ -106,8 +107,8 @@ func TestTheMachinesOwnAccountOpensTheBucket(t *testing.T) {
 	if err := s.CreateBucket(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	put(t, s, "o", []byte("x"))
-	wantContent(t, s, "o", []byte("x"))
+	servicetest.Put(t, s, "o", []byte("x"))
+	servicetest.WantContent(t, s, "o", []byte("x"))
 }
 
 func TestATokenThatIsLateIsWaitedFor(t *testing.T) {
@@ -118,16 +119,16 @@ func TestATokenThatIsLateIsWaitedFor(t *testing.T) {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return true
 	})
-	var log logs
+	var log servicetest.Log
 	endpoint, file := guarded(t), keyFile(t, url)
-	s := open(t, endpoint, func(o *gcs.Options) { o.CredentialsFile, o.Logger = file, log.logger() })
+	s := open(t, endpoint, func(o *gcs.Options) { o.CredentialsFile, o.Logger = file, log.Logger() })
 	for _, err := range s.List(t.Context(), "", "") {
 		if !strings.Contains(fmt.Sprint(err), "there is no bucket") { // which is what was to be learned
 			t.Errorf("list: %v", err)
 		}
 	}
-	if asked.Load() != 3 || log.lines() != 2 || !strings.Contains(log.text(), "get a token: Service Unavailable (status 503)") {
-		t.Errorf("%d requests for a token, and the log says\n%s", asked.Load(), log.text())
+	if asked.Load() != 3 || log.Lines() != 2 || !strings.Contains(log.String(), "get a token: Service Unavailable (status 503)") {
+		t.Errorf("%d requests for a token, and the log says\n%s", asked.Load(), log.String())
 	}
 }
 
@@ -165,10 +166,10 @@ func TestCredentialsThatAreRefusedAreExplained(t *testing.T) {
 			url, _ := tokens(t, c.answer)
 			file = keyFile(t, url)
 		}
-		var log logs
+		var log servicetest.Log
 		endpoint := guarded(t)
-		s := open(t, endpoint, func(o *gcs.Options) { o.CredentialsFile, o.Logger = file, log.logger() })
-		for op, err := range eachCall(t, s) {
+		s := open(t, endpoint, func(o *gcs.Options) { o.CredentialsFile, o.Logger = file, log.Logger() })
+		for op, err := range servicetest.EachCall(t, s) {
 			if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) {
 				t.Errorf("%s: %v; want …%s…", op, err, want)
 			}
@@ -178,8 +179,8 @@ func TestCredentialsThatAreRefusedAreExplained(t *testing.T) {
 				}
 			}
 		}
-		if log.lines() > 0 {
-			t.Errorf("%s: it was tried again:\n%s", want, log.text())
+		if log.Lines() > 0 {
+			t.Errorf("%s: it was tried again:\n%s", want, log.String())
 		}
 	}
 }

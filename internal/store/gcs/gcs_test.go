@@ -18,6 +18,7 @@ import (
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/gcs"
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/storetest"
 	"holdfast/test/pgtest"
 )
@@ -26,32 +27,13 @@ import (
 func service(t *testing.T) string {
 	t.Helper()
 	program := pgtest.Service(t, "fake-gcs-server")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := servicetest.Address(t)
 	_, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(program, "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-public-host", address, "-backend", "memory", "-log-level", "error")
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if c, err := net.Dial("tcp", address); err == nil {
-			c.Close()
-			return "http://" + address
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	servicetest.Run(t, exec.Command(program, "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-public-host", address, "-backend", "memory", "-log-level", "error"), address)
+	return "http://" + address
 }
 
 // behind returns the URL of something in front of a service: front sees every request first and may answer it.

@@ -1,11 +1,8 @@
 package gcs_test
 
 import (
-	"encoding/base64"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io/fs"
 	"net/http"
 	"slices"
@@ -14,14 +11,9 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/internal/store"
 	"holdfast/internal/store/gcs"
+	"holdfast/internal/store/servicetest"
 )
-
-// crc32c is the checksum as the service writes it.
-func crc32c(b []byte) string {
-	return base64.StdEncoding.EncodeToString(binary.BigEndian.AppendUint32(nil, crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))))
-}
 
 func putKeys(t *testing.T, s *gcs.Store, keys ...string) {
 	t.Helper()
@@ -30,18 +22,6 @@ func putKeys(t *testing.T, s *gcs.Store, keys ...string) {
 			t.Fatal(err)
 		}
 	}
-}
-
-func walked(t *testing.T, s store.Store) []string {
-	t.Helper()
-	names := []string{}
-	for o, err := range store.Walk(t.Context(), s, "") {
-		if err != nil {
-			t.Fatal(err)
-		}
-		names = append(names, o.Name)
-	}
-	return names
 }
 
 func TestAPrefixBecomesTheBeginningOfKeys(t *testing.T) {
@@ -55,11 +35,11 @@ func TestAPrefixBecomesTheBeginningOfKeys(t *testing.T) {
 		{"", true, "o"}, {"/", true, "/o"}, {"a", true, "a/o"}, {"a/", true, "a/o"}, {"/a/b", true, "/a/b/o"}, {"/a/", true, "/a/o"},
 	} {
 		s := made(t, real, func(o *gcs.Options) { o.Bucket, o.Prefix, o.RawPrefix = fmt.Sprintf("bucket-%d", i), c.prefix, c.raw })
-		put(t, s, "o", []byte("x"))
+		servicetest.Put(t, s, "o", []byte("x"))
 		if got, err := s.Keys(t.Context()); err != nil || !slices.Equal(got, []string{c.key}) {
 			t.Errorf("prefix %q, raw %v: the keys are %q, %v; want %q", c.prefix, c.raw, got, err, c.key)
 		}
-		if got := walked(t, s); !slices.Equal(got, []string{"o"}) {
+		if got := servicetest.Walked(t, s); !slices.Equal(got, []string{"o"}) {
 			t.Errorf("prefix %q, raw %v: listed is %q", c.prefix, c.raw, got)
 		}
 	}
@@ -80,27 +60,27 @@ func TestAnArchiveOfWALEIsFound(t *testing.T) {
 		"one of another name":     {[]string{"/pre/fixed/" + sentinel}, false, "pre/fix/o"},
 		"one, but the path is so": {[]string{"/pre/fix/" + sentinel}, true, "pre/fix/o"},
 	} {
-		var log logs
+		var log servicetest.Log
 		s := made(t, real, func(o *gcs.Options) {
-			o.Bucket, o.RawPrefix, o.Logger = strings.ReplaceAll(strings.ToLower(strings.ReplaceAll(what, ",", "")), " ", "-"), c.raw, log.logger()
+			o.Bucket, o.RawPrefix, o.Logger = strings.ReplaceAll(strings.ToLower(strings.ReplaceAll(what, ",", "")), " ", "-"), c.raw, log.Logger()
 			o.Bucket = strings.ReplaceAll(o.Bucket, "'", "")
 		})
 		putKeys(t, s, c.keys...)
-		put(t, s, "o", []byte("x"))
+		servicetest.Put(t, s, "o", []byte("x"))
 		keys, err := s.Keys(t.Context())
 		if err != nil || !slices.Contains(keys, c.want) {
 			t.Errorf("%s: a put made %q, %v; want %q", what, keys, err, c.want)
 		}
-		if told := strings.Contains(log.text(), "WALG_GS_PREFIX=gs://"+"an-archive-of-wal-e//pre/fix/ and GCS_NORMALIZE_PREFIX=false"); told != (c.want[0] == '/') {
-			t.Errorf("%s: the log says\n%s", what, log.text())
+		if told := strings.Contains(log.String(), "WALG_GS_PREFIX=gs://"+"an-archive-of-wal-e//pre/fix/ and GCS_NORMALIZE_PREFIX=false"); told != (c.want[0] == '/') {
+			t.Errorf("%s: the log says\n%s", what, log.String())
 		}
 	}
 	denied := behind(t, real, func(w http.ResponseWriter, r *http.Request) bool {
 		return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/o") && refuse(w, r, 403, "forbidden")
 	})
 	s := made(t, denied, nil)
-	put(t, s, "a", []byte("x")) // who may not list can write
-	wantContent(t, s, "a", []byte("x"))
+	servicetest.Put(t, s, "a", []byte("x")) // who may not list can write
+	servicetest.WantContent(t, s, "a", []byte("x"))
 }
 
 func TestWhatWALGLeftUnfinishedIsNotListed(t *testing.T) {
@@ -109,7 +89,7 @@ func TestWhatWALGLeftUnfinishedIsNotListed(t *testing.T) {
 	other := open(t, real, func(o *gcs.Options) { o.Prefix = "other" })
 	putKeys(t, s, "pre/fix/wal_005/1.lz4", "pre/fix/wal_005/1.lz4_chunks/chunk0", "pre/fix/wal_005/1.lz4_chunks/composite12",
 		"pre/fix/wal_005/1.lz4_chunks/other", "other/wal_005/1.lz4_chunks/chunk0", "pre/fix/top_chunks/chunk3")
-	if got := walked(t, s); !slices.Equal(got, []string{"wal_005/1.lz4"}) {
+	if got := servicetest.Walked(t, s); !slices.Equal(got, []string{"wal_005/1.lz4"}) {
 		t.Errorf("walk: %q", got)
 	}
 	for dir, want := range map[string][]string{"": {"wal_005/"}, "wal_005/": {"wal_005/1.lz4"}, "wal_005/1.lz4_chunks/": nil} {
@@ -151,7 +131,7 @@ func TestEachNameThatIsNotDeletedIsNamed(t *testing.T) {
 	s := made(t, endpoint, nil)
 	names := []string{"d/a", "d/held1", "d/b", "d/held2"}
 	for _, name := range names {
-		put(t, s, name, nil)
+		servicetest.Put(t, s, name, nil)
 	}
 	err := s.DeleteMany(t.Context(), append(names, "d/gone"))
 	if !errors.Is(err, fs.ErrPermission) {
@@ -162,7 +142,7 @@ func TestEachNameThatIsNotDeletedIsNamed(t *testing.T) {
 			t.Errorf("delete many: %v; naming %s should be %v", err, name, held)
 		}
 	}
-	if got := walked(t, s); !slices.Equal(got, []string{"d/held1", "d/held2"}) {
+	if got := servicetest.Walked(t, s); !slices.Equal(got, []string{"d/held1", "d/held2"}) {
 		t.Errorf("left are %q", got)
 	}
 }

@@ -18,7 +18,6 @@ import (
 	"net/http/httputil"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -28,25 +27,8 @@ import (
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/s3"
+	"holdfast/internal/store/servicetest"
 )
-
-// stalls is short enough to wait for and long enough for a machine that is busy.
-const stalls = 500 * time.Millisecond
-
-func put(t *testing.T, s store.Store, name string, data []byte) {
-	t.Helper()
-	if err := s.Put(t.Context(), name, bytes.NewReader(data)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func wantContent(t *testing.T, s store.Store, name string, want []byte) {
-	t.Helper()
-	got, err := store.ReadFile(t.Context(), s, name, 1<<30)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%s holds %d bytes, %v; want %d, or they differ", name, len(got), err, len(want))
-	}
-}
 
 // wantNoneUnfinished fails t if parts of failed puts lie about.
 func wantNoneUnfinished(t *testing.T, s *s3.Store) {
@@ -54,15 +36,6 @@ func wantNoneUnfinished(t *testing.T, s *s3.Store) {
 	if n, err := s.Unfinished(t.Context()); err != nil || n != 0 {
 		t.Errorf("%d uploads are left unfinished, %v", n, err)
 	}
-}
-
-// content returns n bytes, each place with its own.
-func content(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i>>16) ^ byte(i>>8) ^ byte(i*31)
-	}
-	return b
 }
 
 // refuse answers as S3 does.
@@ -73,127 +46,26 @@ func refuse(w http.ResponseWriter, status int, code string) bool {
 	return true
 }
 
-// cut ends the connection of a request without an answer.
-func cut(t *testing.T, w http.ResponseWriter) bool {
-	c, _, err := w.(http.Hijacker).Hijack()
-	if err != nil {
-		t.Error(err)
-		return true
-	}
-	c.Close()
-	return true
-}
-
 func TestAPeerThatSaysNothingIsAFailure(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() { // accepts, and neither reads nor writes
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
+	s := open(t, "http://"+servicetest.Silence(t), func(o *s3.Options) { o.StallTimeout, o.MaxRetries = servicetest.Stalls, -1 })
+	servicetest.WantStalled(t, servicetest.EachCall(t, s))
+}
+
+func TestS3IsReadToTheEnd(t *testing.T) {
+	servicetest.TestReading(t, func(t *testing.T, serve http.HandlerFunc) store.Store {
+		_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
+			if r.Method == http.MethodGet {
+				serve(w, r)
 			}
-			defer c.Close()
-		}
-	}()
-	s := open(t, "http://"+l.Addr().String(), func(o *s3.Options) { o.StallTimeout, o.MaxRetries = stalls, -1 })
-	_, stat := s.Stat(t.Context(), "o")
-	_, read := s.Open(t.Context(), "o")
-	for op, err := range map[string]error{
-		"stat": stat, "open": read, "delete": s.Delete(t.Context(), "o"),
-		"small put": s.Put(t.Context(), "o", strings.NewReader("x")),
-		"large put": s.Put(t.Context(), "o", bytes.NewReader(make([]byte, 4<<20))),
-	} {
-		var timeout net.Error
-		if err == nil || !strings.Contains(err.Error(), "stalled") || !errors.As(err, &timeout) || !timeout.Timeout() {
-			t.Errorf("%s: %v; want an error that says that the connection stalled", op, err)
-		}
-	}
-}
-
-func TestSlowIsNotStalled(t *testing.T) {
-	data := content(100)
-	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method != http.MethodGet {
-			return false
-		}
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
-		for i := range 10 { // altogether twice the time that a stall may last
-			time.Sleep(stalls / 5)
-			w.Write(data[i*10 : i*10+10])
-			w.(http.Flusher).Flush()
-		}
-		return true
+			return r.Method == http.MethodGet
+		})
+		return open(t, url, func(o *s3.Options) { o.StallTimeout = servicetest.Stalls })
 	})
-	s := open(t, url, func(o *s3.Options) { o.StallTimeout, o.MaxRetries = stalls, -1 })
-	wantContent(t, s, "o", data)
-}
-
-// breaking serves data for GET, whatever is asked for, but breaks off after half of what is left, times times.
-func breaking(t *testing.T, data []byte, times int32, hang bool) (url string, ranges *[]string) {
-	t.Helper()
-	over := make(chan struct{})
-	var mu sync.Mutex
-	var asked []string
-	_, url = fake(t, func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method != http.MethodGet {
-			return false
-		}
-		mu.Lock()
-		asked = append(asked, r.Header.Get("Range")+" "+r.Header.Get("If-Match"))
-		breaks := len(asked) <= int(times)
-		mu.Unlock()
-		var from int
-		w.Header().Set("Etag", `"the-etag"`)
-		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err == nil {
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(data)-1, len(data)))
-		}
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)-from))
-		if from > 0 {
-			w.WriteHeader(http.StatusPartialContent)
-		}
-		if !breaks {
-			w.Write(data[from:])
-			return true
-		}
-		w.Write(data[from : from+(len(data)-from)/2])
-		w.(http.Flusher).Flush()
-		if hang {
-			<-over
-		}
-		return cut(t, w)
-	})
-	t.Cleanup(func() { close(over) })
-	return url, &asked
-}
-
-func TestABodyThatBreaksOffIsContinued(t *testing.T) {
-	data := content(1 << 20)
-	for _, hang := range []bool{false, true} {
-		url, asked := breaking(t, data, 2, hang)
-		s := open(t, url, func(o *s3.Options) { o.StallTimeout = stalls })
-		wantContent(t, s, "o", data)
-		want := []string{" ", fmt.Sprintf(`bytes=%d-%d "the-etag"`, 1<<19, 1<<20-1), fmt.Sprintf(`bytes=%d-%d "the-etag"`, 3<<18, 1<<20-1)}
-		if !slices.Equal(*asked, want) {
-			t.Errorf("hanging %v: the requests asked for %q, want %q", hang, *asked, want)
-		}
-	}
-}
-
-func TestABodyThatKeepsBreakingEndsInAnError(t *testing.T) {
-	url, _ := breaking(t, content(1<<10), 1000, false)
-	s := open(t, url, nil)
-	if b, err := store.ReadFile(t.Context(), s, "o", 1<<20); err == nil || !strings.Contains(err.Error(), "read o") {
-		t.Errorf("%d bytes, %v; want an error", len(b), err)
-	}
 }
 
 func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
 	var gets atomic.Int32
-	data := content(1 << 20)
+	data := servicetest.Content(1 << 20)
 	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet || gets.Add(1) > 1 {
 			if r.Method == http.MethodGet && r.Header.Get("If-Match") != "" {
@@ -205,10 +77,10 @@ func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 		w.Write(data[:1000])
 		w.(http.Flusher).Flush()
-		return cut(t, w)
+		return servicetest.Cut(t, w)
 	})
 	s := open(t, url, nil)
-	put(t, s, "o", data)
+	servicetest.Put(t, s, "o", data)
 	if b, err := store.ReadFile(t.Context(), s, "o", 2<<20); err == nil || !strings.Contains(err.Error(), "PreconditionFailed") {
 		t.Errorf("%d bytes, %v; want PreconditionFailed", len(b), err)
 	}
@@ -227,7 +99,7 @@ func TestABusyServiceIsAskedAgain(t *testing.T) {
 					return false
 				}
 				if failure == "cut" {
-					return cut(t, w)
+					return servicetest.Cut(t, w)
 				}
 				return refuse(w, status, failure)
 			})
@@ -263,17 +135,17 @@ func TestPutsSurviveABusyService(t *testing.T) {
 		}
 		io.Copy(io.Discard, r.Body)
 		if seen[key] == 2 {
-			return cut(t, w)
+			return servicetest.Cut(t, w)
 		}
 		return refuse(w, http.StatusServiceUnavailable, "SlowDown")
 	})
 	s := open(t, url, nil)
 	for _, size := range []int{1000, 12 << 20} {
 		name := fmt.Sprint(size)
-		if err := s.Put(t.Context(), name, io.MultiReader(bytes.NewReader(content(size)))); err != nil {
+		if err := s.Put(t.Context(), name, io.MultiReader(bytes.NewReader(servicetest.Content(size)))); err != nil {
 			t.Fatal(err)
 		}
-		wantContent(t, s, name, content(size))
+		servicetest.WantContent(t, s, name, servicetest.Content(size))
 	}
 	if len(seen) != 1+3+2 { // a put; three parts; begin and end
 		t.Errorf("%d different requests were tried again, want 6", len(seen))
@@ -302,10 +174,10 @@ func TestAFailedLargePutLeavesNoParts(t *testing.T) {
 			return r.Method == http.MethodPost && r.URL.Query().Has("uploadId") && refuse(w, http.StatusInternalServerError, "InternalError")
 		}, want: "InternalError"},
 		"the source breaks": {src: func(func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(content(size)), readerFunc(func([]byte) (int, error) { return 0, broken }))
+			return io.MultiReader(bytes.NewReader(servicetest.Content(size)), servicetest.ReaderFunc(func([]byte) (int, error) { return 0, broken }))
 		}, want: broken.Error()},
 		"it is cancelled": {src: func(cancel func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(content(size)), readerFunc(func([]byte) (int, error) { cancel(); return 1, nil }))
+			return io.MultiReader(bytes.NewReader(servicetest.Content(size)), servicetest.ReaderFunc(func([]byte) (int, error) { cancel(); return 1, nil }))
 		}, want: context.Canceled.Error()},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -313,7 +185,7 @@ func TestAFailedLargePutLeavesNoParts(t *testing.T) {
 			s := open(t, url, nil)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			var src io.Reader = bytes.NewReader(content(size))
+			var src io.Reader = bytes.NewReader(servicetest.Content(size))
 			if c.src != nil {
 				src = c.src(cancel)
 			}
@@ -327,16 +199,12 @@ func TestAFailedLargePutLeavesNoParts(t *testing.T) {
 			wantNoneUnfinished(t, s)
 			if c.front == nil { // the memory went back: there is enough for as much as can be under way at once
 				for range 3 {
-					put(t, s, "again", content(size))
+					servicetest.Put(t, s, "again", servicetest.Content(size))
 				}
 			}
 		})
 	}
 }
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 func TestPartsThatAreNotRemovedAreMentioned(t *testing.T) {
 	_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
@@ -346,7 +214,7 @@ func TestPartsThatAreNotRemovedAreMentioned(t *testing.T) {
 		io.Copy(io.Discard, r.Body)
 		return refuse(w, http.StatusForbidden, "AccessDenied")
 	})
-	err := open(t, url, nil).Put(t.Context(), "o", bytes.NewReader(content(6<<20)))
+	err := open(t, url, nil).Put(t.Context(), "o", bytes.NewReader(servicetest.Content(6<<20)))
 	if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "put o: ") || !strings.Contains(err.Error(), "remove the parts of o: ") {
 		t.Errorf("put: %v; want both failures", err)
 	}
@@ -372,8 +240,8 @@ func TestALostAnswerToTheEndOfALargePutIsNoFailure(t *testing.T) {
 		behind = strings.TrimPrefix(o.Endpoint, "http://")
 		o.Endpoint = front.URL
 	})
-	put(t, s, "o", content(12<<20))
-	wantContent(t, s, "o", content(12<<20))
+	servicetest.Put(t, s, "o", servicetest.Content(12<<20))
+	servicetest.WantContent(t, s, "o", servicetest.Content(12<<20))
 	if ends.Load() != 2 {
 		t.Errorf("%d requests to complete, want a second one after the first got no answer", ends.Load())
 	}
@@ -398,7 +266,7 @@ func TestPutIfAbsentWithoutConditionsLooksFirst(t *testing.T) {
 			s := open(t, url, nil)
 			for _, size := range []int{100, 6 << 20, 100, 6 << 20} {
 				name := fmt.Sprint(size)
-				err := s.PutIfAbsent(t.Context(), name, bytes.NewReader(content(size)))
+				err := s.PutIfAbsent(t.Context(), name, bytes.NewReader(servicetest.Content(size)))
 				if err != nil && !errors.Is(err, fs.ErrExist) {
 					t.Fatalf("put if absent of %d bytes: %v", size, err)
 				}
@@ -408,7 +276,7 @@ func TestPutIfAbsentWithoutConditionsLooksFirst(t *testing.T) {
 				if err := s.PutIfAbsent(t.Context(), name, bytes.NewReader(make([]byte, 7<<20))); !errors.Is(err, fs.ErrExist) {
 					t.Errorf("large put if absent over %d bytes: %v, want fs.ErrExist", size, err)
 				}
-				wantContent(t, s, name, content(size))
+				servicetest.WantContent(t, s, name, servicetest.Content(size))
 			}
 			wantNoneUnfinished(t, s)
 		})
@@ -554,8 +422,8 @@ func TestWithoutDeleteManyKeysAreDeletedOneByOne(t *testing.T) {
 		return r.Method == http.MethodPost && r.URL.Query().Has("delete") && refuse(w, http.StatusNotImplemented, "NotImplemented")
 	})
 	s := open(t, url, nil)
-	put(t, s, "a", nil)
-	put(t, s, "b", nil)
+	servicetest.Put(t, s, "a", nil)
+	servicetest.Put(t, s, "b", nil)
 	if err := s.DeleteMany(t.Context(), []string{"a", "b", "none"}); err != nil {
 		t.Error(err)
 	}
@@ -588,31 +456,16 @@ func TestMemoryOfManyPutsIsBounded(t *testing.T) {
 	const puts, size, buffer = 6, 60 << 20, 16 << 20
 	url, received := swallow(t)
 	s := open(t, url, func(o *s3.Options) { o.Buffer = buffer })
-	put(t, s, "warm", nil)
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	var g sync.WaitGroup
-	for i := range puts {
-		g.Go(func() {
-			if err := s.Put(t.Context(), fmt.Sprint(i), io.LimitReader(zeros{}, size)); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	g.Wait()
-	runtime.ReadMemStats(&after)
+	servicetest.Put(t, s, "warm", nil)
+	got := servicetest.Allocated(func() { servicetest.PutMany(t, s, puts, size) })
 	if received.Load() != puts*size {
 		t.Errorf("%d bytes arrived, want %d", received.Load(), puts*size)
 	}
 	// Everything ever allocated, not only what was in use at once; requests take some 200 KiB each at both ends.
-	if got := after.TotalAlloc - before.TotalAlloc; got > buffer+puts*size/(5<<20)*400<<10 {
+	if got > buffer+puts*size/(5<<20)*400<<10 {
 		t.Errorf("%d puts of %d MiB allocated %d MiB", puts, size>>20, got>>20)
 	}
 }
-
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 func TestFiveTiBFitIntoTheParts(t *testing.T) {
 	for _, size := range []int64{5 << 20, 20 << 20, 512 << 20, 5 << 30} {
@@ -653,8 +506,8 @@ func TestPutsCarryWhatTheOptionsSay(t *testing.T) {
 		o.SessionToken = "the-session-token"
 		o.Headers = map[string]string{"X-Custom": "yes"}
 	})
-	put(t, s, "small", []byte("123456789"))
-	put(t, s, "large", content(6<<20))
+	servicetest.Put(t, s, "small", []byte("123456789"))
+	servicetest.Put(t, s, "large", servicetest.Content(6<<20))
 	kinds := map[string]int{}
 	for _, h := range seen {
 		kind := "put"
@@ -708,7 +561,7 @@ func TestPutsCarryWhatTheOptionsSay(t *testing.T) {
 }
 
 func TestTheCustomersKeyGoesWithEveryRequest(t *testing.T) {
-	key := base64.StdEncoding.EncodeToString(content(32))
+	key := base64.StdEncoding.EncodeToString(servicetest.Content(32))
 	var mu sync.Mutex
 	lacking := map[string]bool{}
 	tested := 0
@@ -731,9 +584,9 @@ func TestTheCustomersKeyGoesWithEveryRequest(t *testing.T) {
 		}
 	})
 	s := open(t, url, func(o *s3.Options) { o.SSECKey, o.CAFile = key, pem })
-	put(t, s, "small", []byte("x"))
-	put(t, s, "large", content(6<<20))
-	wantContent(t, s, "large", content(6<<20))
+	servicetest.Put(t, s, "small", []byte("x"))
+	servicetest.Put(t, s, "large", servicetest.Content(6<<20))
+	servicetest.WantContent(t, s, "large", servicetest.Content(6<<20))
 	if err := s.Copy(t.Context(), "small", "copy"); err != nil {
 		t.Error(err)
 	}
@@ -779,7 +632,7 @@ func TestOnlyTheGivenAuthorityIsTrusted(t *testing.T) {
 	if err := without.Put(t.Context(), "o", strings.NewReader("x")); err == nil || !strings.Contains(err.Error(), "certificate") {
 		t.Errorf("put without knowing the authority: %v", err)
 	}
-	put(t, open(t, url, func(o *s3.Options) { o.CAFile = ca }), "o", []byte("x"))
+	servicetest.Put(t, open(t, url, func(o *s3.Options) { o.CAFile = ca }), "o", []byte("x"))
 }
 
 func TestErrorsNameTheSettingAndNoSecret(t *testing.T) {
@@ -817,11 +670,7 @@ func TestErrorsNameTheSettingAndNoSecret(t *testing.T) {
 			if !strings.HasPrefix(text, op+": "+code) || !strings.Contains(text, c.hint) {
 				t.Errorf("%s: %s; want %s: %s… with %q", op, text, op, code, c.hint)
 			}
-			for _, kind := range []error{fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, fs.ErrInvalid} {
-				if errors.Is(err, kind) != (kind == c.kind) {
-					t.Errorf("%s: %v; being %q is %v", op, err, kind, errors.Is(err, kind))
-				}
-			}
+			servicetest.WantKind(t, op, err, c.kind)
 			for _, secret := range []string{secretKey, "the-session-token"} {
 				if strings.Contains(text, secret) || strings.Contains(fmt.Sprintf("%+v", err), secret) {
 					t.Errorf("%s: the error holds a secret: %s", op, text)
@@ -833,7 +682,7 @@ func TestErrorsNameTheSettingAndNoSecret(t *testing.T) {
 
 func TestAMissingBucketIsNoMissingObject(t *testing.T) {
 	_, url := fake(t, nil)
-	for op, err := range eachCall(t, open(t, url, func(o *s3.Options) { o.Bucket = "nobodys" })) {
+	for op, err := range servicetest.EachCall(t, open(t, url, func(o *s3.Options) { o.Bucket = "nobodys" })) {
 		if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "there is no bucket nobodys") {
 			t.Errorf("%s in a missing bucket: %v", op, err)
 		}
@@ -847,7 +696,7 @@ func TestAMissingServiceIsNoMissingObject(t *testing.T) {
 			w.WriteHeader(http.StatusNotFound)
 			fmt.Fprint(w, body)
 		}))
-		for op, err := range eachCall(t, open(t, server.URL, nil)) {
+		for op, err := range servicetest.EachCall(t, open(t, server.URL, nil)) {
 			if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "AWS_ENDPOINT") {
 				t.Errorf("%s where nobody speaks S3 (%q): %v", op, body, err)
 			}
@@ -907,7 +756,7 @@ func TestARoleThatIsRefusedIsNamed(t *testing.T) {
 	t.Setenv("AWS_ENDPOINT_URL_STS", sts.URL)
 	_, url := fake(t, nil)
 	s := open(t, url, func(o *s3.Options) { o.RoleARN = "arn:aws:iam::1:role/backup" })
-	for op, err := range eachCall(t, s) {
+	for op, err := range servicetest.EachCall(t, s) {
 		if !errors.Is(err, fs.ErrPermission) || !strings.Contains(err.Error(), "sts:AssumeRole") || !strings.Contains(err.Error(), "see AWS_ROLE_ARN, which is arn:aws:iam::1:role/backup") {
 			t.Errorf("%s: %v", op, err)
 		}
@@ -954,7 +803,7 @@ func TestBadOptionsAreRefused(t *testing.T) {
 		"one is set":           {Bucket: "b", AccessKey: "a"},
 		"object lock":          {Bucket: "b", ObjectLockMode: "COMPLIANCE"},
 		"32 bytes":             {Bucket: "b", SSECKey: "c2hvcnQtc2VjcmV0"},
-		"exclude each other":   {Bucket: "b", SSE: "AES256", SSECKey: base64.StdEncoding.EncodeToString(content(32))},
+		"exclude each other":   {Bucket: "b", SSE: "AES256", SSECKey: base64.StdEncoding.EncodeToString(servicetest.Content(32))},
 		"is not a URL":         {Bucket: "b", Endpoint: "https://user:pass-secret@host"},
 		"certificates":         {Bucket: "b", CAFile: "/nowhere.pem"},
 		"AWS configuration":    {Bucket: "b", Profile: "nobodys", ConfigFile: "/nowhere", CredentialsFile: "/nowhere"},
@@ -997,12 +846,12 @@ func TestSweepIsContentWhereUploadsCannotBeListed(t *testing.T) {
 
 func TestARealServerCopiesInParts(t *testing.T) {
 	s := gateway(t)(t, func(o *s3.Options) { o.MaxCopy = 5 << 20 })
-	data := content(12<<20 + 3)
-	put(t, s, "from + %20", data)
+	data := servicetest.Content(12<<20 + 3)
+	servicetest.Put(t, s, "from + %20", data)
 	if err := s.Copy(t.Context(), "from + %20", "to"); err != nil {
 		t.Fatal(err)
 	}
-	wantContent(t, s, "to", data)
+	servicetest.WantContent(t, s, "to", data)
 	wantNoneUnfinished(t, s)
 }
 
@@ -1022,7 +871,7 @@ func TestARealServersRefusalsAreExplained(t *testing.T) {
 			o.Bucket, o.Logger = "archive-1", slog.New(slog.NewTextHandler(&log, nil))
 			change(o)
 		})
-		for op, err := range eachCall(t, s) {
+		for op, err := range servicetest.EachCall(t, s) {
 			if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%s: %v; want …%s…", op, err, want)
 			}
@@ -1034,19 +883,6 @@ func TestARealServersRefusalsAreExplained(t *testing.T) {
 			t.Errorf("%s: it was tried again:\n%s", want, log.String())
 		}
 	}
-}
-
-// eachCall makes a call of each kind, which all begin with a request of their own kind, and returns their errors.
-func eachCall(t *testing.T, s *s3.Store) map[string]error {
-	t.Helper()
-	_, stat := s.Stat(t.Context(), "o")
-	_, read := s.Open(t.Context(), "o")
-	var list error
-	for _, list = range s.List(t.Context(), "", "") {
-	}
-	return map[string]error{"stat": stat, "open": read, "list": list, "put": s.Put(t.Context(), "o", strings.NewReader("x")),
-		"large put": s.Put(t.Context(), "o", bytes.NewReader(make([]byte, 6<<20))), "delete": s.Delete(t.Context(), "o"),
-		"delete many": s.DeleteMany(t.Context(), []string{"o"})}
 }
 
 // What a wrong setting does to connections will not pass, and is said at once.
@@ -1161,7 +997,7 @@ func TestEachRetryIsToldOnce(t *testing.T) {
 			w.Header().Set("Content-Length", "1000")
 			fmt.Fprint(w, "<ListBucketResult>")
 			w.(http.Flusher).Flush()
-			return cut(t, w)
+			return servicetest.Cut(t, w)
 		case r.Header.Get("If-None-Match") != "" && !r.URL.Query().Has("uploadId"):
 			return refuse(w, http.StatusConflict, "ConditionalRequestConflict")
 		}
@@ -1169,8 +1005,8 @@ func TestEachRetryIsToldOnce(t *testing.T) {
 	})
 	var log bytes.Buffer
 	s := open(t, url, func(o *s3.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
-	put(t, s, "small", []byte("x"))
-	put(t, s, "large", content(6<<20))
+	servicetest.Put(t, s, "small", []byte("x"))
+	servicetest.Put(t, s, "large", servicetest.Content(6<<20))
 	if err := s.PutIfAbsent(t.Context(), "absent", strings.NewReader("x")); err != nil {
 		t.Error(err)
 	}
@@ -1214,76 +1050,21 @@ func TestRetriesEndWithPatience(t *testing.T) {
 		return refuse(w, http.StatusServiceUnavailable, "SlowDown")
 	})
 	s := open(t, url, func(o *s3.Options) { o.MaxRetries, o.Patience = 1000, time.Nanosecond })
-	for op, err := range eachCall(t, s) {
-		if err == nil || !strings.Contains(err.Error(), "SlowDown") && op != "stat" {
+	for op, err := range servicetest.EachCall(t, s) {
+		if err == nil || !strings.Contains(err.Error(), "SlowDown") && !strings.Contains(err.Error(), "ServiceUnavailable") {
 			t.Errorf("%s: %v", op, err)
 		}
 	}
-	if got := calls.Load(); got != 7 { // one a call: the time that begins with its failure is over at once
-		t.Errorf("%d requests, want 7", got)
+	if got := calls.Load(); got != servicetest.Calls { // one a call: the time that begins with its failure is over at once
+		t.Errorf("%d requests, want %d", got, servicetest.Calls)
 	}
-}
-
-func TestARangeThatWasNotAskedForIsAnError(t *testing.T) {
-	for what, answer := range map[string]func(w http.ResponseWriter){
-		"another range": func(w http.ResponseWriter) {
-			w.Header().Set("Content-Range", "bytes 0-9/100")
-			w.WriteHeader(http.StatusPartialContent)
-			w.Write(content(10))
-		},
-		"a longer range": func(w http.ResponseWriter) {
-			w.Header().Set("Content-Range", "bytes 10-99/100")
-			w.WriteHeader(http.StatusPartialContent)
-			w.Write(content(90))
-		},
-		"the whole": func(w http.ResponseWriter) { w.Write(content(100)) },
-	} {
-		_, url := fake(t, func(w http.ResponseWriter, r *http.Request) bool {
-			answer(w)
-			return true
-		})
-		r, err := open(t, url, nil).OpenRange(t.Context(), "o", 10, 10)
-		if err == nil {
-			r.Close()
-			t.Errorf("%s in answer to bytes 10 to 19 is taken", what)
-		} else if !strings.Contains(err.Error(), "bytes=10-19") {
-			t.Errorf("%s: %v", what, err)
-		}
-	}
-}
-
-// tap counts what goes over a connection.
-type tap struct {
-	net.Conn
-	read, written *atomic.Int64
-}
-
-func (c *tap) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.read.Add(int64(n))
-	return n, err
-}
-
-func (c *tap) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.written.Add(int64(n))
-	return n, err
 }
 
 func TestEveryByteGoesThroughWrap(t *testing.T) {
-	var read, written atomic.Int64
 	_, url := fake(t, nil)
-	s := open(t, url, func(o *s3.Options) { o.Wrap = func(c net.Conn) net.Conn { return &tap{c, &read, &written} } })
-	const size = 12 << 20
-	put(t, s, "o", content(size))
-	if got := written.Load(); got < size || got > size+64<<10 || read.Load() > 64<<10 {
-		t.Errorf("a put of %d bytes wrote %d and read %d", size, got, read.Load())
-	}
-	before := written.Load()
-	wantContent(t, s, "o", content(size))
-	if got := read.Load(); got < size || got > size+128<<10 || written.Load()-before > 64<<10 {
-		t.Errorf("reading %d bytes read %d and wrote %d", size, got, written.Load()-before)
-	}
+	servicetest.TestWrap(t, 64<<10, func(wrap func(net.Conn) net.Conn) store.Store {
+		return open(t, url, func(o *s3.Options) { o.Wrap = wrap })
+	})
 }
 
 func TestARealServerRefusesDamagedParts(t *testing.T) {

@@ -3,7 +3,6 @@ package s3_test
 import (
 	"context"
 	"fmt"
-	"net"
 	"net/http"
 	"net/http/httptest"
 	"os/exec"
@@ -17,6 +16,7 @@ import (
 	"holdfast/internal/store"
 	"holdfast/internal/store/retry"
 	"holdfast/internal/store/s3"
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/storetest"
 	"holdfast/test/pgtest"
 )
@@ -78,29 +78,10 @@ func TestS3WithTheOldListingIsAStore(t *testing.T) {
 func gateway(t *testing.T) (newStore func(t *testing.T, change func(*s3.Options)) *s3.Store) {
 	t.Helper()
 	program := pgtest.Service(t, "versitygw")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := servicetest.Address(t)
 	cmd := exec.Command(program, "--port", address, "--quiet", "posix", t.TempDir())
 	cmd.Env = []string{"ROOT_ACCESS_KEY=" + accessKey, "ROOT_SECRET_KEY=" + secretKey}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if c, err := net.Dial("tcp", address); err == nil {
-			c.Close()
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	servicetest.Run(t, cmd, address)
 	var made atomic.Int32
 	return func(t *testing.T, change func(*s3.Options)) *s3.Store {
 		t.Helper()

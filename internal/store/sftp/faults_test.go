@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -24,6 +23,7 @@ import (
 	pkgsftp "github.com/pkg/sftp"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/sftp"
 	"holdfast/internal/store/unfinished"
 )
@@ -109,33 +109,13 @@ func files(t *testing.T, root string) (names []string) {
 	return names
 }
 
-// text is a log that several may write to.
-type text struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *text) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *text) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *text) to(o *sftp.Options) { o.Logger = slog.New(slog.NewTextHandler(l, nil)) }
-
 // A put whose connection breaks or stalls goes on over another, and each failure is told once.
 func TestAPutWhoseConnectionIsLostGoesOn(t *testing.T) {
 	s := sshd(t)
-	data := content(12 << 20)
+	data := servicetest.Content(12 << 20)
 	for _, hang := range []bool{false, true} {
 		for _, ifAbsent := range []bool{false, true} {
-			var log text
+			var log servicetest.Log
 			root := t.TempDir()
 			st := s.behind(t, func(n int) fault {
 				if n < 3 {
@@ -143,7 +123,7 @@ func TestAPutWhoseConnectionIsLostGoesOn(t *testing.T) {
 				}
 				return fault{up: never, down: never}
 			}).open(t, root, func(o *sftp.Options) {
-				log.to(o)
+				o.Logger = log.Logger()
 				o.StallTimeout, o.Connections = stalls, 1
 			})
 			begin := time.Now()
@@ -159,7 +139,7 @@ func TestAPutWhoseConnectionIsLostGoesOn(t *testing.T) {
 			if took := time.Since(begin); took > time.Minute {
 				t.Errorf("it took %v", took)
 			}
-			wantContent(t, st, "d/o", data)
+			servicetest.WantContent(t, st, "d/o", data)
 			if got := files(t, root); !slices.Equal(got, []string{"d/o"}) {
 				t.Errorf("left are %q", got)
 			}
@@ -173,7 +153,7 @@ func TestAPutWhoseConnectionIsLostGoesOn(t *testing.T) {
 // However far the conversation got when the connection was lost, a put ends well and leaves nothing but its object.
 func TestAPutSurvivesALossAtAnyMoment(t *testing.T) {
 	s := sshd(t)
-	data := content(100)
+	data := servicetest.Content(100)
 	for _, ifAbsent := range []bool{false, true} {
 		for _, up := range []bool{true, false} {
 			for limit := int64(500); ; limit += 59 {
@@ -201,7 +181,7 @@ func TestAPutSurvivesALossAtAnyMoment(t *testing.T) {
 				if err != nil && !(ifAbsent && errors.Is(err, fs.ErrExist)) {
 					t.Errorf("lost after %d bytes: %v", limit, err)
 				}
-				wantContent(t, st, "d/o", data)
+				servicetest.WantContent(t, st, "d/o", data)
 				got := slices.DeleteFunc(files(t, root), func(name string) bool {
 					// The other name of an object that was linked when the connection got lost, just before it was removed.
 					_, temp := unfinished.Since(filepath.Base(name))
@@ -221,21 +201,21 @@ func TestAPutSurvivesALossAtAnyMoment(t *testing.T) {
 
 func TestABodyWhoseConnectionIsLostGoesOn(t *testing.T) {
 	s := sshd(t)
-	data := content(12<<20 + 7)
+	data := servicetest.Content(12<<20 + 7)
 	for _, hang := range []bool{false, true} {
-		var log text
+		var log servicetest.Log
 		root := t.TempDir()
-		put(t, s.open(t, root, nil), "d/o", data)
+		servicetest.Put(t, s.open(t, root, nil), "d/o", data)
 		st := s.behind(t, func(n int) fault {
 			if n < 3 {
 				return fault{up: never, down: 4 << 20, hang: hang}
 			}
 			return fault{up: never, down: never}
 		}).open(t, root, func(o *sftp.Options) {
-			log.to(o)
+			o.Logger = log.Logger()
 			o.StallTimeout = stalls
 		})
-		wantContent(t, st, "d/o", data)
+		servicetest.WantContent(t, st, "d/o", data)
 		if got := strings.Count(log.String(), "level=WARN"); got != 3 || hang != strings.Contains(log.String(), "stalled") {
 			t.Errorf("hanging %v: 3 connections were lost, %d lines:\n%s", hang, got, log.String())
 		}
@@ -253,12 +233,12 @@ func TestABodyWhoseConnectionIsLostGoesOn(t *testing.T) {
 func TestWhatKeepsBreakingEndsInAnError(t *testing.T) {
 	s := sshd(t)
 	root := t.TempDir()
-	put(t, s.open(t, root, nil), "o", content(3<<20))
+	servicetest.Put(t, s.open(t, root, nil), "o", servicetest.Content(3<<20))
 	for what, f := range map[string]fault{"nothing comes": {up: never, down: 0}, "it breaks in the handshake": {up: 100, down: never}, "it breaks in the middle": {up: 1 << 20, down: 1 << 20}} {
-		var log text
-		st := s.behind(t, func(int) fault { return f }).open(t, root, log.to)
+		var log servicetest.Log
+		st := s.behind(t, func(int) fault { return f }).open(t, root, func(o *sftp.Options) { o.Logger = log.Logger() })
 		got, read := store.ReadFile(t.Context(), st, "o", 1<<30)
-		put := st.Put(t.Context(), "new", bytes.NewReader(content(3<<20)))
+		put := st.Put(t.Context(), "new", bytes.NewReader(servicetest.Content(3<<20)))
 		for op, err := range map[string]error{"read": read, "put": put} {
 			if err == nil || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) || errors.Is(err, fs.ErrPermission) || errors.Is(err, context.Canceled) {
 				t.Errorf("%s, %s: %d bytes, %v; want an error that may pass", what, op, len(got), err)
@@ -304,7 +284,7 @@ func TestAPutNoticesWhatTheServerForgot(t *testing.T) {
 			}
 			return fault{up: never, down: never}
 		}).open(t, root, func(o *sftp.Options) { o.Connections = 1 })
-		err := st.Put(t.Context(), "d/o", bytes.NewReader(content(12<<20)))
+		err := st.Put(t.Context(), "d/o", bytes.NewReader(servicetest.Content(12<<20)))
 		if err == nil || !strings.Contains(err.Error(), "the server has forgotten") || errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrInvalid) {
 			t.Errorf("%s is forgotten: %v; want an error that says so and may pass", what, err)
 		}
@@ -318,12 +298,12 @@ func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
 	s := sshd(t)
 	root := t.TempDir()
 	direct := s.open(t, root, nil)
-	put(t, direct, "o", content(8<<20))
+	servicetest.Put(t, direct, "o", servicetest.Content(8<<20))
 	st := s.behind(t, func(n int) fault {
 		if n == 0 {
 			return fault{up: never, down: 4 << 20}
 		}
-		if err := direct.Put(context.Background(), "o", bytes.NewReader(content(9<<20))); err != nil {
+		if err := direct.Put(context.Background(), "o", bytes.NewReader(servicetest.Content(9<<20))); err != nil {
 			t.Error(err)
 		}
 		return fault{up: never, down: never}
@@ -350,7 +330,7 @@ func TestAServerWhoseDiskHangsIsAFailure(t *testing.T) {
 		o.PrivateKeyFile, o.Password, o.StallTimeout, o.MaxRetries = "", "the-password", stalls/2, -1
 	})
 	t.Cleanup(func() { close(over) })
-	put(t, st, "o", content(100))
+	servicetest.Put(t, st, "o", servicetest.Content(100))
 	begin := time.Now()
 	if got, err := store.ReadFile(t.Context(), st, "o", 1<<30); err == nil || !strings.Contains(err.Error(), "stalled") {
 		t.Errorf("%d bytes, %v; want an error that says that it stalled", len(got), err)
@@ -376,12 +356,7 @@ func TestAPeerThatSaysNothingIsAFailure(t *testing.T) {
 	st := s.open(t, t.TempDir(), func(o *sftp.Options) { o.StallTimeout, o.MaxRetries = stalls/4, -1 })
 	_, stat := st.Stat(t.Context(), "o")
 	_, read := st.Open(t.Context(), "o")
-	for op, err := range map[string]error{"stat": stat, "open": read, "delete": st.Delete(t.Context(), "o"), "put": st.Put(t.Context(), "o", strings.NewReader("x"))} {
-		var timeout net.Error
-		if err == nil || !strings.Contains(err.Error(), "stalled") || !errors.As(err, &timeout) || !timeout.Timeout() || errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("%s: %v; want an error that says that the connection stalled", op, err)
-		}
-	}
+	servicetest.WantStalled(t, map[string]error{"stat o": stat, "open o": read, "delete o": st.Delete(t.Context(), "o"), "put o": st.Put(t.Context(), "o", strings.NewReader("x"))})
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
 	if _, err := st.Stat(ctx, "o"); !errors.Is(err, context.DeadlineExceeded) {
@@ -406,15 +381,15 @@ func (s *slow) Read(p []byte) (int, error) {
 }
 
 func TestASlowSourceIsNoStall(t *testing.T) {
-	var log text
+	var log servicetest.Log
 	st := sshd(t).open(t, t.TempDir(), func(o *sftp.Options) {
-		log.to(o)
+		o.Logger = log.Logger()
 		o.StallTimeout = stalls
 	})
 	if err := st.Put(t.Context(), "o", &slow{left: 2, wait: stalls * 3 / 2}); err != nil {
 		t.Error(err)
 	}
-	wantContent(t, st, "o", []byte("xx"))
+	servicetest.WantContent(t, st, "o", []byte("xx"))
 	if log.String() != "" {
 		t.Errorf("it was tried again:\n%s", log.String())
 	}
@@ -433,16 +408,16 @@ func (c *lame) Read(p []byte) (int, error) {
 }
 
 func TestASlowConnectionIsNoStall(t *testing.T) {
-	var log text
+	var log servicetest.Log
 	s := sshd(t)
 	root := t.TempDir()
-	put(t, s.open(t, root, nil), "o", content(1<<20))
+	servicetest.Put(t, s.open(t, root, nil), "o", servicetest.Content(1<<20))
 	st := s.open(t, root, func(o *sftp.Options) {
-		log.to(o)
+		o.Logger = log.Logger()
 		o.StallTimeout = stalls
 		o.Wrap = func(c net.Conn) net.Conn { return &lame{c, stalls / 64} } // 2 s for 1 MiB, which is one piece
 	})
-	wantContent(t, st, "o", content(1<<20))
+	servicetest.WantContent(t, st, "o", servicetest.Content(1<<20))
 	if log.String() != "" {
 		t.Errorf("it was tried again:\n%s", log.String())
 	}
@@ -451,7 +426,7 @@ func TestASlowConnectionIsNoStall(t *testing.T) {
 // Any number of bodies may be open while other calls are made.
 func TestOpenBodiesKeepNobodyWaiting(t *testing.T) {
 	st := sshd(t).open(t, t.TempDir(), nil)
-	put(t, st, "o", content(3<<20))
+	servicetest.Put(t, st, "o", servicetest.Content(3<<20))
 	for range 20 {
 		r, err := st.Open(t.Context(), "o")
 		if err != nil {
@@ -463,7 +438,7 @@ func TestOpenBodiesKeepNobodyWaiting(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		put(t, st, o.Name+".copy", nil)
+		servicetest.Put(t, st, o.Name+".copy", nil)
 	}
 	if n := st.Connections(); n != 4 {
 		t.Errorf("%d connections, want 4", n)
@@ -479,7 +454,7 @@ func TestMemoryOfManyPutsAndReadsIsBounded(t *testing.T) {
 		for i := range workers {
 			g.Go(func() {
 				name := fmt.Sprint("d/", i)
-				if err := st.Put(t.Context(), name, io.LimitReader(zeros{}, size)); err != nil {
+				if err := st.Put(t.Context(), name, io.LimitReader(servicetest.Zeros, size)); err != nil {
 					t.Error(err)
 					return
 				}
@@ -530,41 +505,10 @@ func watchMemory(t *testing.T, f func()) (peak uint64) {
 	return peak
 }
 
-type zeros struct{}
-
-func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
-
-// tap counts what goes over a connection.
-type tap struct {
-	net.Conn
-	read, written *atomic.Int64
-}
-
-func (c *tap) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.read.Add(int64(n))
-	return n, err
-}
-
-func (c *tap) Write(p []byte) (int, error) {
-	n, err := c.Conn.Write(p)
-	c.written.Add(int64(n))
-	return n, err
-}
-
 func TestEveryByteGoesThroughWrap(t *testing.T) {
-	var read, written atomic.Int64
-	st := sshd(t).open(t, t.TempDir(), func(o *sftp.Options) { o.Wrap = func(c net.Conn) net.Conn { return &tap{c, &read, &written} } })
-	const size = 12 << 20
-	put(t, st, "o", content(size))
-	if got := written.Load(); got < size || got > size+size/10 || read.Load() > 256<<10 {
-		t.Errorf("a put of %d bytes wrote %d and read %d", size, got, read.Load())
-	}
-	before := written.Load()
-	wantContent(t, st, "o", content(size))
-	if got := read.Load(); got < size || got > size+size/10 || written.Load()-before > 256<<10 {
-		t.Errorf("reading %d bytes read %d and wrote %d", size, got, written.Load()-before)
-	}
+	servicetest.TestWrap(t, 256<<10, func(wrap func(net.Conn) net.Conn) store.Store {
+		return sshd(t).open(t, t.TempDir(), func(o *sftp.Options) { o.Wrap = wrap })
+	})
 }
 
 func TestAFullDiskIsSaidAndLeavesNothing(t *testing.T) {
@@ -578,9 +522,9 @@ func TestAFullDiskIsSaidAndLeavesNothing(t *testing.T) {
 		}
 	})
 	st := sshd(t).open(t, root, nil)
-	put(t, st, "d/o", []byte("old"))
+	servicetest.Put(t, st, "d/o", []byte("old"))
 	for _, name := range []string{"d/o", "e/new"} {
-		err := st.Put(t.Context(), name, io.LimitReader(zeros{}, 32<<20))
+		err := st.Put(t.Context(), name, io.LimitReader(servicetest.Zeros, 32<<20))
 		if !errors.Is(err, syscall.ENOSPC) || !strings.HasPrefix(err.Error(), "put "+name+": the file system of "+root) {
 			t.Errorf("put %s on a full disk: %v", name, err)
 		}
@@ -588,13 +532,13 @@ func TestAFullDiskIsSaidAndLeavesNothing(t *testing.T) {
 	if got := files(t, root); !slices.Equal(got, []string{"d/o"}) {
 		t.Errorf("left are %q", got)
 	}
-	wantContent(t, st, "d/o", []byte("old"))
+	servicetest.WantContent(t, st, "d/o", []byte("old"))
 }
 
 func TestUnfinishedObjectsAreHidden(t *testing.T) {
 	root := t.TempDir()
 	st := sshd(t).open(t, root, nil)
-	put(t, st, "d/o", []byte("x"))
+	servicetest.Put(t, st, "d/o", []byte("x"))
 	temp := "d/" + unfinished.Name("o", time.Now())
 	if err := os.WriteFile(filepath.Join(root, temp), []byte("half"), 0o600); err != nil {
 		t.Fatal(err)
@@ -614,7 +558,7 @@ func TestUnfinishedObjectsAreHidden(t *testing.T) {
 func TestSweepRemovesWhatDeadWritersLeft(t *testing.T) {
 	root := t.TempDir()
 	st := sshd(t).open(t, root, nil)
-	put(t, st, "d/e/o", []byte("x"))
+	servicetest.Put(t, st, "d/e/o", []byte("x"))
 	old, now := time.Now().Add(-25*time.Hour), time.Now()
 	leave := func(named, modified time.Time) (name string) {
 		name = "d/e/" + unfinished.Name("o", named)
@@ -642,7 +586,7 @@ func TestSweepRemovesWhatDeadWritersLeft(t *testing.T) {
 func TestLinksAreFollowed(t *testing.T) {
 	root := t.TempDir()
 	st := sshd(t).open(t, root, nil)
-	put(t, st, "in/o", []byte("x"))
+	servicetest.Put(t, st, "in/o", []byte("x"))
 	for link, target := range map[string]string{"in/dir": "..", "in/file": "o"} {
 		if err := os.Symlink(target, filepath.Join(root, link)); err != nil {
 			t.Fatal(err)
@@ -670,10 +614,10 @@ func TestLinksAreFollowed(t *testing.T) {
 
 // What the server cannot promise is told once.
 func TestAServerThatCannotSyncIsToldOnce(t *testing.T) {
-	var log text
-	st := sshdWith(t, "sftp internal-sftp -P fsync").open(t, t.TempDir(), log.to)
-	put(t, st, "a", []byte("x"))
-	put(t, st, "b", []byte("x"))
+	var log servicetest.Log
+	st := sshdWith(t, "sftp internal-sftp -P fsync").open(t, t.TempDir(), func(o *sftp.Options) { o.Logger = log.Logger() })
+	servicetest.Put(t, st, "a", []byte("x"))
+	servicetest.Put(t, st, "b", []byte("x"))
 	if got := strings.Count(log.String(), "fsync@openssh.com"); got != 1 || strings.Count(log.String(), "\n") != 1 {
 		t.Errorf("%d lines tell of it:\n%s", got, log.String())
 	}

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/crypto/ssh"
 	"golang.org/x/crypto/ssh/agent"
 
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/sftp"
 	"holdfast/test/pgtest"
 )
@@ -37,7 +38,7 @@ func eachCall(t *testing.T, s *sftp.Store) map[string]error {
 }
 
 // wantEach fails t unless each call fails at once with an error of that kind which says want.
-func wantEach(t *testing.T, s *sftp.Store, log *text, kind error, want ...string) {
+func wantEach(t *testing.T, s *sftp.Store, log *servicetest.Log, kind error, want ...string) {
 	t.Helper()
 	for op, err := range eachCall(t, s) {
 		if !errors.Is(err, kind) || errors.Is(err, fs.ErrNotExist) || !strings.HasPrefix(fmt.Sprint(err), op+": ") {
@@ -66,9 +67,9 @@ func TestAnUnknownHostIsRefused(t *testing.T) {
 	elsewhere.port = 1
 	missing := filepath.Join(t.TempDir(), "none")
 	for _, file := range []string{missing, elsewhere.known(t, other)} {
-		var log text
+		var log servicetest.Log
 		st := s.open(t, root, func(o *sftp.Options) {
-			log.to(o)
+			o.Logger = log.Logger()
 			o.KnownHosts = []string{file}
 		})
 		line := fmt.Sprintf("ssh-keyscan -p %d 127.0.0.1 >> %s", s.port, file)
@@ -79,7 +80,7 @@ func TestAnUnknownHostIsRefused(t *testing.T) {
 		if out, err := exec.Command("sh", "-c", line).CombinedOutput(); err != nil {
 			t.Fatalf("%s: %v\n%s", line, err, out)
 		}
-		put(t, st, "d/o", []byte("x"))
+		servicetest.Put(t, st, "d/o", []byte("x"))
 	}
 }
 
@@ -87,9 +88,9 @@ func TestAChangedHostKeyIsRefusedLoudly(t *testing.T) {
 	s := sshd(t)
 	_, other := keyFile(t, "")
 	file := s.known(t, other)
-	var log text
+	var log servicetest.Log
 	st := s.open(t, t.TempDir(), func(o *sftp.Options) {
-		log.to(o)
+		o.Logger = log.Logger()
 		o.KnownHosts = []string{file}
 	})
 	wantEach(t, st, &log, fs.ErrInvalid, "HAS CHANGED, somebody may be listening", ssh.FingerprintSHA256(s.hostKey), ssh.FingerprintSHA256(other), file+":1",
@@ -109,9 +110,9 @@ func TestAKnownHostsFileThatCannotBeReadIsAnError(t *testing.T) {
 	if err := os.WriteFile(file, []byte("nonsense\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var log text
+	var log servicetest.Log
 	st := s.open(t, t.TempDir(), func(o *sftp.Options) {
-		log.to(o)
+		o.Logger = log.Logger()
 		o.KnownHosts = []string{file, s.knownHosts}
 	})
 	wantEach(t, st, &log, fs.ErrInvalid, "known hosts", file)
@@ -138,7 +139,7 @@ func TestOneKnownKeyOfSeveralIsEnough(t *testing.T) {
 	s := sshd(t, "HostKey="+file)
 	for _, known := range []ssh.PublicKey{s.hostKey, public} {
 		st := s.open(t, t.TempDir(), func(o *sftp.Options) { o.KnownHosts = []string{s.known(t, known)} })
-		put(t, st, "o", []byte("x"))
+		servicetest.Put(t, st, "o", []byte("x"))
 	}
 }
 
@@ -160,16 +161,16 @@ func TestWhoeverIsNotLetInIsTold(t *testing.T) {
 		"private key (SSH_PRIVATE_KEY_PATH)": {fs.ErrInvalid, func(o *sftp.Options) { o.PrivateKeyFile = "/nowhere" }},
 		"there is no agent at SSH_AUTH_SOCK": {fs.ErrInvalid, func(o *sftp.Options) { o.PrivateKeyFile, o.AgentSocket = "", "/nowhere" }},
 	} {
-		var log text
+		var log servicetest.Log
 		wantEach(t, s.open(t, root, func(o *sftp.Options) {
-			log.to(o)
+			o.Logger = log.Logger()
 			c.change(o)
 		}), &log, c.kind, want)
 	}
 	withoutExtensions(t)
-	var log text
+	var log servicetest.Log
 	wantEach(t, bare(t, "the-secret", nil).open(t, root, func(o *sftp.Options) {
-		log.to(o)
+		o.Logger = log.Logger()
 		o.PrivateKeyFile, o.Password = "", "not-the-secret"
 	}), &log, fs.ErrPermission, "with SSH_PASSWORD")
 }
@@ -207,7 +208,7 @@ func TestAnAgentIsAsked(t *testing.T) {
 		}
 	}()
 	st := s.open(t, t.TempDir(), func(o *sftp.Options) { o.PrivateKeyFile, o.AgentSocket = "", socket })
-	var log text
+	var log servicetest.Log
 	wantEach(t, st, &log, fs.ErrInvalid, "holds no keys: add one with ssh-add")
 	file, err := os.ReadFile(s.key)
 	if err != nil {
@@ -226,23 +227,23 @@ func TestAnAgentIsAsked(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	put(t, st, "o", []byte("x"))
+	servicetest.Put(t, st, "o", []byte("x"))
 	stranger, _ := keyFile(t, "")
-	put(t, s.open(t, t.TempDir(), func(o *sftp.Options) { o.PrivateKeyFile, o.AgentSocket = stranger, socket }), "o", []byte("x"))
+	servicetest.Put(t, s.open(t, t.TempDir(), func(o *sftp.Options) { o.PrivateKeyFile, o.AgentSocket = stranger, socket }), "o", []byte("x"))
 }
 
 // A root that is not there, or not any more, is no missing object, and is not made anew.
 func TestAMissingRootIsSaid(t *testing.T) {
 	s := sshd(t)
 	root := filepath.Join(t.TempDir(), "root")
-	var log text
-	st := s.open(t, root, log.to)
+	var log servicetest.Log
+	st := s.open(t, root, func(o *sftp.Options) { o.Logger = log.Logger() })
 	hint := []string{"directory " + root + " of the archive does not exist on 127.0.0.1: see WALG_SSH_PREFIX"}
 	wantEach(t, st, &log, fs.ErrInvalid, hint...)
 	if err := os.Mkdir(root, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	put(t, st, "d/o", []byte("x"))
+	servicetest.Put(t, st, "d/o", []byte("x"))
 	if err := os.RemoveAll(root); err != nil {
 		t.Fatal(err)
 	}
@@ -263,18 +264,18 @@ func TestARefusalToWriteNamesTheUser(t *testing.T) {
 		t.Fatal(err)
 	}
 	st := s.open(t, root, nil)
-	wantContent(t, st, "d/o", []byte("x"))
+	servicetest.WantContent(t, st, "d/o", []byte("x"))
 	for op, err := range map[string]error{"put d/o": st.Put(t.Context(), "d/o", strings.NewReader("y")), "put e/o": st.Put(t.Context(), "e/o", strings.NewReader("y")), "delete d/o": st.Delete(t.Context(), "d/o")} {
 		if !errors.Is(err, fs.ErrPermission) || !strings.HasPrefix(fmt.Sprint(err), op+": permission denied: user ") || !strings.Contains(err.Error(), "see SSH_USERNAME") {
 			t.Errorf("%s: %v", op, err)
 		}
 	}
-	wantContent(t, st, "d/o", []byte("x"))
+	servicetest.WantContent(t, st, "d/o", []byte("x"))
 }
 
 func TestAServerWithoutSFTPIsTold(t *testing.T) {
-	var log text
-	wantEach(t, sshdWith(t, "other internal-sftp").open(t, t.TempDir(), log.to), &log, fs.ErrInvalid, "see Subsystem sftp in its sshd_config")
+	var log servicetest.Log
+	wantEach(t, sshdWith(t, "other internal-sftp").open(t, t.TempDir(), func(o *sftp.Options) { o.Logger = log.Logger() }), &log, fs.ErrInvalid, "see Subsystem sftp in its sshd_config")
 }
 
 func TestAServerThatIsNotThereIsNamed(t *testing.T) {

@@ -12,11 +12,9 @@ import (
 	"os/exec"
 	"os/user"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -25,6 +23,7 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/sftp"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/store/unfinished"
@@ -104,46 +103,15 @@ func sshdWith(t *testing.T, subsystem string, options ...string) server {
 	cmd := exec.Command(program, args...)
 	var log bytes.Buffer
 	cmd.Stderr = &log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test binary that panics leaves no server
-	started, stopping, stopped := make(chan error), make(chan struct{}), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // the death of which that signal is about
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			<-stopping
-			cmd.Process.Signal(syscall.SIGTERM)
-			cmd.Wait()
-		}
-		close(stopped)
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		close(stopping)
-		<-stopped
 		if t.Failed() {
 			t.Logf("sshd said:\n%s", log.String())
 		}
 	})
+	servicetest.Run(t, cmd, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	s := server{port: port, hostKey: hostKey, key: key}
 	s.knownHosts = s.known(t, hostKey)
-	await(t, port)
 	return s
-}
-
-// await waits for a server to listen.
-func await(t *testing.T, port int) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		if c, err := net.Dial("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
-			c.Close()
-			return
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
 }
 
 // known writes a known_hosts file that has key for s.
@@ -325,28 +293,4 @@ func TestAServerWithoutExtensionsIsAStore(t *testing.T) {
 		}
 		return st
 	})
-}
-
-func put(t *testing.T, s store.Store, name string, data []byte) {
-	t.Helper()
-	if err := s.Put(t.Context(), name, bytes.NewReader(data)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func wantContent(t *testing.T, s store.Store, name string, want []byte) {
-	t.Helper()
-	got, err := store.ReadFile(t.Context(), s, name, 1<<30)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%s holds %d bytes, %v; want %d, or they differ", name, len(got), err, len(want))
-	}
-}
-
-// content returns n bytes, each place with its own.
-func content(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i>>16) ^ byte(i>>8) ^ byte(i*31)
-	}
-	return b
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -19,42 +18,9 @@ import (
 	"time"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/swift"
 )
-
-// stalls is short enough to wait for and long enough for a machine that is busy.
-const stalls = 500 * time.Millisecond
-
-// content returns n bytes, each place with its own.
-func content(n int) []byte {
-	b := make([]byte, n)
-	for i := range b {
-		b[i] = byte(i>>16) ^ byte(i>>8) ^ byte(i*31)
-	}
-	return b
-}
-
-func put(t *testing.T, s store.Store, name string, data []byte) {
-	t.Helper()
-	if err := s.Put(t.Context(), name, bytes.NewReader(data)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func wantContent(t *testing.T, s store.Store, name string, want []byte) {
-	t.Helper()
-	got, err := store.ReadFile(t.Context(), s, name, 1<<30)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("%s holds %d bytes, %v; want %d, or they differ", name, len(got), err, len(want))
-	}
-}
-
-func wantAbsent(t *testing.T, s store.Store, name string) {
-	t.Helper()
-	if _, err := s.Stat(t.Context(), name); !errors.Is(err, fs.ErrNotExist) {
-		t.Errorf("stat %s: %v, want fs.ErrNotExist", name, err)
-	}
-}
 
 // wantSegments fails t unless the container of segments holds so many.
 func wantSegments(t *testing.T, s *swift.Store, want int) {
@@ -71,17 +37,6 @@ func refuse(w http.ResponseWriter, r *http.Request, status int) bool {
 	return true
 }
 
-// cut ends the connection of a request without an answer.
-func cut(t *testing.T, w http.ResponseWriter) bool {
-	c, _, err := w.(http.Hijacker).Hijack()
-	if err != nil {
-		t.Error(err)
-		return true
-	}
-	c.Close()
-	return true
-}
-
 // isLogin reports whether a request is for a token.
 func isLogin(r *http.Request) bool { return r.URL.Path == "/v1.0" }
 
@@ -93,73 +48,34 @@ func unlessLogin(r *http.Request, status int) int {
 	return status
 }
 
-// eachCall makes a call of each kind and returns their errors.
-func eachCall(t *testing.T, s *swift.Store) map[string]error {
-	t.Helper()
-	_, stat := s.Stat(t.Context(), "o")
-	_, read := s.Open(t.Context(), "o")
-	var list error
-	for _, list = range s.List(t.Context(), "", "") {
-	}
-	return map[string]error{"stat o": stat, "open o": read, "list /": list, "put o": s.Put(t.Context(), "o", strings.NewReader("x")),
-		"put large": s.Put(t.Context(), "large", bytes.NewReader(make([]byte, 3<<20))), "delete o": s.Delete(t.Context(), "o"),
-		"copy o": s.Copy(t.Context(), "o", "p")}
-}
-
-// logs is a log to look at.
-type logs struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logs) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
-
-func (l *logs) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func (l *logs) lines() int { return strings.Count(l.text(), "\n") }
-
 func TestAPeerThatSaysNothingIsAFailure(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() { // accepts, and neither reads nor writes
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			defer c.Close()
-		}
-	}()
-	address := "http://" + l.Addr().String()
+	address := "http://" + servicetest.Silence(t)
 	for what, change := range map[string]func(*swift.Options){
 		"authentication": func(o *swift.Options) { o.AuthURL = address + "/v1.0" },
 		"storage":        func(o *swift.Options) { o.AuthURL, o.StorageURL, o.AuthToken = "", address+"/v1/AUTH_x", "the-token" },
 	} {
 		s := open(t, "", func(o *swift.Options) {
-			o.StallTimeout, o.MaxRetries = stalls, -1
+			o.StallTimeout, o.MaxRetries = servicetest.Stalls, -1
 			change(o)
 		})
-		_, stat := s.Stat(t.Context(), "o")
-		for op, err := range map[string]error{"stat o": stat, "put o": s.Put(t.Context(), "o", strings.NewReader("x")), "delete o": s.Delete(t.Context(), "o")} {
-			var timeout net.Error
-			if err == nil || !strings.Contains(err.Error(), "stalled") || !errors.As(err, &timeout) || !timeout.Timeout() {
-				t.Errorf("%s, %s: %v; want an error that says that the connection stalled", what, op, err)
-			}
-		}
+		t.Run(what, func(t *testing.T) { servicetest.WantStalled(t, servicetest.EachCall(t, s)) })
 	}
+}
+
+// serving is a store whose service answers to requests for the content of the object o with serve.
+func serving(t *testing.T, serve http.HandlerFunc) *swift.Store {
+	t.Helper()
+	return made(t, start(t, func(w http.ResponseWriter, r *http.Request) bool {
+		asked := r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/archive/pre/fix/o")
+		if asked {
+			serve(w, r)
+		}
+		return asked
+	}), func(o *swift.Options) { o.StallTimeout = servicetest.Stalls })
+}
+
+func TestSwiftIsReadToTheEnd(t *testing.T) {
+	servicetest.TestReading(t, func(t *testing.T, serve http.HandlerFunc) store.Store { return serving(t, serve) })
 }
 
 // Whatever kind of failure it is that passes: every call outlives it, and the log has a line for each.
@@ -171,12 +87,12 @@ func TestFailuresThatPassAreOutlived(t *testing.T) {
 		"498": func(w http.ResponseWriter, r *http.Request, _ chan struct{}) { refuse(w, r, unlessLogin(r, 498)) },
 		"cut": func(w http.ResponseWriter, r *http.Request, _ chan struct{}) {
 			io.Copy(io.Discard, r.Body)
-			cut(t, w)
+			servicetest.Cut(t, w)
 		},
-		"cut while sending": func(w http.ResponseWriter, r *http.Request, _ chan struct{}) { cut(t, w) },
+		"cut while sending": func(w http.ResponseWriter, r *http.Request, _ chan struct{}) { servicetest.Cut(t, w) },
 		"stall": func(w http.ResponseWriter, r *http.Request, over chan struct{}) {
 			if r.Method == "COPY" || r.URL.Query().Get("multipart-manifest") == "put" { // which may be silent for longer
-				cut(t, w)
+				servicetest.Cut(t, w)
 				return
 			}
 			<-over
@@ -209,8 +125,8 @@ func TestFailuresThatPassAreOutlived(t *testing.T) {
 				return fails
 			})
 			t.Cleanup(func() { close(over) }) // before the server waits for its handlers
-			var log logs
-			s := open(t, authURL, func(o *swift.Options) { o.StallTimeout, o.Logger = stalls, log.logger() })
+			var log servicetest.Log
+			s := open(t, authURL, func(o *swift.Options) { o.StallTimeout, o.Logger = servicetest.Stalls, log.Logger() })
 			for _, err := range s.List(t.Context(), "", "") { // logs in
 				if !strings.Contains(fmt.Sprint(err), "there is no container archive") {
 					t.Fatal(err)
@@ -223,14 +139,14 @@ func TestFailuresThatPassAreOutlived(t *testing.T) {
 				t.Errorf("stat: %v, want fs.ErrNotExist", err)
 			}
 			for name, size := range map[string]int{"small": 1000, "large": 3<<20 + 5} {
-				if err := s.Put(t.Context(), name, io.MultiReader(bytes.NewReader(content(size)))); err != nil {
+				if err := s.Put(t.Context(), name, io.MultiReader(bytes.NewReader(servicetest.Content(size)))); err != nil {
 					t.Error(err)
 				}
-				wantContent(t, s, name, content(size))
+				servicetest.WantContent(t, s, name, servicetest.Content(size))
 				if err := s.Copy(t.Context(), name, "copy-of-"+name); err != nil {
 					t.Error(err)
 				}
-				wantContent(t, s, "copy-of-"+name, content(size))
+				servicetest.WantContent(t, s, "copy-of-"+name, servicetest.Content(size))
 			}
 			wantSegments(t, s, 8)
 			var names []string
@@ -249,8 +165,8 @@ func TestFailuresThatPassAreOutlived(t *testing.T) {
 			wantSegments(t, s, 0)
 			// When a connection breaks that was used before, net/http takes another one for what has no body.
 			silently := strings.HasPrefix(failure, "cut") || failure == "stall"
-			if told := log.lines(); told != int(failed.Load()) && !silently || told > int(failed.Load()) || told < 20 {
-				t.Errorf("%d failures, %d lines:\n%s", failed.Load(), told, log.text())
+			if told := log.Lines(); told != int(failed.Load()) && !silently || told > int(failed.Load()) || told < 20 {
+				t.Errorf("%d failures, %d lines:\n%s", failed.Load(), told, log.String())
 			}
 		})
 	}
@@ -265,18 +181,18 @@ func TestRetriesEnd(t *testing.T) {
 	defer server.Close()
 	for what, c := range map[string]struct {
 		change func(*swift.Options)
-		want   int32 // requests; there are seven calls
+		want   int32 // requests
 	}{
-		"after so many": {func(o *swift.Options) { o.MaxRetries = 2 }, 21},
-		"without any":   {func(o *swift.Options) { o.MaxRetries = -1 }, 7},
-		"with patience": {func(o *swift.Options) { o.MaxRetries, o.Patience = 1000, time.Nanosecond }, 7},
+		"after so many": {func(o *swift.Options) { o.MaxRetries = 2 }, 3 * servicetest.Calls},
+		"without any":   {func(o *swift.Options) { o.MaxRetries = -1 }, servicetest.Calls},
+		"with patience": {func(o *swift.Options) { o.MaxRetries, o.Patience = 1000, time.Nanosecond }, servicetest.Calls},
 	} {
 		calls.Store(0)
 		s := open(t, "", func(o *swift.Options) {
 			o.StorageURL, o.AuthToken = server.URL+"/v1/AUTH_x", "the-token"
 			c.change(o)
 		})
-		for op, err := range eachCall(t, s) {
+		for op, err := range servicetest.EachCall(t, s) {
 			if err == nil || !strings.HasPrefix(err.Error(), op+": Service Unavailable") || !strings.Contains(err.Error(), "(status 503)") {
 				t.Errorf("%s, %s: %v; want the status", what, op, err)
 			}
@@ -287,92 +203,25 @@ func TestRetriesEnd(t *testing.T) {
 	}
 }
 
-// bodies serves data as an object that breaks off after half of what is left, times times.
-func bodies(t *testing.T, data []byte, times int32, hang bool, change func(h http.Header)) (s *swift.Store, asked func() []string) {
-	t.Helper()
-	over := make(chan struct{})
-	var mu sync.Mutex
-	var requests []string
-	authURL := start(t, func(w http.ResponseWriter, r *http.Request) bool {
-		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, "/archive/pre/fix/o") {
-			return false
-		}
-		mu.Lock()
-		requests = append(requests, strings.TrimSpace(r.Header.Get("Range")+" "+r.Header.Get("If-Match")))
-		breaks := len(requests) <= int(times)
-		mu.Unlock()
-		var from int
-		w.Header().Set("Etag", etagOf(data))
-		if change != nil {
-			change(w.Header())
-		}
-		if _, err := fmt.Sscanf(r.Header.Get("Range"), "bytes=%d-", &from); err == nil {
-			w.Header().Set("Content-Range", fmt.Sprintf("bytes %d-%d/%d", from, len(data)-1, len(data)))
-		}
-		w.Header().Set("Content-Length", fmt.Sprint(len(data)-from))
-		if from > 0 {
-			w.WriteHeader(http.StatusPartialContent)
-		}
-		if !breaks {
-			w.Write(data[from:])
-			return true
-		}
-		w.Write(data[from : from+(len(data)-from)/2])
-		w.(http.Flusher).Flush()
-		if hang {
-			<-over
-		}
-		return cut(t, w)
-	})
-	t.Cleanup(func() { close(over) })
-	return made(t, authURL, func(o *swift.Options) { o.StallTimeout = stalls }), func() []string {
-		mu.Lock()
-		defer mu.Unlock()
-		return slices.Clone(requests)
-	}
-}
-
-func TestABodyThatBreaksOffIsContinued(t *testing.T) {
-	data := content(1 << 20)
-	for _, hang := range []bool{false, true} {
-		s, asked := bodies(t, data, 2, hang, nil)
-		wantContent(t, s, "o", data)
-		etag := `"` + etagOf(data) + `"`
-		want := []string{"", fmt.Sprintf("bytes=%d-%d %s", 1<<19, 1<<20-1, etag), fmt.Sprintf("bytes=%d-%d %s", 3<<18, 1<<20-1, etag)}
-		if got := asked(); !slices.Equal(got, want) {
-			t.Errorf("hanging %v: the requests asked for %q, want %q", hang, got, want)
-		}
-	}
-}
-
-func TestABodyThatKeepsBreakingEndsInAnError(t *testing.T) {
-	s, asked := bodies(t, content(1000), 1000, false, nil)
-	if b, err := store.ReadFile(t.Context(), s, "o", 1<<20); err == nil || !strings.Contains(err.Error(), "read o: ") {
-		t.Errorf("%d bytes, %v; want an error", len(b), err)
-	}
-	if n := len(asked()); n < 10 || n > 20 { // each half is progress, until there are none
-		t.Errorf("%d requests", n)
-	}
-}
-
 func TestADamagedBodyIsAnError(t *testing.T) {
-	data := content(1000)
-	for _, times := range []int32{0, 1} { // at once, and continued
-		s, _ := bodies(t, data, times, false, func(h http.Header) { h.Set("Etag", etagOf(nil)) })
+	data := servicetest.Content(1000)
+	for _, times := range []int{0, 1} { // at once, and continued
+		b := &servicetest.Body{Data: data, Breaks: times, Header: func(h http.Header) { h.Set("Etag", etagOf(nil)) }}
+		s := serving(t, b.ServeHTTP)
 		if b, err := store.ReadFile(t.Context(), s, "o", 1<<20); err == nil || !strings.Contains(err.Error(), "do not match their checksum") {
 			t.Errorf("%d bytes, %v; want an error about the checksum", len(b), err)
 		}
 	}
-	s, _ := bodies(t, data, 0, false, func(h http.Header) { // the ETag of an object with segments is another sum
+	b := &servicetest.Body{Data: data, Header: func(h http.Header) { // the ETag of an object with segments is another sum
 		h.Set("Etag", etagOf(nil))
 		h.Set("X-Static-Large-Object", "True")
-	})
-	wantContent(t, s, "o", data)
+	}}
+	servicetest.WantContent(t, serving(t, b.ServeHTTP), "o", data)
 }
 
 func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
 	var gets atomic.Int32
-	data := content(1 << 20)
+	data := servicetest.Content(1 << 20)
 	s := made(t, start(t, func(w http.ResponseWriter, r *http.Request) bool {
 		if r.Method != http.MethodGet || !strings.HasSuffix(r.URL.Path, "/o") || gets.Add(1) > 1 {
 			return false
@@ -381,42 +230,11 @@ func TestABodyIsNotContinuedWithAnotherObject(t *testing.T) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(data)))
 		w.Write(data[:1000])
 		w.(http.Flusher).Flush()
-		return cut(t, w)
+		return servicetest.Cut(t, w)
 	}), nil)
-	put(t, s, "o", data[:1000])
+	servicetest.Put(t, s, "o", data[:1000])
 	if b, err := store.ReadFile(t.Context(), s, "o", 2<<20); err == nil || !strings.Contains(err.Error(), "it was replaced meanwhile") {
 		t.Errorf("%d bytes, %v; want an error", len(b), err)
-	}
-}
-
-func TestARangeThatWasNotAskedForIsAnError(t *testing.T) {
-	for what, answer := range map[string]func(w http.ResponseWriter){
-		"another range": func(w http.ResponseWriter) {
-			w.Header().Set("Content-Range", "bytes 0-9/100")
-			w.WriteHeader(http.StatusPartialContent)
-			w.Write(content(10))
-		},
-		"a longer range": func(w http.ResponseWriter) {
-			w.Header().Set("Content-Range", "bytes 10-99/100")
-			w.WriteHeader(http.StatusPartialContent)
-			w.Write(content(90))
-		},
-		"the whole": func(w http.ResponseWriter) { w.Write(content(100)) },
-	} {
-		s := made(t, start(t, func(w http.ResponseWriter, r *http.Request) bool {
-			if r.Header.Get("Range") == "" {
-				return false
-			}
-			answer(w)
-			return true
-		}), nil)
-		r, err := s.OpenRange(t.Context(), "o", 10, 10)
-		if err == nil {
-			r.Close()
-			t.Errorf("%s in answer to bytes 10 to 19 is taken", what)
-		} else if !strings.Contains(err.Error(), "bytes=10-19") || !errors.Is(err, fs.ErrInvalid) {
-			t.Errorf("%s: %v", what, err)
-		}
 	}
 }
 
@@ -450,10 +268,10 @@ func TestAFailedLargePutLeavesNothing(t *testing.T) {
 			return r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/archive_segments") && refuse(w, r, 403)
 		}, want: "objects above 1048576 bytes need a container archive_segments: create it"},
 		"the source breaks": {src: func(func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(content(size)), readerFunc(func([]byte) (int, error) { return 0, broken }))
+			return io.MultiReader(bytes.NewReader(servicetest.Content(size)), servicetest.ReaderFunc(func([]byte) (int, error) { return 0, broken }))
 		}, want: broken.Error(), late: true},
 		"it is cancelled": {src: func(cancel func()) io.Reader {
-			return io.MultiReader(bytes.NewReader(content(size)), readerFunc(func([]byte) (int, error) { cancel(); return 1, nil }))
+			return io.MultiReader(bytes.NewReader(servicetest.Content(size)), servicetest.ReaderFunc(func([]byte) (int, error) { cancel(); return 1, nil }))
 		}, want: context.Canceled.Error(), late: true},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -461,7 +279,7 @@ func TestAFailedLargePutLeavesNothing(t *testing.T) {
 			s := made(t, authURL, func(o *swift.Options) { o.Buffer = 2 << 20 })
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
-			var src io.Reader = bytes.NewReader(content(size))
+			var src io.Reader = bytes.NewReader(servicetest.Content(size))
 			if c.src != nil {
 				src = c.src(cancel)
 			}
@@ -469,7 +287,7 @@ func TestAFailedLargePutLeavesNothing(t *testing.T) {
 			if err == nil || !strings.HasPrefix(err.Error(), "put o: ") || !strings.Contains(err.Error(), c.want) {
 				t.Errorf("put: %v; want put o: …%s…", err, c.want)
 			}
-			wantAbsent(t, s, "o")
+			servicetest.WantAbsent(t, s, "o")
 			if c.late {
 				if resp, err := http.Get(strings.TrimSuffix(authURL, "/v1.0") + "/idle"); err != nil {
 					t.Error(err)
@@ -485,17 +303,13 @@ func TestAFailedLargePutLeavesNothing(t *testing.T) {
 			wantSegments(t, s, 0)
 			if c.front == nil { // the memory went back: there is enough for as much as can be under way at once
 				for range 3 {
-					put(t, s, "again", content(size))
+					servicetest.Put(t, s, "again", servicetest.Content(size))
 				}
 				wantSegments(t, s, 5)
 			}
 		})
 	}
 }
-
-type readerFunc func([]byte) (int, error)
-
-func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // The answer to a manifest may get lost when the object is there.
 func TestALostAnswerToAManifestIsNoFailure(t *testing.T) {
@@ -518,8 +332,8 @@ func TestALostAnswerToAManifestIsNoFailure(t *testing.T) {
 		return refuse(w, r, 503)
 	})
 	s := made(t, authURL, nil)
-	put(t, s, "o", content(3<<20))
-	wantContent(t, s, "o", content(3<<20))
+	servicetest.Put(t, s, "o", servicetest.Content(3<<20))
+	servicetest.WantContent(t, s, "o", servicetest.Content(3<<20))
 	wantSegments(t, s, 3)
 	if puts.Load() != 4 {
 		t.Errorf("the manifest was put %d times, want as often as may be", puts.Load())
@@ -539,8 +353,8 @@ func TestADamagedPutIsSentAgain(t *testing.T) {
 		r.Body = io.NopCloser(bytes.NewReader(bytes.ReplaceAll(body, []byte("the truth"), []byte("the tooth"))))
 		return false
 	}), nil)
-	put(t, s, "o", []byte("the truth"))
-	if wantContent(t, s, "o", []byte("the truth")); damaged.Load() != 2 {
+	servicetest.Put(t, s, "o", []byte("the truth"))
+	if servicetest.WantContent(t, s, "o", []byte("the truth")); damaged.Load() != 2 {
 		t.Errorf("%d puts, want a second one after the first came damaged", damaged.Load())
 	}
 }
@@ -548,20 +362,12 @@ func TestADamagedPutIsSentAgain(t *testing.T) {
 func TestMemoryOfManyPutsIsBounded(t *testing.T) {
 	const puts, size, buffer = 6, 10 << 20, 4 << 20
 	s := made(t, start(t, nil), func(o *swift.Options) { o.Buffer = buffer })
-	var g sync.WaitGroup
-	for i := range puts {
-		g.Go(func() {
-			if err := s.Put(t.Context(), fmt.Sprint(i), bytes.NewReader(content(size))); err != nil {
-				t.Error(err)
-			}
-		})
-	}
-	g.Wait()
+	servicetest.PutMany(t, s, puts, size)
 	if got := s.MostMemory(); got > buffer || got < buffer/2 {
 		t.Errorf("puts took %d bytes at once, want at most %d", got, buffer)
 	}
 	for i := range puts {
-		wantContent(t, s, fmt.Sprint(i), content(size))
+		servicetest.WantContent(t, s, fmt.Sprint(i), make([]byte, size))
 	}
 }
 
@@ -585,16 +391,12 @@ func TestErrorsNameTheSettingAndNoSecret(t *testing.T) {
 			w.Header().Set("Location", "http://"+r.Host+"/elsewhere")
 			return !isLogin(r) && refuse(w, r, c.status)
 		}), func(o *swift.Options) { o.MaxRetries = -1 })
-		for op, err := range eachCall(t, s) {
+		for op, err := range servicetest.EachCall(t, s) {
 			text := fmt.Sprint(err)
 			if !strings.HasPrefix(text, op+": ") || !strings.Contains(text, fmt.Sprintf("(status %d)", c.status)) || !strings.Contains(text, c.hint) {
 				t.Errorf("%s, %d: %s; want a hint with %q", op, c.status, text, c.hint)
 			}
-			for _, kind := range []error{fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported} {
-				if errors.Is(err, kind) != (kind == c.kind) {
-					t.Errorf("%s, %d: %v; being %q is %v", op, c.status, err, kind, errors.Is(err, kind))
-				}
-			}
+			servicetest.WantKind(t, op, err, c.kind)
 			for _, secret := range []string{"AUTH_tk", "\n"} {
 				if strings.Contains(text, secret) {
 					t.Errorf("%s: the error holds %q: %s", op, secret, text)
@@ -606,7 +408,7 @@ func TestErrorsNameTheSettingAndNoSecret(t *testing.T) {
 
 func TestAMissingContainerIsNoMissingObject(t *testing.T) {
 	s := open(t, start(t, nil), func(o *swift.Options) { o.Container = "nobodys" })
-	for op, err := range eachCall(t, s) {
+	for op, err := range servicetest.EachCall(t, s) {
 		if err == nil || errors.Is(err, fs.ErrNotExist) || !errors.Is(err, fs.ErrInvalid) || !strings.Contains(err.Error(), "there is no container nobodys: see WALG_SWIFT_PREFIX") {
 			t.Errorf("%s in a missing container: %v", op, err)
 		}
@@ -628,7 +430,7 @@ func TestAServerThatIsNotThereIsNamed(t *testing.T) {
 				o.StorageURL, o.AuthToken = strings.Replace(plain.URL, "http", "https", 1)+"/v1/AUTH_x", "the-token"
 			}
 		})
-		for op, err := range eachCall(t, s) {
+		for op, err := range servicetest.EachCall(t, s) {
 			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "127.0.0.1:") {
 				t.Errorf("%s: %v; want …%s…", op, err, want)
 			}
@@ -648,30 +450,16 @@ func TestAnAnswerThatIsNotOfSwiftIsToldAsSuch(t *testing.T) {
 		server.URL + "/v1.0": "names no object store: see OS_REGION_NAME",
 		secure.URL + "/v3":   "name its file in SSL_CERT_FILE",
 	} {
-		var log logs
-		s := open(t, authURL, func(o *swift.Options) { o.Logger = log.logger() })
-		if _, err := s.Stat(t.Context(), "o"); !errors.Is(err, fs.ErrInvalid) || !strings.Contains(err.Error(), want) || log.lines() > 0 {
-			t.Errorf("at %s: %v; want …%s…; the log says\n%s", authURL, err, want, log.text())
+		var log servicetest.Log
+		s := open(t, authURL, func(o *swift.Options) { o.Logger = log.Logger() })
+		if _, err := s.Stat(t.Context(), "o"); !errors.Is(err, fs.ErrInvalid) || !strings.Contains(err.Error(), want) || log.Lines() > 0 {
+			t.Errorf("at %s: %v; want …%s…; the log says\n%s", authURL, err, want, log.String())
 		}
 	}
 }
 
 func TestEveryByteGoesThroughWrap(t *testing.T) {
-	var read atomic.Int64
-	s := made(t, start(t, nil), func(o *swift.Options) { o.Wrap = func(c net.Conn) net.Conn { return &tap{c, &read} } })
-	put(t, s, "o", content(1<<20))
-	if wantContent(t, s, "o", content(1<<20)); read.Load() < 1<<20 {
-		t.Errorf("%d bytes were read through Wrap", read.Load())
-	}
-}
-
-type tap struct {
-	net.Conn
-	read *atomic.Int64
-}
-
-func (c *tap) Read(p []byte) (int, error) {
-	n, err := c.Conn.Read(p)
-	c.read.Add(int64(n))
-	return n, err
+	servicetest.TestWrap(t, 64<<10, func(wrap func(net.Conn) net.Conn) store.Store {
+		return made(t, start(t, nil), func(o *swift.Options) { o.Wrap = wrap })
+	})
 }

@@ -9,27 +9,15 @@ import (
 	"testing"
 	"time"
 
-	"holdfast/internal/store"
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/swift"
 )
 
-func walked(t *testing.T, s store.Store) []string {
-	t.Helper()
-	names := []string{}
-	for o, err := range store.Walk(t.Context(), s, "") {
-		if err != nil {
-			t.Fatal(err)
-		}
-		names = append(names, o.Name)
-	}
-	return names
-}
-
 func TestSegmentsLieInAContainerOfTheirOwn(t *testing.T) {
 	s := made(t, start(t, nil), nil)
-	put(t, s, "d/exact", content(1<<20)) // a whole segment, and nothing behind it
-	put(t, s, "d/large", content(3<<20+5))
-	put(t, s, "d/small", content(5))
+	servicetest.Put(t, s, "d/exact", servicetest.Content(1<<20)) // a whole segment, and nothing behind it
+	servicetest.Put(t, s, "d/large", servicetest.Content(3<<20+5))
+	servicetest.Put(t, s, "d/small", servicetest.Content(5))
 	if got, err := s.Keys(t.Context(), "archive"); err != nil || !slices.Equal(got, []string{"pre/fix/d/exact", "pre/fix/d/large", "pre/fix/d/small"}) {
 		t.Errorf("the container holds %q, %v", got, err)
 	}
@@ -60,17 +48,17 @@ func TestSegmentsLieInAContainerOfTheirOwn(t *testing.T) {
 // Segments go with the object they are of, whatever takes its place.
 func TestSegmentsGoWithTheirObject(t *testing.T) {
 	s := made(t, start(t, nil), nil)
-	put(t, s, "o", content(3<<20))
-	put(t, s, "other", content(2<<20))
-	put(t, s, "o", content(4<<20)) // with other segments
+	servicetest.Put(t, s, "o", servicetest.Content(3<<20))
+	servicetest.Put(t, s, "other", servicetest.Content(2<<20))
+	servicetest.Put(t, s, "o", servicetest.Content(4<<20)) // with other segments
 	wantSegments(t, s, 4+2)
 	if err := s.Copy(t.Context(), "o", "copy"); err != nil {
 		t.Fatal(err)
 	}
 	wantSegments(t, s, 4+2+4)
-	put(t, s, "o", content(10)) // without segments
+	servicetest.Put(t, s, "o", servicetest.Content(10)) // without segments
 	wantSegments(t, s, 2+4)
-	wantContent(t, s, "copy", content(4<<20))
+	servicetest.WantContent(t, s, "copy", servicetest.Content(4<<20))
 	if err := s.Copy(t.Context(), "o", "copy"); err != nil {
 		t.Fatal(err)
 	}
@@ -92,9 +80,9 @@ func TestManyThousandSegmentsAreOneObject(t *testing.T) {
 	}
 	for segments, depth := range map[int]int{3: 1, 4: 2, 9: 2, 10: 3, 14: 3} {
 		s := made(t, start(t, few), nil)
-		data := content(segments<<20 - 7)
-		put(t, s, "o", data)
-		wantContent(t, s, "o", data)
+		data := servicetest.Content(segments<<20 - 7)
+		servicetest.Put(t, s, "o", data)
+		servicetest.WantContent(t, s, "o", data)
 		if got, err := s.Depth(t.Context(), "o"); err != nil || got != depth {
 			t.Errorf("%d segments, 3 in a manifest: %d levels, %v; want %d", segments, got, err, depth)
 		}
@@ -107,7 +95,7 @@ func TestManyThousandSegmentsAreOneObject(t *testing.T) {
 		if err := s.Delete(t.Context(), "o"); err != nil {
 			t.Fatal(err)
 		}
-		wantContent(t, s, "copy", data)
+		servicetest.WantContent(t, s, "copy", data)
 		if err := s.Delete(t.Context(), "copy"); err != nil {
 			t.Fatal(err)
 		}
@@ -118,8 +106,8 @@ func TestManyThousandSegmentsAreOneObject(t *testing.T) {
 func TestSweepRemovesSegmentsOfNoObject(t *testing.T) {
 	authURL := start(t, nil)
 	s := made(t, authURL, nil)
-	put(t, s, "d/kept", content(2<<20))
-	put(t, s, "small", content(2))
+	servicetest.Put(t, s, "d/kept", servicetest.Content(2<<20))
+	servicetest.Put(t, s, "small", servicetest.Content(2))
 	dead := "pre/fix/d/kept/holdfast-1700000000-0123456789abcdef/"
 	foreign := []string{"pre/fix/d/kept/slo/1700000000.0/3/1/00000000", "other/o/holdfast-1700000000-0123456789abcdef/00000001", "pre/fix/holdfast-1/00000001"}
 	for _, key := range append([]string{dead + "00000001", dead + "00000002", dead + "manifest-1-00000001",
@@ -136,7 +124,7 @@ func TestSweepRemovesSegmentsOfNoObject(t *testing.T) {
 	if removed, err := s.SweepOlder(t.Context(), time.Now().Add(time.Hour)); err != nil || len(removed) != 0 {
 		t.Errorf("of living objects %q was swept, %v", removed, err)
 	}
-	wantContent(t, s, "d/kept", content(2<<20))
+	servicetest.WantContent(t, s, "d/kept", servicetest.Content(2<<20))
 	wantSegments(t, s, 2+len(foreign))
 	if removed, err := made(t, start(t, nil), nil).Sweep(t.Context()); err != nil || len(removed) != 0 {
 		t.Errorf("without any segments %q was swept, %v", removed, err)
@@ -146,7 +134,7 @@ func TestSweepRemovesSegmentsOfNoObject(t *testing.T) {
 // A manifest may name what is none of ours; that stays when the object goes.
 func TestForeignSegmentsStay(t *testing.T) {
 	s := made(t, start(t, nil), nil)
-	put(t, s, "large", content(2<<20)) // makes the container of segments
+	servicetest.Put(t, s, "large", servicetest.Content(2<<20)) // makes the container of segments
 	for _, key := range []string{"pre/fix/o/slo/1", "pre/fix/large/holdfast-1700000000-0123456789abcdef/00000001"} {
 		if err := s.PutKey(t.Context(), "archive_segments", key); err != nil {
 			t.Fatal(err)
@@ -154,7 +142,7 @@ func TestForeignSegmentsStay(t *testing.T) {
 		if err := s.PutManifest(t.Context(), "o", "archive_segments/"+key, []byte(key)); err != nil {
 			t.Fatal(err)
 		}
-		wantContent(t, s, "o", []byte(key))
+		servicetest.WantContent(t, s, "o", []byte(key))
 		if err := s.Delete(t.Context(), "o"); err != nil {
 			t.Fatal(err)
 		}
@@ -174,24 +162,24 @@ func TestAnArchiveOfWALEIsFound(t *testing.T) {
 		"and WAL pushed since": {[]string{"/pre/fix/" + sentinel, "pre/fix/" + segment}, "pre/fix/o"},
 		"one of another name":  {[]string{"/pre/fixed/" + sentinel}, "pre/fix/o"},
 	} {
-		var log logs
-		s := made(t, start(t, nil), func(o *swift.Options) { o.Logger = log.logger() })
+		var log servicetest.Log
+		s := made(t, start(t, nil), func(o *swift.Options) { o.Logger = log.Logger() })
 		for _, key := range c.keys {
 			if err := s.PutKey(t.Context(), "archive", key); err != nil {
 				t.Fatal(err)
 			}
 		}
-		put(t, s, "o", content(2<<20))
-		wantContent(t, s, "o", content(2<<20))
+		servicetest.Put(t, s, "o", servicetest.Content(2<<20))
+		servicetest.WantContent(t, s, "o", servicetest.Content(2<<20))
 		keys, err := s.Keys(t.Context(), "archive")
 		if err != nil || !slices.Contains(keys, c.want) {
 			t.Errorf("%s: a put made %q, %v; want %q", what, keys, err, c.want)
 		}
-		if got := walked(t, s); !slices.Contains(got, "o") || c.want[0] == '/' && !slices.Contains(got, sentinel) {
+		if got := servicetest.Walked(t, s); !slices.Contains(got, "o") || c.want[0] == '/' && !slices.Contains(got, sentinel) {
 			t.Errorf("%s: listed is %q", what, got)
 		}
-		if told := strings.Contains(log.text(), "as WAL-E's do: it is read and written as /pre/fix/ in container archive"); told != (c.want[0] == '/') {
-			t.Errorf("%s: the log says\n%s", what, log.text())
+		if told := strings.Contains(log.String(), "as WAL-E's do: it is read and written as /pre/fix/ in container archive"); told != (c.want[0] == '/') {
+			t.Errorf("%s: the log says\n%s", what, log.String())
 		}
 		if err := s.Delete(t.Context(), "o"); err != nil {
 			t.Error(err)
@@ -201,8 +189,8 @@ func TestAnArchiveOfWALEIsFound(t *testing.T) {
 	s := made(t, start(t, func(w http.ResponseWriter, r *http.Request) bool {
 		return r.Method == http.MethodGet && strings.HasSuffix(r.URL.Path, "/archive") && refuse(w, r, 403)
 	}), nil)
-	put(t, s, "o", []byte("x")) // who may not list can write
-	wantContent(t, s, "o", []byte("x"))
+	servicetest.Put(t, s, "o", []byte("x")) // who may not list can write
+	servicetest.WantContent(t, s, "o", []byte("x"))
 }
 
 // Some services answer with fewer entries than were asked for though there are more.
@@ -211,9 +199,9 @@ func TestAListingGoesOnUntilItIsEmpty(t *testing.T) {
 	var want []string
 	for i := range 250 { // the service gives a hundred at once
 		want = append(want, fmt.Sprintf("d/%03d", i))
-		put(t, s, want[i], nil)
+		servicetest.Put(t, s, want[i], nil)
 	}
-	if got := walked(t, s); !slices.Equal(got, want) {
+	if got := servicetest.Walked(t, s); !slices.Equal(got, want) {
 		t.Errorf("%d names are listed, want %d", len(got), len(want))
 	}
 	stuck := made(t, start(t, func(w http.ResponseWriter, r *http.Request) bool {
@@ -223,7 +211,7 @@ func TestAListingGoesOnUntilItIsEmpty(t *testing.T) {
 		fmt.Fprint(w, `[{"name":"pre/fix/a","bytes":1,"last_modified":"2026-01-02T03:04:05.000000"}]`)
 		return true
 	}), nil)
-	put(t, stuck, "b", nil)
+	servicetest.Put(t, stuck, "b", nil)
 	var last error
 	for _, err := range stuck.Walk(t.Context(), "") {
 		last = err
@@ -239,7 +227,7 @@ func TestEachNameThatIsNotDeletedIsNamed(t *testing.T) {
 	}), nil)
 	names := []string{"d/a", "d/held1", "d/b", "d/held2"}
 	for _, name := range names {
-		put(t, s, name, nil)
+		servicetest.Put(t, s, name, nil)
 	}
 	err := s.DeleteMany(t.Context(), append(names, "d/gone"))
 	for _, name := range names {
@@ -247,7 +235,7 @@ func TestEachNameThatIsNotDeletedIsNamed(t *testing.T) {
 			t.Errorf("delete many: %v; naming %s should be %v", err, name, held)
 		}
 	}
-	if got := walked(t, s); !slices.Equal(got, []string{"d/held1", "d/held2"}) {
+	if got := servicetest.Walked(t, s); !slices.Equal(got, []string{"d/held1", "d/held2"}) {
 		t.Errorf("left are %q", got)
 	}
 }

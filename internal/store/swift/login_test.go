@@ -15,6 +15,7 @@ import (
 
 	"github.com/ncw/swift/v2/swifttest"
 
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/swift"
 )
 
@@ -102,8 +103,8 @@ func TestEachVersionOfAuthenticationOpensTheContainer(t *testing.T) {
 			}
 			c.change(o)
 		})
-		put(t, s, "o", []byte(what))
-		wantContent(t, s, "o", []byte(what))
+		servicetest.Put(t, s, "o", []byte(what))
+		servicetest.WantContent(t, s, "o", []byte(what))
 		text, err := json.Marshal(sent)
 		if err != nil {
 			t.Fatal(err)
@@ -124,21 +125,21 @@ func TestATokenThatEndsIsRenewed(t *testing.T) {
 		}
 		return false
 	})
-	var log logs
-	s := made(t, authURL, func(o *swift.Options) { o.Logger = log.logger() })
-	put(t, s, "o", content(3<<20))
+	var log servicetest.Log
+	s := made(t, authURL, func(o *swift.Options) { o.Logger = log.Logger() })
+	servicetest.Put(t, s, "o", servicetest.Content(3<<20))
 	for range 2 {
 		before := logins.Load()
 		s.Expire()
-		wantContent(t, s, "o", content(3<<20))
+		servicetest.WantContent(t, s, "o", servicetest.Content(3<<20))
 		s.Expire()
-		put(t, s, "o", content(3<<20))
+		servicetest.Put(t, s, "o", servicetest.Content(3<<20))
 		if got := logins.Load() - before; got < 2 || got > 6 { // several requests may find out at once
 			t.Errorf("after the token ended twice there were %d logins", got)
 		}
 	}
-	if log.lines() > 0 {
-		t.Errorf("that a token ends is nothing to tell:\n%s", log.text())
+	if log.Lines() > 0 {
+		t.Errorf("that a token ends is nothing to tell:\n%s", log.String())
 	}
 }
 
@@ -169,18 +170,18 @@ func TestRefusedCredentialsAreExplained(t *testing.T) {
 		}, fs.ErrPermission},
 		"is wrong, 2h0m0s ahead of the service's: synchronize it": {func(o *swift.Options) { o.AuthURL = at(-2*time.Hour) + "/v3" }, fs.ErrPermission},
 	} {
-		var log logs
+		var log servicetest.Log
 		s := open(t, identity+"/v3", func(o *swift.Options) {
-			o.User, o.Password, o.Region, o.Logger = "the-user", "the-password", "here", log.logger()
+			o.User, o.Password, o.Region, o.Logger = "the-user", "the-password", "here", log.Logger()
 			c.change(o)
 		})
-		for op, err := range eachCall(t, s) {
+		for op, err := range servicetest.EachCall(t, s) {
 			if !errors.Is(err, c.kind) || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "wrong-secret") {
 				t.Errorf("%s: %v; want …%s…", op, err, want)
 			}
 		}
-		if log.lines() > 0 {
-			t.Errorf("%s: it was tried again:\n%s", want, log.text())
+		if log.Lines() > 0 {
+			t.Errorf("%s: it was tried again:\n%s", want, log.String())
 		}
 	}
 }

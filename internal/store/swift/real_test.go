@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"net/http"
 	"os/exec"
 	"slices"
@@ -17,6 +16,7 @@ import (
 	"time"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/store/swift"
 	"holdfast/test/pgtest"
@@ -26,25 +26,16 @@ import (
 func openStack(t *testing.T) (newStore func(t *testing.T, change func(*swift.Options)) *swift.Store) {
 	t.Helper()
 	program := pgtest.Service(t, "openstack-swift")
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	address := l.Addr().String()
-	l.Close()
+	address := servicetest.Address(t)
 	var said bytes.Buffer
 	cmd := exec.Command(program, address, t.TempDir())
 	cmd.Stdout, cmd.Stderr = &said, &said
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
 	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
 		if t.Failed() {
 			t.Logf("the service said\n%s", said.String())
 		}
 	})
+	servicetest.Run(t, cmd, address)
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if resp, err := http.Get("http://" + address + "/healthcheck"); err == nil {
 			resp.Body.Close()
@@ -74,9 +65,9 @@ func TestSwiftOfOpenStackIsAStore(t *testing.T) {
 // OpenStack's Swift looks at manifests, and at what they name.
 func TestOpenStackTakesManifestsOfManifests(t *testing.T) {
 	s := openStack(t)(t, nil)
-	data := content(23<<20 + 5) // a manifest names ten at most
-	put(t, s, "d/o", data)
-	wantContent(t, s, "d/o", data)
+	data := servicetest.Content(23<<20 + 5) // a manifest names ten at most
+	servicetest.Put(t, s, "d/o", data)
+	servicetest.WantContent(t, s, "d/o", data)
 	if depth, err := s.Depth(t.Context(), "d/o"); err != nil || depth != 2 {
 		t.Errorf("there are %d levels of manifests, %v", depth, err)
 	}
@@ -92,14 +83,14 @@ func TestOpenStackTakesManifestsOfManifests(t *testing.T) {
 	if err := s.Copy(t.Context(), "d/o", "copy"); err != nil {
 		t.Fatal(err)
 	}
-	put(t, s, "d/o", content(5<<20)) // takes its segments along
+	servicetest.Put(t, s, "d/o", servicetest.Content(5<<20)) // takes its segments along
 	keys, err := s.Keys(t.Context(), "archive-1_segments")
 	if of := func(name string) int {
 		return len(slices.DeleteFunc(slices.Clone(keys), func(key string) bool { return !strings.HasPrefix(key, "pre/fix/"+name+"/") }))
 	}; err != nil || of("d/o") != 5 || of("copy") != 24+3 {
 		t.Errorf("left are %q, %v", keys, err)
 	}
-	wantContent(t, s, "copy", data)
+	servicetest.WantContent(t, s, "copy", data)
 	if err := s.DeleteMany(t.Context(), []string{"d/o", "copy"}); err != nil {
 		t.Fatal(err)
 	}
@@ -111,7 +102,7 @@ func TestOpenStackTakesManifestsOfManifests(t *testing.T) {
 // This is why the Store has no PutIfAbsent: should Swift come to decide, it may have one.
 func TestOpenStackDecidesNoConditionAtomically(t *testing.T) {
 	s := openStack(t)(t, nil)
-	put(t, s, "there", []byte("x"))
+	servicetest.Put(t, s, "there", []byte("x"))
 	if err := s.PutOnCondition(t.Context(), "there", 1, strings.NewReader("y")); err == nil {
 		t.Error("a condition that does not hold is taken")
 	}
@@ -123,7 +114,7 @@ func TestOpenStackDecidesNoConditionAtomically(t *testing.T) {
 		})
 		name := fmt.Sprint(try)
 		go func() {
-			first <- s.PutOnCondition(t.Context(), name, 5, readerFunc(func(p []byte) (int, error) {
+			first <- s.PutOnCondition(t.Context(), name, 5, servicetest.ReaderFunc(func(p []byte) (int, error) {
 				wait() // the service has asked for the body
 				return copy(p, "first"), nil
 			}))
@@ -152,12 +143,12 @@ func TestOpenStacksRefusalsAreExplained(t *testing.T) {
 		"does not take ST_USER and ST_KEY":                                             func(o *swift.Options) { o.Password = "not-the-secret" },
 		"see OS_USERNAME and OS_TENANT_NAME, and the rights of that user on container": func(o *swift.Options) { o.User, o.Password = "test:reader", "reading" },
 	} {
-		var log logs
+		var log servicetest.Log
 		s := open(t, authURL, func(o *swift.Options) {
 			o.Container, o.User, o.Password, o.Logger = "archive-1", "test:tester", "testing", slog.New(slog.NewTextHandler(&log, nil))
 			change(o)
 		})
-		for op, err := range eachCall(t, s) {
+		for op, err := range servicetest.EachCall(t, s) {
 			if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, fs.ErrNotExist) || strings.Contains(err.Error(), "secret") {
 				t.Errorf("%s: %v; want …%s…", op, err, want)
 			}
@@ -165,8 +156,8 @@ func TestOpenStacksRefusalsAreExplained(t *testing.T) {
 				t.Errorf("%s: %v is no reason to give up", op, err)
 			}
 		}
-		if log.lines() > 0 {
-			t.Errorf("%s: it was tried again:\n%s", want, log.text())
+		if log.Lines() > 0 {
+			t.Errorf("%s: it was tried again:\n%s", want, log.String())
 		}
 	}
 }
