@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -49,7 +50,7 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 	if limit != nil {
 		wrap = limit.Conn
 	}
-	buffer := s.MemoryBudget / 2 / int64(len(s.InUse())) // parts on their way get half of the memory
+	buffer := bufferOf(s)
 	switch {
 	case st.Dir != "":
 		return file.Open(st.Dir)
@@ -93,6 +94,31 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 		return sftp.New(o)
 	}
 	return nil, fmt.Errorf("storage %s: this release cannot keep archives at %s", st.Name, st.Location())
+}
+
+// bufferOf returns the bytes that parts on their way to one storage may take: all get half of the memory.
+func bufferOf(s *config.Settings) int64 { return s.MemoryBudget / 2 / int64(len(s.InUse())) }
+
+// putsAtOnce returns how many objects every storage has buffers for at once, 0 where none needs any.
+func putsAtOnce(s *config.Settings) (puts int) {
+	for _, st := range s.InUse() {
+		var one int64
+		switch {
+		case st.S3.Bucket != "":
+			one = st.S3.PartSize
+		case st.GCS.Bucket != "":
+			one = 2 * st.GCS.ChunkSize
+		case st.Azure.Container != "":
+			one = st.Azure.BlockSize
+		case st.Swift.Container != "":
+			one = st.Swift.SegmentSize
+		}
+		if one > 0 {
+			n := int(max(1, bufferOf(s)/one))
+			puts = min(cmp.Or(puts, n), n)
+		}
+	}
+	return puts
 }
 
 // orNone turns a setting's number of retries into that of a store's Options, where 0 is the store's own default.
@@ -247,7 +273,7 @@ func (a *app) openMirrors(s *config.Settings, members []failover.Member, p purpo
 	if err != nil {
 		return nil, err
 	}
-	o := mirror.Options{Rule: rule, Journal: s.Mirroring.Journal, Stall: s.Mirroring.Stall, Pause: s.Mirroring.Pause, Logger: a.log}
+	o := mirror.Options{Rule: rule, Journal: s.Mirroring.Journal, Stall: s.Mirroring.Stall, Pause: s.Mirroring.Pause, Puts: putsAtOnce(s), Logger: a.log}
 	if o.Journal == "" {
 		dir, err := stateDir(s)
 		switch {

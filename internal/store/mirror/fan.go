@@ -94,7 +94,18 @@ func (t *taker) result() error {
 // fanOut puts what src yields into members, under one name, and returns what became of each, in their order. broken is the error of
 // the source. By All no member is told that the source has ended before all have read everything; a new object is
 // finished by one member, the first of deciders that lives, before the others are let finish it.
+//
+// So a put holds the buffers of one member until another one's put goes on. Two puts, each with the buffers of one member and waiting for
+// those of the other, would wait for ever: there are only as many puts as every member has buffers for.
 func (m *Mirror) fanOut(ctx context.Context, name string, src io.Reader, members []int, ifAbsent bool) (results []error, broken error) {
+	if m.puts != nil {
+		select {
+		case m.puts <- struct{}{}:
+			defer func() { <-m.puts }()
+		case <-ctx.Done():
+			return slices.Repeat([]error{ctx.Err()}, len(members)), nil
+		}
+	}
 	f := &fan{rule: m.opts.Rule, ifAbsent: ifAbsent, stall: m.opts.Stall, slots: make([][]byte, max(2, m.opts.Buffer/chunkSize))}
 	f.moved = sync.NewCond(&f.mu)
 	for _, i := range members {

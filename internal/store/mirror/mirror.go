@@ -58,6 +58,7 @@ type Options struct {
 	Stall   time.Duration // HOLDFAST_MIRRORS_STALL: by Any, a mirror that does nothing for so long is left behind; 0 means 1 min
 	Pause   time.Duration // HOLDFAST_MIRRORS_PAUSE: by Any, a mirror that failed is left alone for so long; 0 means 1 min
 	Buffer  int           // bytes read ahead of the slowest mirror for each object on its way; 0 means 4 MiB
+	Puts    int           // objects on their way at once: as many as every member has buffers for, lest one put waits for those of another; 0 means no bound
 	Logger  *slog.Logger  // hears of mirrors left behind; nil discards
 }
 
@@ -74,6 +75,7 @@ type Mirror struct {
 	log     *slog.Logger
 	journal *journal // nil: there is none
 	names   names
+	puts    chan struct{} // has room for Options.Puts; nil: no bound
 
 	mu   sync.Mutex
 	down []time.Time // when each member failed last, by Any; zero for one that did not
@@ -99,6 +101,9 @@ func New(members []Member, opts Options) (*Mirror, error) {
 	m := &Mirror{members: slices.Clone(members), opts: opts, log: opts.Logger, down: make([]time.Time, len(members))}
 	if opts.Journal != "" {
 		m.journal = &journal{dir: opts.Journal}
+	}
+	if opts.Puts > 0 {
+		m.puts = make(chan struct{}, opts.Puts)
 	}
 	return m, nil
 }

@@ -672,6 +672,49 @@ func TestAuditKnowsWhatIsToBeRemoved(t *testing.T) {
 	want(t, "b", all(t, b), "")
 }
 
+// narrow is a store that has buffers for so many puts at once, as those of services have.
+type narrow struct {
+	*storetest.Memory
+	buffers chan struct{}
+}
+
+func (s narrow) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	s.buffers <- struct{}{}
+	defer func() { <-s.buffers }()
+	return s.Memory.PutIfAbsent(ctx, name, r)
+}
+
+func (s narrow) Put(ctx context.Context, name string, r io.Reader) error {
+	s.buffers <- struct{}{}
+	defer func() { <-s.buffers }()
+	return s.Memory.Put(ctx, name, r)
+}
+
+// Puts do not wait for each other's buffers for ever.
+func TestPutsHaveTheBuffersOfAllMirrors(t *testing.T) {
+	for _, rule := range []mirror.Rule{mirror.All, mirror.Any} {
+		opts := anyOpts(t)
+		opts.Rule, opts.Puts = rule, 2
+		m := mirrored(t, opts, narrow{&storetest.Memory{}, make(chan struct{}, 3)}, narrow{&storetest.Memory{}, make(chan struct{}, 2)})
+		var g sync.WaitGroup
+		for i := range 300 {
+			g.Go(func() {
+				call := m.Store().(store.PutIfAbsenter).PutIfAbsent
+				if i%3 == 0 {
+					call = m.Store().Put
+				}
+				if err := call(t.Context(), fmt.Sprint(i), strings.NewReader("content")); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		g.Wait()
+		if n := strings.Count(all(t, m.Store()), "=content"); n != 300 {
+			t.Errorf("%d objects are there", n)
+		}
+	}
+}
+
 func TestOnlyOneOfManyWritersWins(t *testing.T) {
 	for _, rule := range []mirror.Rule{mirror.All, mirror.Any} {
 		for range 20 {
