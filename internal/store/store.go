@@ -20,6 +20,8 @@ import (
 	"iter"
 	"strings"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // Object describes one object, or in a listing one directory.
@@ -166,6 +168,21 @@ func DeleteMany(ctx context.Context, s Store, names []string) error {
 			errs = append(errs, err)
 		}
 	}
+	return errors.Join(errs...)
+}
+
+// Each calls f for each of names, up to atOnce at once, and joins the errors.
+func Each(names []string, atOnce int, f func(name string) error) error {
+	errs := make([]error, len(names))
+	var g errgroup.Group
+	g.SetLimit(atOnce)
+	for i, name := range names {
+		g.Go(func() error {
+			errs[i] = f(name)
+			return nil
+		})
+	}
+	g.Wait() // each has its own error
 	return errors.Join(errs...)
 }
 

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob/bloberror"
-	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/stall"
@@ -95,15 +94,5 @@ func passing(err error) bool {
 
 // deleteEach deletes names by a request each.
 func (s *Store) deleteEach(ctx context.Context, names []string) error {
-	errs := make([]error, len(names))
-	var g errgroup.Group
-	g.SetLimit(s.o.Concurrency)
-	for i, name := range names {
-		g.Go(func() error {
-			errs[i] = s.Delete(ctx, name)
-			return nil
-		})
-	}
-	g.Wait() // each has its own error
-	return errors.Join(errs...)
+	return store.Each(names, s.o.Concurrency, func(name string) error { return s.Delete(ctx, name) })
 }

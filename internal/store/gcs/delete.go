@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io/fs"
 
-	"golang.org/x/sync/errgroup"
 	"google.golang.org/api/storage/v1"
 
 	"holdfast/internal/store"
@@ -28,17 +27,7 @@ func (s *Store) Delete(ctx context.Context, name string) error {
 
 // DeleteMany implements store.ManyDeleter, by a request for each name, many of them at once: the service has no better way.
 func (s *Store) DeleteMany(ctx context.Context, names []string) error {
-	errs := make([]error, len(names))
-	var g errgroup.Group
-	g.SetLimit(s.o.Concurrency)
-	for i, name := range names {
-		g.Go(func() error {
-			errs[i] = s.Delete(ctx, name)
-			return nil
-		})
-	}
-	g.Wait() // its functions leave their errors in errs
-	return errors.Join(errs...)
+	return store.Each(names, s.o.Concurrency, func(name string) error { return s.Delete(ctx, name) })
 }
 
 // Copy implements store.Copier. The service copies, in several steps what takes it long.

@@ -1005,27 +1005,7 @@ func TestEachRetryIsToldOnce(t *testing.T) {
 	})
 	var log bytes.Buffer
 	s := open(t, url, func(o *s3.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
-	servicetest.Put(t, s, "small", []byte("x"))
-	servicetest.Put(t, s, "large", servicetest.Content(6<<20))
-	if err := s.PutIfAbsent(t.Context(), "absent", strings.NewReader("x")); err != nil {
-		t.Error(err)
-	}
-	if err := s.Copy(t.Context(), "small", "copy"); err != nil {
-		t.Error(err)
-	}
-	if r, err := s.Open(t.Context(), "large"); err != nil {
-		t.Error(err)
-	} else if n, err := io.Copy(io.Discard, r); n != 1000 || err != nil {
-		t.Errorf("read %d bytes, %v; want as many as the answer promised that broke off", n, err)
-	}
-	for _, err := range s.List(t.Context(), "", "") {
-		if err != nil {
-			t.Error(err)
-		}
-	}
-	if err := s.DeleteMany(t.Context(), []string{"small", "large"}); err != nil {
-		t.Error(err)
-	}
+	servicetest.Succeed(t, s, 1000)
 	if told := strings.Count(log.String(), "\n"); told != failures || failures < 11 {
 		t.Errorf("%d failures, %d lines:\n%s", failures, told, log.String())
 	}

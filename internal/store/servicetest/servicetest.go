@@ -133,6 +133,32 @@ func EachCall(t *testing.T, s store.Store) map[string]error {
 		"delete p": store.DeleteMany(t.Context(), s, []string{"p"}), "copy o": store.Copy(t.Context(), s, "o", "p")}
 }
 
+// Succeed fails t unless a call of each kind succeeds, some on large objects. When it is read, the large object is short bytes long.
+func Succeed(t *testing.T, s store.Store, short int64) {
+	t.Helper()
+	Put(t, s, "small", []byte("x"))
+	Put(t, s, "large", Content(6<<20))
+	if err := store.PutIfAbsent(t.Context(), s, "absent", strings.NewReader("x")); err != nil {
+		t.Error(err)
+	}
+	if err := store.Copy(t.Context(), s, "small", "copy"); err != nil {
+		t.Error(err)
+	}
+	if r, err := s.Open(t.Context(), "large"); err != nil {
+		t.Error(err)
+	} else if n, err := io.Copy(io.Discard, r); n != short || err != nil {
+		t.Errorf("read %d bytes, %v; want as many as the answer promised that broke off", n, err)
+	}
+	for _, err := range s.List(t.Context(), "", "") {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if err := store.DeleteMany(t.Context(), s, []string{"small", "copy"}); err != nil {
+		t.Error(err)
+	}
+}
+
 // WantStalled fails t unless each of the errors says that a connection stalled, and is nobody's deadline.
 func WantStalled(t *testing.T, errs map[string]error) {
 	t.Helper()

@@ -42,8 +42,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"holdfast/internal/store"
 	"holdfast/internal/store/patience"
 	"holdfast/internal/store/unfinished"
@@ -276,7 +274,7 @@ func (s *Store) DeleteMany(ctx context.Context, names []string) error {
 	if len(valid) == 0 {
 		return errors.Join(errs...)
 	}
-	errs = append(errs, each(valid, func(name string) error {
+	errs = append(errs, store.Each(valid, 16, func(name string) error {
 		return s.failMissing(ctx, "delete", name, s.remove(ctx, name))
 	}))
 	var inner []string
@@ -322,21 +320,6 @@ func (s *Store) prune(ctx context.Context, dir string) {
 			return
 		}
 	}
-}
-
-// each calls f for all names, several at once, and joins the errors.
-func each(names []string, f func(name string) error) error {
-	errs := make([]error, len(names))
-	var g errgroup.Group
-	g.SetLimit(16)
-	for i, name := range names {
-		g.Go(func() error {
-			errs[i] = f(name)
-			return nil
-		})
-	}
-	g.Wait() // each has its own error
-	return errors.Join(errs...)
 }
 
 // staleAfter is the age from which a temporary file is taken for one whose writer is gone.

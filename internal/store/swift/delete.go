@@ -39,17 +39,7 @@ const deletesAtOnce = 16
 // DeleteMany implements store.ManyDeleter, by a request for each name, many of them at once: what services have for many names goes
 // through them one by one, and knows nothing of segments.
 func (s *Store) DeleteMany(ctx context.Context, names []string) error {
-	errs := make([]error, len(names))
-	var g errgroup.Group
-	g.SetLimit(deletesAtOnce)
-	for i, name := range names {
-		g.Go(func() error {
-			errs[i] = s.Delete(ctx, name)
-			return nil
-		})
-	}
-	g.Wait() // its functions leave their errors in errs
-	return errors.Join(errs...)
+	return store.Each(names, deletesAtOnce, func(name string) error { return s.Delete(ctx, name) })
 }
 
 // Copy implements store.Copier. The service copies; of an object with segments it copies each, for they go with the object they are of.
