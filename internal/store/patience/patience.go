@@ -59,7 +59,7 @@ func (p *Policy) Again(ctx context.Context, t *Tries, what string, err error) er
 	case <-timer.C:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return fmt.Errorf("%w: %w", err, ctx.Err())
 	}
 }
 

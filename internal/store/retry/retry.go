@@ -7,23 +7,21 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"iter"
 	"log/slog"
-	"math/rand/v2"
 	"syscall"
 	"time"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/patience"
 )
 
 // Options tunes New. The zero value is ready to use.
 type Options struct {
 	Attempts int           // tries without progress before giving up; 0 means 10
 	Patience time.Duration // from the first failure after progress, after which no further try begins; 0 means 5 min
-	MinDelay time.Duration // before the second try, doubled for each further one; 0 means 200 ms
 	MaxDelay time.Duration // between tries; 0 means 20 s
 	Logger   *slog.Logger  // hears of every failure that is followed by another try; nil discards
 }
@@ -55,54 +53,25 @@ func Temporary(err error) bool {
 func New(s store.Store, opts Options) store.Store {
 	opts.Attempts = cmp.Or(opts.Attempts, 10)
 	opts.Patience = cmp.Or(opts.Patience, 5*time.Minute)
-	opts.MinDelay = cmp.Or(opts.MinDelay, 200*time.Millisecond)
 	opts.MaxDelay = cmp.Or(opts.MaxDelay, 20*time.Second)
 	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
-	return store.Around(s, &retrier{inner: s, Options: opts})
+	return store.Around(s, &retrier{inner: s, policy: patience.Policy{Service: "storage", MaxRetries: opts.Attempts - 1, MaxBackoff: opts.MaxDelay, Patience: opts.Patience,
+		MayPass: Temporary, Reason: error.Error, Logger: opts.Logger}})
 }
 
 type retrier struct {
-	inner store.Store
-	Options
+	inner  store.Store
+	policy patience.Policy
 }
 
-// tries counts the failures of one call since it last made progress. The zero value is ready to use.
-type tries struct {
-	failed int
-	since  time.Time // of the first failure
-}
-
-// progress forgets the failures.
-func (t *tries) progress() { *t = tries{} }
-
-// again waits before the next try after err, or returns the error with which to give up.
-func (r *retrier) again(ctx context.Context, t *tries, err error) error {
-	if t.failed == 0 {
-		t.since = time.Now()
-	}
-	t.failed++
-	if ctx.Err() != nil || !Temporary(err) || t.failed >= r.Attempts || time.Since(t.since) >= r.Patience {
-		return err
-	}
-	delay := r.MinDelay << min(t.failed-1, 30)
-	if delay <= 0 || delay > r.MaxDelay {
-		delay = r.MaxDelay
-	}
-	delay = delay/2 + rand.N(delay/2+1) // so that those which failed together do not come again together
-	r.Logger.Warn("storage call failed, trying again", "error", err, "failures", t.failed, "delay", delay.Round(time.Millisecond))
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", err, ctx.Err())
-	}
+// again waits before the next try after err, which says what failed, or returns the error with which to give up.
+func (r *retrier) again(ctx context.Context, t *patience.Tries, err error) error {
+	return r.policy.Again(ctx, t, "a call", err)
 }
 
 // do makes call until it succeeds or there is no point in going on.
 func (r *retrier) do(ctx context.Context, call func() error) error {
-	var t tries
+	var t patience.Tries
 	for {
 		err := call()
 		if err == nil {
@@ -134,7 +103,7 @@ type body struct {
 	at   int64 // offset in the object
 	left int64 // bytes still to be read; below 0 is to the end
 	now  io.ReadCloser
-	t    tries
+	t    patience.Tries
 }
 
 func (b *body) first(open func() (io.ReadCloser, error)) error {
@@ -159,7 +128,7 @@ func (b *body) Read(p []byte) (int, error) {
 			if b.left > 0 {
 				b.left -= int64(n)
 			}
-			b.t.progress()
+			b.t.Progress()
 		}
 		if err == nil || err == io.EOF {
 			return n, err
@@ -264,7 +233,7 @@ func (r *retrier) Walk(ctx context.Context, dir string) iter.Seq2[store.Object, 
 // list yields what from yields, and after a failure goes on with what comes after the last entry.
 func (r *retrier) list(ctx context.Context, after string, from func(after string) iter.Seq2[store.Object, error]) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
-		var t tries
+		var t patience.Tries
 		after := after // the sequence may be run again
 		for {
 			var failed error
@@ -274,7 +243,7 @@ func (r *retrier) list(ctx context.Context, after string, from func(after string
 					break
 				}
 				after = o.Name
-				t.progress()
+				t.Progress()
 				if !yield(o, nil) {
 					return
 				}

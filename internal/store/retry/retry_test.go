@@ -186,13 +186,13 @@ func TestPermanentErrorsAreNotTriedAgain(t *testing.T) {
 func TestItGivesUpAfterSomeTries(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := &failing{err: func() error { return errNetwork }}
-		for op, call := range each(t.Context(), retry.New(inner, retry.Options{Attempts: 4, MinDelay: time.Second, MaxDelay: 3 * time.Second})) {
+		for op, call := range each(t.Context(), retry.New(inner, retry.Options{Attempts: 4, MaxDelay: 600 * time.Millisecond})) {
 			inner.calls = 0
 			begin := time.Now()
 			err := call()
-			// Delays of 1, 2 and 3 seconds, or half of that.
-			if took := time.Since(begin); !errors.Is(err, errNetwork) || inner.calls != 4 || took < 3*time.Second || took > 6*time.Second {
-				t.Errorf("%s: %v after %d tries in %v, want 4 in 3 s to 6 s", op, err, inner.calls, took)
+			// Delays of 200, 400 and 600 ms, or half of that.
+			if took := time.Since(begin); !errors.Is(err, errNetwork) || inner.calls != 4 || took < 600*time.Millisecond || took > 1200*time.Millisecond {
+				t.Errorf("%s: %v after %d tries in %v, want 4 in 0.6 s to 1.2 s", op, err, inner.calls, took)
 			}
 		}
 	})
@@ -214,15 +214,15 @@ func TestACancelledContextEndsTheWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		inner := &failing{err: func() error { return errNetwork }}
 		for op := range each(t.Context(), retry.New(inner, retry.Options{})) {
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			s := retry.New(inner, retry.Options{MinDelay: time.Hour, MaxDelay: time.Hour})
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			s := retry.New(inner, retry.Options{})
 			for name, call := range each(ctx, s) {
 				if name != op {
 					continue
 				}
 				begin := time.Now()
-				if err := call(); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errNetwork) || time.Since(begin) != time.Second {
-					t.Errorf("%s: %v after %v, want both errors after a second", op, err, time.Since(begin))
+				if err := call(); !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, errNetwork) || time.Since(begin) != 50*time.Millisecond {
+					t.Errorf("%s: %v after %v, want both errors after 50 ms", op, err, time.Since(begin))
 				}
 			}
 			cancel()

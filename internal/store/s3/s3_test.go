@@ -104,6 +104,6 @@ func gateway(t *testing.T) (newStore func(t *testing.T, change func(*s3.Options)
 func TestS3AtARealServerIsAStore(t *testing.T) {
 	newStore := gateway(t)
 	storetest.Test(t, func(t *testing.T) store.Store {
-		return retry.New(newStore(t, nil), retry.Options{MinDelay: time.Millisecond})
+		return retry.New(newStore(t, nil), retry.Options{MaxDelay: 20 * time.Millisecond})
 	})
 }
