@@ -11,6 +11,8 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
+	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -85,15 +87,20 @@ func place(t testing.TB, name string, st store.Store, err error, env ...string) 
 	return Place{name, env, st}
 }
 
-// address returns an address of the loopback interface that is free, and its port.
-func address(t testing.TB) (string, int) {
+// address returns an address of the loopback interface that is free, and stays so while a service is stopped: the host is one of its
+// millions that nobody else will come upon.
+func address(t testing.TB) (address, host, port string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+mathrand.IntN(254), mathrand.IntN(256), 1+mathrand.IntN(254)))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close() // before anybody else listens there
-	return l.Addr().String(), l.Addr().(*net.TCPAddr).Port
+	defer l.Close() // before the service listens there
+	address = l.Addr().String()
+	if host, port, err = net.SplitHostPort(address); err != nil {
+		t.Fatal(err)
+	}
+	return address, host, port
 }
 
 // serve starts a server and waits until it listens at address. It ends when stop is called, with the test at the latest, and
@@ -164,7 +171,7 @@ func NewS3(t testing.TB) *S3 {
 	if err := os.MkdirAll(filepath.Join(g.Dir, "archive"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	at, _ := address(t)
+	at, _, _ := address(t)
 	g.URL = "http://" + at
 	var iam struct {
 		Accounts map[string]any `json:"accessAccounts"`
@@ -244,8 +251,8 @@ func (g *S3) Place(t testing.TB) Place {
 // GCS starts a Google Cloud Storage with a bucket.
 func GCS(t testing.TB) Place {
 	t.Helper()
-	at, port := address(t)
-	serve(t, pgtest.Command(t, pgtest.Service(t, "fake-gcs-server"), "-scheme", "http", "-host", "127.0.0.1", "-port", strconv.Itoa(port),
+	at, host, port := address(t)
+	serve(t, pgtest.Command(t, pgtest.Service(t, "fake-gcs-server"), "-scheme", "http", "-host", host, "-port", port,
 		"-public-host", at, "-backend", "memory", "-log-level", "error"), at)
 	url := "http://" + at
 	resp, err := http.Post(url+"/storage/v1/b?project=test", "application/json", strings.NewReader(`{"name":"archive"}`))
@@ -262,10 +269,10 @@ func GCS(t testing.TB) Place {
 // Azure starts a Blob Storage with a container.
 func Azure(t testing.TB) Place {
 	t.Helper()
-	at, port := address(t)
+	at, host, port := address(t)
 	const account = "account1"
 	key := base64.StdEncoding.EncodeToString([]byte("the-secret-access-key"))
-	cmd := pgtest.Command(t, pgtest.Service(t, "azurite-blob"), "--blobPort", strconv.Itoa(port), "--inMemoryPersistence", "--skipApiVersionCheck",
+	cmd := pgtest.Command(t, pgtest.Service(t, "azurite-blob"), "--blobHost", host, "--blobPort", port, "--inMemoryPersistence", "--skipApiVersionCheck",
 		"--silent", "--disableTelemetry")
 	cmd.Dir = pgtest.Dir(t)
 	cmd.Env = append(cmd.Environ(), "AZURITE_ACCOUNTS="+account+":"+key)
@@ -295,12 +302,12 @@ func SFTP(t testing.TB) Place {
 		pgtest.Missing(t, "sshd")
 	}
 	dir := pgtest.Dir(t)
-	at, port := address(t)
+	at, host, port := address(t)
 	root, hostKey, key := filepath.Join(dir, "archive"), filepath.Join(dir, "host"), filepath.Join(dir, "key")
 	authorized, known := filepath.Join(dir, "authorized_keys"), filepath.Join(dir, "known_hosts")
-	host, public := newKey(t, hostKey), newKey(t, key)
+	server, public := newKey(t, hostKey), newKey(t, key)
 	for name, content := range map[string]string{
-		authorized: string(ssh.MarshalAuthorizedKey(public)), known: knownhosts.Line([]string{at}, host) + "\n",
+		authorized: string(ssh.MarshalAuthorizedKey(public)), known: knownhosts.Line([]string{at}, server) + "\n",
 	} {
 		if err := os.WriteFile(name, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -311,18 +318,22 @@ func SFTP(t testing.TB) Place {
 	}
 	pgtest.Give(t, dir)
 	// Run by the account it lets in, it needs no privileges.
-	cmd := pgtest.Command(t, program, "-D", "-e", "-f", "/dev/null", "-p", strconv.Itoa(port), "-h", hostKey)
-	for _, option := range []string{"ListenAddress=127.0.0.1", "UsePAM=no", "StrictModes=no", "PidFile=none", "PasswordAuthentication=no",
+	cmd := pgtest.Command(t, program, "-D", "-e", "-f", "/dev/null", "-p", port, "-h", hostKey)
+	for _, option := range []string{"ListenAddress=" + host, "UsePAM=no", "StrictModes=no", "PidFile=none", "PasswordAuthentication=no",
 		"MaxStartups=100", "LogLevel=ERROR", "AuthorizedKeysFile=" + authorized, "Subsystem=sftp internal-sftp"} {
 		cmd.Args = append(cmd.Args, "-o", option)
 	}
 	serve(t, cmd, at)
 	user := pgtest.Account(t)
-	st, err := sftp.New(sftp.Options{Host: "127.0.0.1", Port: port, Root: root, User: user, PrivateKeyFile: key, KnownHosts: []string{known}})
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, err := sftp.New(sftp.Options{Host: host, Port: n, Root: root, User: user, PrivateKeyFile: key, KnownHosts: []string{known}})
 	if err == nil {
 		t.Cleanup(func() { st.Close() })
 	}
-	return place(t, "SFTP", st, err, "WALG_SSH_PREFIX=ssh://127.0.0.1"+root, "SSH_PORT="+strconv.Itoa(port), "SSH_USERNAME="+user,
+	return place(t, "SFTP", st, err, "WALG_SSH_PREFIX=ssh://"+host+root, "SSH_PORT="+port, "SSH_USERNAME="+user,
 		"SSH_PRIVATE_KEY_PATH="+key, "HOLDFAST_SSH_KNOWN_HOSTS="+known)
 }
 
@@ -350,7 +361,7 @@ func newKey(t testing.TB, path string) ssh.PublicKey {
 // Swift starts a Swift with a container.
 func Swift(t testing.TB) Place {
 	t.Helper()
-	at, _ := address(t)
+	at, _, _ := address(t)
 	serve(t, pgtest.Command(t, pgtest.Build(t, "holdfast/test/places/swiftd"), at), at)
 	const user = "swifttest"
 	auth := "http://" + at + "/v1.0"
