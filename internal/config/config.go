@@ -184,6 +184,8 @@ type WAL struct {
 	Parallel    int    // files that wal-push has in flight at once, the one asked for included; WALG_UPLOAD_CONCURRENCY
 	Limit       int    // files that one wal-push stores at most; TOTAL_BG_UPLOADED_LIMIT
 	ReadyRename bool   // PG_READY_RENAME
+	Summaries   string // of segments, beside them: auto, on or off; HOLDFAST_WAL_SUMMARIES
+	Deltas      bool   // objects of every 16 segments as WAL-G wants them; WALG_USE_WAL_DELTA
 	Prefetch    int    // segments that wal-fetch fetches ahead; 1 means none; WALG_DOWNLOAD_CONCURRENCY
 	PrefetchDir string // "" means the directory of the destination; WALG_PREFETCH_DIR
 }

@@ -131,7 +131,7 @@ func TestDefaults(t *testing.T) {
 		Health:       config.Health{Check: true, Timeout: 30 * time.Second, Size: 1 << 20, Lifetime: 15 * time.Minute},
 		Mirroring:    config.Mirroring{Rule: "all", Stall: time.Minute, Pause: time.Minute},
 		Compression:  config.Compression{Method: "zstd", Level: "fastest"},
-		WAL:          config.WAL{Parallel: 16, Limit: 32, Prefetch: 10},
+		WAL:          config.WAL{Parallel: 16, Limit: 32, Summaries: "auto", Prefetch: 10},
 		Backup:       config.Backup{Workers: 6, PartSize: 1<<30 - 1, Alive: time.Minute, WALTimeout: time.Hour},
 		Postgres:     config.Postgres{Vars: map[string]string{"PGAPPNAME": "holdfast"}},
 		Log:          config.Log{Level: "NORMAL", Destination: "stderr", Format: "text"},

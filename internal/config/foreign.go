@@ -45,7 +45,7 @@ func foreigners() []foreign {
 		// Notices: what is ignored does not change what is stored.
 		{names: []string{"WALG_DELTA_MAX_STEPS"}, quiet: []string{"0"}, why: fullOnly, used: push},
 		{names: []string{"WALG_DELTA_ORIGIN", "WALG_DELTA_FROM_NAME", "WALG_DELTA_FROM_USER_DATA"}, quiet: []string{"latest"}, why: fullOnly, used: push},
-		{names: []string{"WALG_USE_WAL_DELTA", "WALG_FORCE_WAL_DELTA"}, quiet: no, why: fullOnly, used: push},
+		{names: []string{"WALG_FORCE_WAL_DELTA"}, quiet: no, why: fullOnly, used: push},
 		{names: []string{"WALG_PREVENT_WAL_OVERWRITE"}, quiet: yes, why: "archived WAL is never overwritten with other contents", used: walPush},
 		{names: []string{"WALG_VERIFY_PAGE_CHECKSUMS"}, quiet: yes, why: "page checksums are always verified where the cluster has them", used: push},
 		{names: []string{"WALG_UPLOAD_QUEUE"}, why: "a part is stored while it is filled, so none waits", used: push},
