@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/crc32c"
 	"holdfast/internal/tarpart"
 )
 
@@ -171,7 +172,7 @@ func (r *run) configIntoData(ctx context.Context) error {
 		if err := r.includedDirs(name, b); err != nil {
 			return err
 		}
-		return r.listFile(name, int64(len(b)), h.ModTime, checksum(b))
+		return r.listFile(name, int64(len(b)), h.ModTime, crc32c.Checksum(b))
 	})
 }
 

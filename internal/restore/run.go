@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -21,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/crc32c"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/manifest"
 	"holdfast/internal/pg/wal"
@@ -347,8 +347,6 @@ func (r *run) listFile(path string, size int64, modified time.Time, crc uint32) 
 	})
 }
 
-func checksum(b []byte) uint32 { return crc32.Checksum(b, castagnoli) }
-
 // neededDirs lists the directories PostgreSQL does not make by itself when it starts.
 var neededDirs = []string{
 	"base", "global", "pg_commit_ts", "pg_dynshmem", "pg_logical/mappings", "pg_logical/snapshots", "pg_multixact/members",
@@ -385,7 +383,7 @@ func (r *run) finish(ctx context.Context) error {
 			if err := r.tree.write(name, h.content.Bytes(), h.mode); err != nil {
 				return err
 			}
-			if err := r.listFile(name, int64(h.content.Len()), h.modTime, checksum(h.content.Bytes())); err != nil {
+			if err := r.listFile(name, int64(h.content.Len()), h.modTime, crc32c.Checksum(h.content.Bytes())); err != nil {
 				return err
 			}
 		}
@@ -427,7 +425,7 @@ func (r *run) seal(ctx context.Context) error {
 	}
 	r.pages.settle(&data)
 	r.pages.tell(&r.notes)
-	if err := r.listFile(control.Name, int64(c.content.Len()), c.modTime, checksum(c.content.Bytes())); err != nil {
+	if err := r.listFile(control.Name, int64(c.content.Len()), c.modTime, crc32c.Checksum(c.content.Bytes())); err != nil {
 		return err
 	}
 	if err := r.closeList(); err != nil {

@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -16,6 +15,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/compress"
+	"holdfast/internal/crc32c"
 	"holdfast/internal/increment"
 	"holdfast/internal/pg/page"
 	"holdfast/internal/tarpart"
@@ -244,7 +244,7 @@ func (f *building) fill(content io.Reader, want uint32, listed bool) error {
 		n, err := io.ReadFull(content, f.buf)
 		b := f.buf[:n]
 		if listed {
-			sum = crc32.Update(sum, castagnoli, b)
+			sum = crc32c.Update(sum, b)
 		}
 		if errWrite := f.write(b, at); errWrite != nil {
 			return errWrite

@@ -3,7 +3,6 @@ package restore
 import (
 	"context"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"sync"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/crc32c"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/tarpart"
 )
@@ -235,7 +235,7 @@ func (w *worker) whole(m *tarpart.Member) bool {
 	sum := uint32(0)
 	for {
 		n, err := f.Read(w.buf)
-		sum = crc32.Update(sum, castagnoli, w.buf[:n])
+		sum = crc32c.Update(sum, w.buf[:n])
 		if err == io.EOF {
 			break
 		}
@@ -405,7 +405,7 @@ func (s *sink) begin(p *piece) (err error) {
 
 // put writes content of a piece.
 func (s *sink) put(p *piece, b []byte) error {
-	s.sum = crc32.Update(s.sum, castagnoli, b)
+	s.sum = crc32c.Update(s.sum, b)
 	at := p.from + s.done
 	s.done += int64(len(b))
 	switch {
@@ -470,7 +470,7 @@ func (f *splitFile) finish(p *piece, sum uint32) (_ uint32, whole bool) {
 	}
 	sum = 0
 	for i, s := range f.sums {
-		sum = combine(sum, s, min(unitSize, p.Size-int64(i)*unitSize))
+		sum = crc32c.Combine(sum, s, min(unitSize, p.Size-int64(i)*unitSize))
 	}
 	return sum, true
 }

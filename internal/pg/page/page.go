@@ -14,6 +14,7 @@ import (
 	"encoding/binary"
 	"fmt"
 
+	"holdfast/internal/crc32c"
 	"holdfast/internal/pg/wal"
 )
 
@@ -101,3 +102,9 @@ func Verify(p []byte, first uint32) int {
 }
 
 var zeros [Size]byte
+
+// AppendCRC returns the CRC-32C of something followed by a page, given that of the former and that of the page. 0 is that of nothing, so that those
+// of a file's pages give that of the file, as PostgreSQL's manifest has it. It is not the checksum in the page's header.
+func AppendCRC(sum, page uint32) uint32 { return appender.Append(sum, page) }
+
+var appender = crc32c.NewAppender(Size)

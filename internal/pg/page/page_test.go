@@ -9,6 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"holdfast/internal/crc32c"
 	"holdfast/internal/pg/page"
 )
 
@@ -109,6 +110,19 @@ func TestSumEqualsScalar(t *testing.T) {
 			t.Fatalf("%08x, want %08x", got, want)
 		}
 	})
+}
+
+// The CRC-32C of a file follows from those of its pages.
+func TestAppendCRC(t *testing.T) {
+	var sum uint32
+	var file []byte
+	for _, p := range real(t) {
+		sum = page.AppendCRC(sum, crc32c.Checksum(p))
+		file = append(file, p...)
+		if want := crc32c.Checksum(file); sum != want {
+			t.Errorf("%d pages: %08X, want %08X", len(file)/page.Size, sum, want)
+		}
+	}
 }
 
 // A header that is read holds all that its bytes say.
