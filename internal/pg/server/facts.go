@@ -20,7 +20,8 @@ type Facts struct {
 	Standby          bool   // in recovery
 	Timeline         wal.Timeline
 	SegmentSize      wal.SegmentSize
-	BlockSize        int // of data files, in bytes
+	BlockSize        int    // of data files, in bytes
+	RelationSegment  uint32 // blocks of a relation after which its next file begins
 	Checksums        bool
 
 	DataDirectory string
@@ -55,12 +56,12 @@ func (c *Conn) Facts(ctx context.Context) (Facts, error) {
 			case when pg_is_in_recovery()
 				then greatest((select timeline_id from pg_control_checkpoint()), (select min_recovery_end_timeline from pg_control_recovery()))
 				else ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int4 end,
-			i.bytes_per_wal_segment::int8, i.database_block_size, i.data_page_checksum_version <> 0,
+			i.bytes_per_wal_segment::int8, i.database_block_size, i.blocks_per_segment, i.data_page_checksum_version <> 0,
 			current_setting('data_directory'), current_setting('config_file'), current_setting('hba_file'), current_setting('ident_file'),
 			current_setting('archive_mode'), current_setting('archive_command'), coalesce(current_setting('archive_library', true), ''),
 			current_setting('wal_level')
 		from pg_control_init() i`, nil,
-		&f.Version, &f.VersionText, &system, &f.Standby, &timeline, &segment, &f.BlockSize, &f.Checksums,
+		&f.Version, &f.VersionText, &system, &f.Standby, &timeline, &segment, &f.BlockSize, &f.RelationSegment, &f.Checksums,
 		&f.DataDirectory, &f.ConfigFile, &f.HBAFile, &f.IdentFile, &f.ArchiveMode, &f.ArchiveCommand, &f.ArchiveLibrary, &f.WALLevel)
 	if err != nil {
 		return Facts{}, err
