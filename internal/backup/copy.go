@@ -205,8 +205,8 @@ func (r *run) packEntry(e datadir.Entry) tarpart.Entry {
 	default:
 		t.File = e.OSPath
 	}
-	if e.Kind == datadir.Relation && r.verify {
-		t.Paged, t.FirstBlock = true, e.Segment*r.dir.Control.BlocksPerSegment
+	if e.Kind == datadir.Relation {
+		t.Paged, t.Verify, t.FirstBlock = true, r.verify, e.Segment*r.dir.Control.BlocksPerSegment
 	}
 	return t
 }

@@ -45,6 +45,9 @@ func (h *Header) Len() int64 { return fixedSize + 4*int64(len(h.Blocks)) }
 // Size returns how many bytes header and pages take.
 func (h *Header) Size() int64 { return h.Len() + page.Size*int64(len(h.Blocks)) }
 
+// Size returns how many bytes an increment of so many pages takes.
+func Size(pages uint32) int64 { return fixedSize + (4+page.Size)*int64(pages) }
+
 // errNot is what all that is no increment is.
 var errNot = errors.New("it is not the increment of a file")
 

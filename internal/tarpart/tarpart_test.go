@@ -75,7 +75,7 @@ func TestPackedIsUnpacked(t *testing.T) {
 			if err := os.WriteFile(name, content, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			es = append(es, tarpart.Entry{Path: fmt.Sprintf("base/5/%d.1", i), Mode: 0o600, File: name, Paged: rapid.Bool().Draw(t, "paged"), FirstBlock: 131072})
+			es = append(es, tarpart.Entry{Path: fmt.Sprintf("base/5/%d.1", i), Mode: 0o600, File: name, Paged: rapid.Bool().Draw(t, "paged"), Verify: rapid.Bool().Draw(t, "verify"), FirstBlock: 131072})
 			want = append(want, content)
 		}
 		p := tarpart.NewPacker(list(es...), tarpart.Options{})
@@ -237,7 +237,7 @@ func TestCorruptPagesAreTold(t *testing.T) {
 	file := write(t, filepath.Join(dir, "16384.1"), content)
 	mended := false
 	var told []string
-	p := tarpart.NewPacker(list(tarpart.Entry{Path: "base/5/16384.1", File: file, Paged: true, FirstBlock: 131072}), tarpart.Options{
+	p := tarpart.NewPacker(list(tarpart.Entry{Path: "base/5/16384.1", File: file, Paged: true, Verify: true, FirstBlock: 131072}), tarpart.Options{
 		Corrupt: func(path string, block uint32) { told = append(told, fmt.Sprint(path, " ", block)) },
 		Wait: func(int) error {
 			if !mended { // the write of the torn page ends while we look at it
@@ -271,7 +271,7 @@ func TestManyCorruptPagesAreCounted(t *testing.T) {
 	file := write(t, filepath.Join(t.TempDir(), "1"), content)
 	for _, all := range []bool{false, true} {
 		told := 0
-		p := tarpart.NewPacker(list(tarpart.Entry{Path: "1", File: file, Paged: true}),
+		p := tarpart.NewPacker(list(tarpart.Entry{Path: "1", File: file, Paged: true, Verify: true}),
 			tarpart.Options{AllCorrupt: all, Corrupt: func(string, uint32) { told++ }})
 		if _, err := io.Copy(io.Discard, p); err != nil {
 			t.Fatal(err)

@@ -349,9 +349,17 @@ func TestWalkYieldsAttributes(t *testing.T) {
 		if e.Path != "base/5/16384" {
 			continue
 		}
+		info, err := os.Lstat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inode, changed := datadir.Identity(info)
+		if runtime.GOOS == "linux" && (inode == 0 || time.Since(changed) > time.Hour) {
+			t.Errorf("inode %d, changed at %s", inode, changed)
+		}
 		e.ModTime = e.ModTime.UTC()
 		want := datadir.Entry{Path: "base/5/16384", OSPath: path, Kind: datadir.Relation, Size: 12, Mode: 0o640, ModTime: when,
-			UID: os.Geteuid(), GID: os.Getegid()}
+			Inode: inode, Changed: changed, UID: os.Geteuid(), GID: os.Getegid()}
 		if d := cmp.Diff(want, e); d != "" {
 			t.Errorf("(-want +got):\n%s", d)
 		}

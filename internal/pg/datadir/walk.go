@@ -43,6 +43,8 @@ type Entry struct {
 	Size    int64  // bytes, of File, Relation and Control; they may grow, shrink or vanish at any time
 	Mode    fs.FileMode
 	ModTime time.Time
+	Inode   uint64 // this and Changed: see Identity
+	Changed time.Time
 	UID     int
 	GID     int
 	Target  string // of a Symlink, as it stands there
@@ -345,6 +347,7 @@ func (w *walker) emit(kind Kind, full string, st fs.FileInfo) bool {
 
 func entry(kind Kind, full, osPath string, st fs.FileInfo) Entry {
 	e := Entry{Path: full, OSPath: osPath, Kind: kind, Mode: st.Mode(), ModTime: st.ModTime()}
+	e.Inode, e.Changed = Identity(st)
 	if kind != Directory && kind != Symlink {
 		e.Size = st.Size()
 	}
