@@ -5,12 +5,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -41,17 +44,47 @@ type Draft struct {
 	parts    []draftPart
 	contents int64 // bytes of member contents
 	stored   int64 // bytes handed to the store
+
+	same      []tarpart.Member // files that are as in the parent, until they fill a line
+	sameNames int              // bytes of their paths
+	unchanged []manifestLine   // of such files
 }
 
-// draftPart is a finished part; line is its manifest line, compressed, so that a million members cost some 20 MB.
+// draftPart is a finished part.
 type draftPart struct {
 	name string
-	line []byte
+	line manifestLine
+}
+
+// manifestLine is a line of the manifest, compressed, so that a million members cost some 30 MB.
+type manifestLine []byte
+
+func newManifestLine(v any) (manifestLine, error) {
+	line, err := json.Marshal(v)
+	if err != nil {
+		return nil, err
+	}
+	if line = append(line, '\n'); len(line) >= maxManifestLine {
+		return nil, fmt.Errorf("%d bytes are more than a line of the manifest may have: a smaller WALG_TAR_SIZE_THRESHOLD makes smaller parts", len(line))
+	}
+	z := compress.Compress(bytes.NewReader(line), compress.Zstd, compress.Options{})
+	defer z.Close() // gives its buffers back
+	return io.ReadAll(z)
 }
 
 // open reads the line. The caller closes it.
-func (p draftPart) open() io.ReadCloser {
-	return compress.Decompress(bytes.NewReader(p.line), compress.Zstd)
+func (l manifestLine) open() io.ReadCloser {
+	return compress.Decompress(bytes.NewReader(l), compress.Zstd)
+}
+
+// decode decodes the line.
+func (l manifestLine) decode(v any) error {
+	r := l.open()
+	line, err := io.ReadAll(r)
+	if err := errors.Join(err, r.Close()); err != nil {
+		return err
+	}
+	return json.Unmarshal(line, v)
 }
 
 // Name returns the backup's name.
@@ -76,26 +109,60 @@ func (d *Draft) PutPart(ctx context.Context, base string, tar io.Reader, members
 		return err
 	}
 	p := ManifestPart{Name: name, Size: n.n.Load(), Members: members()}
-	line, err := json.Marshal(p)
+	line, err := newManifestLine(p)
 	if err != nil {
 		return fmt.Errorf("describe %s: %w", name, err)
 	}
-	if line = append(line, '\n'); len(line) >= maxManifestLine {
-		return fmt.Errorf("describe %s: %d bytes are more than a line of the manifest may have: a smaller WALG_TAR_SIZE_THRESHOLD makes smaller parts", name, len(line))
-	}
-	z := compress.Compress(bytes.NewReader(line), compress.Zstd, compress.Options{})
-	defer z.Close() // gives its buffers back
-	packed, err := io.ReadAll(z)
-	if err != nil {
-		return err
-	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.parts = append(d.parts, draftPart{name: name, line: packed})
+	d.parts = append(d.parts, draftPart{name: name, line: line})
 	d.stored += p.Size
 	for _, m := range p.Members {
 		d.contents += m.Size
 	}
+	return nil
+}
+
+func sumsName(backup, base string) string { return Folder(backup) + "page_sums/" + base + ".crc32c" }
+
+// PutSums stores the checksums of the pages in the part base, as tarpart.Packer.Sums has them. Without any it does nothing.
+func (d *Draft) PutSums(ctx context.Context, base string, sums []byte) error {
+	if len(sums) == 0 {
+		return nil
+	}
+	body, _ := d.archive.packed(bytes.NewReader(sums), compress.None, 1)
+	defer body.Close() // gives its buffers back
+	return d.put(ctx, sumsName(d.name, base), body)
+}
+
+// OpenSums reads what PutSums stored for the part base, which is its name without the codec's extension. fs.ErrNotExist where nothing in it is made
+// of pages, and for backups whose manifest has form 1.
+func (a *Archive) OpenSums(ctx context.Context, backup, base string) (io.ReadCloser, error) {
+	return a.open(ctx, sumsName(backup, base), compress.None)
+}
+
+// Unchanged notes a file of which a delta stores nothing, as it is what it was in the parent: its Path, Mode, Size, ModTime,
+// Inode and Changed. It may be called from several goroutines.
+func (d *Draft) Unchanged(m tarpart.Member) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.same = append(d.same, m)
+	if d.sameNames += len(m.Path); len(d.same) < MaxPartMembers && d.sameNames < MaxPartNames {
+		return nil
+	}
+	return d.flushUnchanged()
+}
+
+func (d *Draft) flushUnchanged() error {
+	if len(d.same) == 0 {
+		return nil
+	}
+	line, err := newManifestLine(unchangedLine{d.same})
+	if err != nil {
+		return fmt.Errorf("describe what is unchanged: %w", err)
+	}
+	d.unchanged = append(d.unchanged, line)
+	d.same, d.sameNames = d.same[:0], 0
 	return nil
 }
 
@@ -145,6 +212,9 @@ func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 	}
 	s.UncompressedSize, s.CompressedSize = d.Sizes()
 	s.Version, s.DateFmt = 2, dateFmt
+	if err := d.flushUnchanged(); err != nil {
+		return err
+	}
 	// Data parts by number, then control, then label: the order a restore wants. Longer names have more digits.
 	slices.SortFunc(d.parts, func(a, b draftPart) int {
 		return cmp.Or(cmp.Compare(partRank(a.name), partRank(b.name)), cmp.Compare(len(a.name), len(b.name)), cmp.Compare(a.name, b.name))
@@ -340,18 +410,23 @@ func (d *Draft) Abort(ctx context.Context) error {
 }
 
 func (d *Draft) putManifest(ctx context.Context, s *Sentinel) error {
-	return pipe(func(w io.Writer) error {
-		h := ManifestHeader{Holdfast: 1, Backup: d.name, Checksum: "CRC32C", Started: s.StartTime, Parts: len(d.parts)}
+	sum := sha256.New()
+	err := pipe(func(w io.Writer) error {
+		w = io.MultiWriter(w, sum)
+		h := ManifestHeader{Holdfast: manifestForm, Backup: d.name, Checksum: "CRC32C", Started: s.StartTime, Parts: len(d.parts), Unchanged: len(d.unchanged)}
 		if s.SystemIdentifier != nil {
 			h.SystemIdentifier = *s.SystemIdentifier
+		}
+		if s.DeltaFrom != "" {
+			h.Parent = &ManifestParent{Backup: s.DeltaFrom, Sum: s.Parent}
 		}
 		if err := json.NewEncoder(w).Encode(h); err != nil {
 			return err
 		}
-		for _, p := range d.parts {
-			line := p.open()
-			_, err := io.Copy(w, line)
-			if err := errors.Join(err, line.Close()); err != nil {
+		for line := range d.lines() {
+			r := line.open()
+			_, err := io.Copy(w, r)
+			if err := errors.Join(err, r.Close()); err != nil {
 				return err
 			}
 		}
@@ -361,18 +436,31 @@ func (d *Draft) putManifest(ctx context.Context, s *Sentinel) error {
 		defer z.Close() // gives its buffers back
 		return d.put(ctx, Folder(d.name)+manifestName, z)
 	})
+	s.Manifest = hex.EncodeToString(sum.Sum(nil))
+	return err
+}
+
+// lines yields the manifest's lines behind the first.
+func (d *Draft) lines() iter.Seq[manifestLine] {
+	return func(yield func(manifestLine) bool) {
+		for _, p := range d.parts {
+			if !yield(p.line) {
+				return
+			}
+		}
+		for _, line := range d.unchanged {
+			if !yield(line) {
+				return
+			}
+		}
+	}
 }
 
 // each decodes the parts' members one part after the other.
 func (d *Draft) each(do func(p *ManifestPart) error) error {
 	for _, packed := range d.parts {
-		r := packed.open()
-		line, err := io.ReadAll(r)
-		if err := errors.Join(err, r.Close()); err != nil {
-			return err
-		}
 		var p ManifestPart
-		if err := json.Unmarshal(line, &p); err != nil {
+		if err := packed.line.decode(&p); err != nil {
 			return err
 		}
 		if err := do(&p); err != nil {
@@ -413,7 +501,7 @@ func (d *Draft) putFileList(ctx context.Context) (sizes map[string]int64, err er
 				if partRank(p.Name) != 0 {
 					continue // control file and labels are restored whether listed or not
 				}
-				e := fileEntry{MTime: m.ModTime}
+				e := fileEntry{MTime: m.ModTime, IsIncremented: m.Increment != nil}
 				if m.CorruptCount > 0 {
 					e.CorruptBlocks = &corruptBlocks{m.CorruptCount, m.Corrupt}
 				}
@@ -426,6 +514,18 @@ func (d *Draft) putFileList(ctx context.Context) (sizes map[string]int64, err er
 		})
 		if err != nil {
 			return err
+		}
+		for _, packed := range d.unchanged {
+			var line unchangedLine
+			if err := packed.decode(&line); err != nil {
+				return err
+			}
+			for _, m := range line.Unchanged {
+				b.comma(&first)
+				b.value(tarpart.Name(m.Path))
+				b.raw(":")
+				b.value(fileEntry{MTime: m.ModTime, IsSkipped: true})
+			}
 		}
 		b.raw(`},"TarFileSets":{`)
 		first = true
