@@ -64,6 +64,11 @@ type Key struct {
 // String prints k as tablespace/database/number and the fork.
 func (k Key) String() string { return k.Relation.String() + " " + k.Fork.String() }
 
+// Compare orders keys by tablespace, database, number and fork, as PostgreSQL's summary files do.
+func (k Key) Compare(o Key) int {
+	return cmp.Or(k.Relation.compare(o.Relation), cmp.Compare(k.Fork, o.Fork))
+}
+
 // NoLimit is the limit of a fork that was never made, truncated or dropped. No block has this number (InvalidBlockNumber).
 const NoLimit uint32 = 0xFFFFFFFF
 
@@ -144,13 +149,10 @@ func (s *Set) Whole(r Relation) bool {
 	return ok
 }
 
-// All yields the forks to which something happened, ordered by tablespace, database, number and fork, as PostgreSQL's summary files are.
+// All yields the forks to which something happened, in the order of their keys.
 func (s *Set) All() iter.Seq2[Key, Entry] {
 	return func(yield func(Key, Entry) bool) {
-		keys := slices.SortedFunc(maps.Keys(s.forks), func(a, b Key) int {
-			return cmp.Or(a.Relation.compare(b.Relation), cmp.Compare(a.Fork, b.Fork))
-		})
-		for _, k := range keys {
+		for _, k := range slices.SortedFunc(maps.Keys(s.forks), Key.Compare) {
 			f := s.forks[k]
 			if !yield(k, Entry{Limit: f.limit, Blocks: &f.blocks}) {
 				return

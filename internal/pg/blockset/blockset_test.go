@@ -87,7 +87,7 @@ func check(t *rapid.T, what string, s *blockset.Set, m model) {
 		if !ok {
 			t.Fatalf("%s: %s is in the set, and nothing happened to it", what, k)
 		}
-		if last != nil && !less(*last, k) {
+		if last != nil && !inOrder(*last, k) {
 			t.Errorf("%s: %s is not after %s", what, k, *last)
 		}
 		if sorted := slices.Sorted(maps.Keys(want.blocks)); e.Limit != want.limit || !slices.Equal(e.Blocks.ToArray(), sorted) {
@@ -114,7 +114,7 @@ func check(t *rapid.T, what string, s *blockset.Set, m model) {
 	}
 }
 
-func less(a, b blockset.Key) bool {
+func inOrder(a, b blockset.Key) bool {
 	x := []uint32{a.Tablespace, a.Database, a.Number, uint32(a.Fork)}
 	return slices.Compare(x, []uint32{b.Tablespace, b.Database, b.Number, uint32(b.Fork)}) < 0
 }
