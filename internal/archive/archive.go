@@ -5,7 +5,8 @@
 //	  base_<WAL>/
 //	    metadata.json                        the same facts for lists; the permanent flag lives here
 //	    files_metadata.json                  what stock WAL-G needs to restore
-//	    manifest.json.zst                    ours: every member with its checksum, part and offset
+//	    manifest.json.zst                    ours: every member with its checksum, part and offset; of a delta what is unchanged
+//	    page_sums/<part>.crc32c              ours: the CRC-32C of each page in that part, four bytes each
 //	    config.tar.<ext>                     ours: configuration that lives outside the data directory
 //	    push.json                            ours: who is writing this backup right now
 //	    tar_partitions/part_001.tar.<ext> …  the data; pg_control.tar and backup_label.tar last

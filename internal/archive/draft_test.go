@@ -3,6 +3,8 @@ package archive_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"time"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/increment"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
@@ -43,13 +46,17 @@ func putBackup(ctx context.Context, s store.Store) error {
 		name string
 		es   []tarpart.Entry
 	}{
-		{two, []tarpart.Entry{{Path: "base/5/2", Content: []byte("two"), Mode: 0o600}}},
+		{two, []tarpart.Entry{{Path: "base/5/2", Content: []byte("two"), Mode: 0o600}, {Path: "base/5/3", Content: make([]byte, 8192), Paged: true}}},
 		{archive.ControlPart, []tarpart.Entry{{Path: "global/pg_control", Content: []byte("control"), Mode: 0o600}}},
 		{archive.LabelPart, []tarpart.Entry{{Path: "backup_label", Content: []byte("label"), Bare: true}, {Path: "tablespace_map", Bare: true}}},
 		{one, []tarpart.Entry{{Path: ".", Type: tarpart.Dir, Mode: 0o700}, {Path: "base/5/1", Content: []byte("one"), Mode: 0o600, ModTime: time.Unix(7, 8)}}},
 	} {
 		p := tarpart.NewPacker(entries(part.es...), tarpart.Options{})
-		if err := d.PutPart(ctx, part.name, p, p.Members); err != nil {
+		err := d.PutPart(ctx, part.name, p, p.Members)
+		if err == nil {
+			err = d.PutSums(ctx, part.name, p.Sums())
+		}
+		if err != nil {
 			return errors.Join(err, d.Abort(context.Background()))
 		}
 	}
@@ -68,7 +75,7 @@ func TestCommitMakesABackup(t *testing.T) {
 	}
 	a := archive.New(m, archive.Options{})
 	s, err := a.Sentinel(t.Context(), backupName)
-	if err != nil || s.Version != 2 || *s.SystemIdentifier != 7359000000000000001 || s.UncompressedSize != 18 || s.CompressedSize == 0 {
+	if err != nil || s.Version != 2 || *s.SystemIdentifier != 7359000000000000001 || s.UncompressedSize != 18+8192 || s.CompressedSize == 0 {
 		t.Errorf("sentinel %+v, %v", s, err)
 	}
 	if meta, err := a.Metadata(t.Context(), backupName); err != nil || meta.StartLSN != 0x3000028 {
@@ -93,7 +100,7 @@ func TestCommitMakesABackup(t *testing.T) {
 			got = append(got, p.Name+" "+m.Path)
 		}
 	}
-	want := "[part_001.tar.zst . part_001.tar.zst base/5/1 part_002.tar.zst base/5/2 pg_control.tar.zst global/pg_control " +
+	want := "[part_001.tar.zst . part_001.tar.zst base/5/1 part_002.tar.zst base/5/2 part_002.tar.zst base/5/3 pg_control.tar.zst global/pg_control " +
 		"backup_label.tar.zst backup_label backup_label.tar.zst tablespace_map]"
 	if fmt.Sprint(got) != want {
 		t.Errorf("the manifest has\n%s, want\n%s", got, want)
@@ -113,7 +120,7 @@ func TestCommitMakesABackup(t *testing.T) {
 	if err := json.Unmarshal(raw, &list); err != nil {
 		t.Fatalf("%s: %v", raw, err)
 	}
-	if f, ok := list.Files["/base/5/1"]; !ok || f.IsIncremented == nil || !f.MTime.Equal(time.Unix(7, 8)) || len(list.Files) != 3 {
+	if f, ok := list.Files["/base/5/1"]; !ok || f.IsIncremented == nil || !f.MTime.Equal(time.Unix(7, 8)) || len(list.Files) != 4 {
 		t.Errorf("file list %s", raw)
 	}
 	if fmt.Sprint(list.TarFileSets["backup_label.tar.zst"]) != "[backup_label tablespace_map]" || len(list.TarFileSets) != 4 {
@@ -121,6 +128,110 @@ func TestCommitMakesABackup(t *testing.T) {
 	}
 	if _, err := m.Stat(t.Context(), archive.Folder(backupName)+"push.json"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the push marker is still there: %v", err)
+	}
+}
+
+// A delta's documents say what is incremented, what is unchanged and on what it builds, and what says so of the manifest is true.
+func TestCommitOfADelta(t *testing.T) {
+	ctx := t.Context()
+	m := &storetest.Memory{}
+	if err := putBackup(ctx, m); err != nil {
+		t.Fatal(err)
+	}
+	a := archive.New(m, archive.Options{})
+	parent, err := a.Sentinel(ctx, backupName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := store.ReadFile(ctx, m, archive.BackupDir+backupName+"_backup_stop_sentinel.json", 1<<20)
+	if sum := sha256.Sum256(raw); err != nil || parent.Sum != hex.EncodeToString(sum[:]) {
+		t.Fatalf("the sentinel's sum is %s, %v", parent.Sum, err)
+	}
+	const name = "base_000000010000000000000005_D_000000010000000000000003"
+	d, err := a.Begin(ctx, name, "db1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page := bytes.Repeat([]byte("page"), 2048)
+	h := increment.Header{FileSize: 3 * 8192, Blocks: []uint32{2}}
+	p := tarpart.NewPacker(entries(
+		tarpart.Entry{Path: "base/5/1", Stream: bytes.NewReader(page), Increment: &h},
+		tarpart.Entry{Path: "base/5/9", Content: page, Paged: true},
+	), tarpart.Options{})
+	part := d.NextPart()
+	if err := errors.Join(d.PutPart(ctx, part, p, p.Members), d.PutSums(ctx, part, p.Sums()), d.PutSums(ctx, d.NextPart(), nil)); err != nil {
+		t.Fatal(err)
+	}
+	const same = archive.MaxPartMembers + 1
+	for i := range same {
+		if err := d.Unchanged(tarpart.Member{Path: fmt.Sprintf("base/6/%d", i), Size: 8192, Mode: 0o600, ModTime: time.Unix(9, int64(i)), Inode: 8}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lsn, id := wal.LSN(0x5000028), uint64(7359000000000000001)
+	err = d.Commit(ctx, &archive.Sentinel{LSN: &lsn, FinishLSN: &lsn, SystemIdentifier: &id, PgVersion: 150018, StartTime: time.Unix(19, 0).UTC(),
+		DeltaFrom: backupName, DeltaFullName: backupName, DeltaCount: 1, DeltaLSN: parent.LSN, Parent: parent.Sum, DeltaSource: "lsn"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.Files() != 2 {
+		t.Errorf("%d files", d.Files())
+	}
+	s, err := a.Sentinel(ctx, name)
+	if err != nil || s.Parent != parent.Sum || s.DeltaSource != "lsn" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	mf, err := a.OpenManifest(ctx, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mf.Close()
+	if mf.Header.Parent == nil || *mf.Header.Parent != (archive.ManifestParent{Backup: backupName, Sum: parent.Sum}) || mf.Header.Unchanged != 2 {
+		t.Errorf("header %+v", mf.Header)
+	}
+	mp, err := mf.Next()
+	if err != nil || len(mp.Members) != 2 || mp.Members[0].Increment == nil {
+		t.Fatalf("%+v, %v", mp, err)
+	}
+	if _, err := mf.Next(); err != io.EOF {
+		t.Fatal(err)
+	}
+	n := 0
+	for {
+		us, err := mf.NextUnchanged()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, u := range us {
+			if u.Path != fmt.Sprintf("base/6/%d", n) || u.ModTime.Nanosecond() != n || u.Inode != 8 || u.Size != 8192 {
+				t.Fatalf("unchanged %+v", u)
+			}
+			n++
+		}
+	}
+	if n != same || mf.Sum() != s.Manifest {
+		t.Errorf("%d are unchanged; the manifest's sum is %s, the sentinel says %s", n, mf.Sum(), s.Manifest)
+	}
+	sums, err := a.OpenSums(ctx, name, part)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sums.Close()
+	if got, err := io.ReadAll(sums); err != nil || !bytes.Equal(got, p.Sums()) || len(got) != 8 {
+		t.Errorf("sums %x, %v", got, err)
+	}
+	if _, err := a.OpenSums(ctx, name, "part_002.tar"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("sums of no pages: %v", err)
+	}
+	listed := map[string]archive.ListedFile{}
+	if err := a.ReadFileList(ctx, name, s, archive.FileListVisitor{File: func(f archive.ListedFile) error { listed[f.Path] = f; return nil }}); err != nil {
+		t.Fatal(err)
+	}
+	if len(listed) != same+2 || !listed["base/5/1"].Incremented || listed["base/5/9"].Incremented || !listed["base/6/0"].Skipped || listed["base/5/1"].Skipped {
+		t.Errorf("%d files are listed; %+v %+v %+v", len(listed), listed["base/5/1"], listed["base/5/9"], listed["base/6/0"])
 	}
 }
 

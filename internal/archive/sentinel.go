@@ -3,6 +3,8 @@ package archive
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +50,12 @@ type Sentinel struct {
 	CorruptBlocks int64  `json:"HoldfastCorruptBlocks,omitempty"` // pages whose checksum did not hold
 	WALIncomplete bool   `json:"HoldfastWALIncomplete,omitempty"` // taken with --no-wait-wal
 	Tool          string `json:"HoldfastVersion,omitempty"`       // the release that wrote it
+	Manifest      string `json:"HoldfastManifest,omitempty"`      // SHA-256 of the manifest as Manifest.Sum returns it
+	Parent        string `json:"HoldfastParent,omitempty"`        // of a delta: SHA-256 of its parent's sentinel, see Sum
+	DeltaSource   string `json:"HoldfastDeltaSource,omitempty"`   // of a delta: how it was known what has changed
+
+	// Sum is the SHA-256 of the document that was read, in hexadecimal digits; "" where it was not read from an archive.
+	Sum string `json:"-"`
 
 	// FilesEmbedded says that the list of files is in the sentinel itself, as before WAL-G 1.1.1. See Archive.ReadFileList.
 	FilesEmbedded bool `json:"-"`
@@ -283,10 +291,12 @@ func (a *Archive) Sentinel(ctx context.Context, name string) (*Sentinel, error) 
 		return nil, err
 	}
 	defer body.Close() // only read
-	s, err := ReadSentinel(body)
+	sum := sha256.New()
+	s, err := ReadSentinel(io.TeeReader(body, sum)) // reads to the end
 	if err != nil {
 		return nil, fmt.Errorf("read %s: %w", sentinelName(name), err)
 	}
+	s.Sum = hex.EncodeToString(sum.Sum(nil))
 	return s, nil
 }
 

@@ -171,6 +171,9 @@ func (r *run) putPart(ctx context.Context, name string, next func() (tarpart.Ent
 	if err := r.draft.PutPart(ctx, name, p, p.Members); err != nil {
 		return err
 	}
+	if err := r.draft.PutSums(ctx, name, p.Sums()); err != nil {
+		return err
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, m := range p.Members() {

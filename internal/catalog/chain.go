@@ -85,6 +85,8 @@ func (b *Backup) buildsOn(parent *Backup) error {
 	case *base.LSN != *child.DeltaLSN:
 		return fmt.Errorf("%s builds on a %s that starts at %s, the one in the archive starts at %s: it was replaced since",
 			b.Name, parent.Name, child.DeltaLSN, base.LSN)
+	case child.Parent != "" && base.Sum != "" && child.Parent != base.Sum:
+		return fmt.Errorf("%s builds on another %s than the one in the archive: it was replaced since", b.Name, parent.Name)
 	}
 	return nil
 }

@@ -103,6 +103,11 @@ func TestBrokenChains(t *testing.T) {
 			delta(t, m, delta4, full2, 0x4000999, 0x2000028, at(2, 0), nil)
 			return m
 		}(), "it was replaced since"},
+		"a parent that was replaced by one that starts at the same place": {func() *storetest.Memory {
+			m := chained(t, nil)
+			delta(t, m, delta6, delta4, 0x6000028, 0x4000028, at(3, 0), func(s *archive.Sentinel) { s.Parent = strings.Repeat("0", 64) })
+			return m
+		}(), "it was replaced since"},
 		"a parent of another cluster": {func() *storetest.Memory {
 			m := chained(t, system(7))
 			delta(t, m, delta6, delta4, 0x6000028, 0x4000028, at(3, 0), system(8))
