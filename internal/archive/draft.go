@@ -28,6 +28,8 @@ import (
 // Draft is a backup in the making. It becomes a backup with Commit and leaves nothing after Abort. Parts may be put
 // from several goroutines; Commit and Abort come last.
 type Draft struct {
+	Parallel int // frames of a part compressed at once; 0 means 1. Set it before the first part
+
 	archive *Archive
 	name    string
 	push    Push
@@ -103,7 +105,7 @@ const (
 // end, and says what was in it.
 func (d *Draft) PutPart(ctx context.Context, base string, tar io.Reader, members func() []tarpart.Member) error {
 	name := base + d.archive.opts.Method.Extension()
-	body, n := d.archive.packed(tar, d.archive.opts.Method, 1)
+	body, n := d.archive.packed(tar, d.archive.opts.Method, max(1, d.Parallel))
 	defer body.Close() // gives its buffers back
 	if err := d.put(ctx, partsDir(d.name)+name, body); err != nil {
 		return err
