@@ -211,18 +211,28 @@ func (s *Store) makeDir(c *conn, dir string) error {
 	if dir == "." {
 		return fs.ErrNotExist // of the root, as it seems
 	}
-	err := c.sftp.Mkdir(s.path(dir))
-	if errors.Is(err, fs.ErrNotExist) && path.Dir(dir) != "." {
-		if err := s.makeDir(c, path.Dir(dir)); err != nil {
+	var err error
+	for range 10 { // a delete that empties a directory may remove it, or one above it, between any two steps
+		err = c.sftp.Mkdir(s.path(dir))
+		if err == nil || !answered(err) {
 			return err
 		}
-		err = c.sftp.Mkdir(s.path(dir))
-	}
-	if err == nil || !answered(err) {
-		return err
-	}
-	if info, statErr := c.sftp.Stat(s.path(dir)); statErr == nil && info.IsDir() {
-		return nil
+		if errors.Is(err, fs.ErrNotExist) {
+			if path.Dir(dir) == "." {
+				return err
+			}
+			if err := s.makeDir(c, path.Dir(dir)); err != nil {
+				return err
+			}
+			continue
+		}
+		info, statErr := c.sftp.Stat(s.path(dir))
+		if statErr == nil && info.IsDir() {
+			return nil
+		}
+		if !errors.Is(statErr, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+			return err
+		}
 	}
 	return err
 }
