@@ -111,8 +111,8 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 	r := &run{Options: opts, conn: conn, archive: a}
 	r.defaults()
 	r.phase("preparing")
-	if len(opts.UserData) > archive.MaxUserData {
-		return nil, fmt.Errorf("user data of %d bytes: a backup takes at most %d", len(opts.UserData), archive.MaxUserData)
+	if err := r.checkUserData(); err != nil {
+		return nil, err
 	}
 	resolved, err := filepath.EvalSymlinks(dataDir)
 	if err != nil {
@@ -138,21 +138,8 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 	if served != root {
 		return nil, &wrongServerError{dir: root, dirID: id, serverID: id, served: r.facts.DataDirectory}
 	}
-	for _, note := range r.facts.Notes {
-		r.Logger.Warn(note)
-	}
-	// A standby's WAL is its primary's to archive.
-	if !archiving(r.facts) && !r.facts.Standby && !r.NoWaitWAL {
-		return nil, &archivingOffError{mode: r.facts.ArchiveMode, command: r.facts.ArchiveCommand, library: r.facts.ArchiveLibrary}
-	}
-	switch failing, err := r.archiver(asking); {
-	case err != nil:
+	if err := r.judge(asking); err != nil {
 		return nil, err
-	case failing != "" && !r.NoWaitWAL:
-		r.Logger.Warn("archiving fails at this moment, and the backup only counts once its WAL is archived" + failing)
-	}
-	if r.verify = r.facts.Checksums && r.facts.BlockSize == page.Size; r.facts.Checksums && !r.verify {
-		r.Logger.Warn(fmt.Sprintf("page checksums are not verified: pages are %d bytes, not %d", r.facts.BlockSize, page.Size))
 	}
 	switch mine, err := conn.LockBackup(asking); {
 	case err != nil:
@@ -160,17 +147,51 @@ func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 	case !mine:
 		return nil, errRunning
 	}
-	if err := a.Claim(ctx, r.facts.SystemIdentifier, r.Host, r.Adopt); err != nil {
-		return nil, err
+	return r, r.claim(ctx)
+}
+
+// checkUserData refuses what is too much to be stored with a backup.
+func (r *run) checkUserData() error {
+	if len(r.UserData) > archive.MaxUserData {
+		return fmt.Errorf("user data of %d bytes: a backup takes at most %d", len(r.UserData), archive.MaxUserData)
 	}
-	dead, err := a.SweepDead(ctx, r.Host)
+	return nil
+}
+
+// judge looks at what the server says of itself: whether its WAL can reach the archive, and whether its pages have checksums.
+func (r *run) judge(ctx context.Context) error {
+	for _, note := range r.facts.Notes {
+		r.Logger.Warn(note)
+	}
+	// A standby's WAL is its primary's to archive.
+	if !archiving(r.facts) && !r.facts.Standby && !r.NoWaitWAL {
+		return &archivingOffError{mode: r.facts.ArchiveMode, command: r.facts.ArchiveCommand, library: r.facts.ArchiveLibrary}
+	}
+	switch failing, err := r.archiver(ctx); {
+	case err != nil:
+		return err
+	case failing != "" && !r.NoWaitWAL:
+		r.Logger.Warn("archiving fails at this moment, and the backup only counts once its WAL is archived" + failing)
+	}
+	if r.verify = r.facts.Checksums && r.facts.BlockSize == page.Size; r.facts.Checksums && !r.verify {
+		r.Logger.Warn(fmt.Sprintf("page checksums are not verified: pages are %d bytes, not %d", r.facts.BlockSize, page.Size))
+	}
+	return nil
+}
+
+// claim makes sure that the archive is this cluster's, and removes what died in it.
+func (r *run) claim(ctx context.Context) error {
+	if err := r.archive.Claim(ctx, r.facts.SystemIdentifier, r.Host, r.Adopt); err != nil {
+		return err
+	}
+	dead, err := r.archive.SweepDead(ctx, r.Host)
 	for _, d := range dead {
 		r.Logger.Info("removed what a backup-push that died had left of " + d)
 	}
 	if err != nil && ctx.Err() == nil { // that fails nothing but the tidying up
 		r.Logger.Warn("what backup-pushes that died have left is not all removed", "err", err)
 	}
-	return r, nil
+	return nil
 }
 
 // archiving reports whether the server hands its WAL to somebody.
@@ -215,21 +236,8 @@ const readSize = 256 << 10
 // run takes the backup and cleans up when it fails.
 func (r *run) run(ctx context.Context) (_ *Report, err error) {
 	defer func() {
-		if err == nil {
-			return
-		}
-		// What follows must happen although ctx may be over: the server and the archive are left as they were.
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		defer cancel()
-		if stop := r.conn.Close(); stop != nil { // the backup ends with its session
-			err = errors.Join(err, fmt.Errorf("stop the backup on the server: %w", stop))
-		}
-		if r.draft != nil {
-			var lost *archive.InUseError
-			abort := r.draft.Abort(ctx)
-			if abort != nil && !(errors.As(err, &lost) && errors.As(abort, &lost)) { // said already
-				err = errors.Join(err, fmt.Errorf("remove what was stored of %s: %w", r.draft.Name(), abort))
-			}
+		if err != nil {
+			err = r.undo(ctx, err, r.conn.Close)
 		}
 	}()
 	if err := r.timed("start", func() error { return r.startBackup(ctx) }); err != nil {
@@ -243,10 +251,35 @@ func (r *run) run(ctx context.Context) (_ *Report, err error) {
 		}
 		return nil, err
 	}
+	return r.finished(), nil
+}
+
+// undo leaves the server, by closing the session, and the archive as they were before the backup that failed with err, which it returns
+// with what became of that.
+func (r *run) undo(ctx context.Context, err error, closeSession func() error) error {
+	// What follows must happen although ctx may be over.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer cancel()
+	if stop := closeSession(); stop != nil { // the backup ends with its session
+		err = errors.Join(err, fmt.Errorf("stop the backup on the server: %w", stop))
+	}
+	if r.draft == nil {
+		return err
+	}
+	var lost *archive.InUseError
+	abort := r.draft.Abort(ctx)
+	if abort != nil && !(errors.As(err, &lost) && errors.As(abort, &lost)) { // said already
+		err = errors.Join(err, fmt.Errorf("remove what was stored of %s: %w", r.draft.Name(), abort))
+	}
+	return err
+}
+
+// finished completes the report of a backup that is made.
+func (r *run) finished() *Report {
 	r.report.UncompressedSize, r.report.CompressedSize = r.draft.Sizes()
 	r.report.Files = r.draft.Files()
 	r.phase("done")
-	return &r.report, nil
+	return &r.report
 }
 
 // rest does what follows once the backup is begun.
@@ -285,15 +318,18 @@ func (r *run) startBackup(ctx context.Context) (err error) {
 	if r.start, err = r.conn.StartBackup(ctx, "holdfast "+r.report.StartTime.Format(time.RFC3339), true); err != nil {
 		return fmt.Errorf("start the backup on the server: %w", err)
 	}
+	return r.begun(ctx)
+}
+
+// begun opens the draft of the backup that the server has begun.
+func (r *run) begun(ctx context.Context) (err error) {
 	name := archive.BackupName(r.start.Segment)
 	r.report.Name, r.report.StartLSN = name, r.start.LSN.String()
 	r.report.SystemIdentifier, r.report.Timeline = r.facts.SystemIdentifier, r.start.Timeline
 	r.report.FirstWAL = r.start.Segment
 	r.Logger.Info(fmt.Sprintf("Started backup with name %s at LSN %s", name, r.start.LSN))
-	if r.draft, err = r.archive.Begin(ctx, name, r.Host); err != nil {
-		return err
-	}
-	return nil
+	r.draft, err = r.archive.Begin(ctx, name, r.Host)
+	return err
 }
 
 // watched runs do while asking the server every so often whether the backup is still good: session alive, not promoted.

@@ -23,8 +23,13 @@ func (r *run) stopBackup(ctx context.Context) (server.Stop, error) {
 	if err != nil {
 		return stop, err
 	}
+	return stop, r.putLabels(ctx, stop)
+}
+
+// putLabels stores the labels of a backup that has stopped where it says.
+func (r *run) putLabels(ctx context.Context, stop server.Stop) error {
 	if stop.Timeline != r.start.Timeline {
-		return stop, &timelineError{from: r.start.Timeline, to: stop.Timeline}
+		return &timelineError{from: r.start.Timeline, to: stop.Timeline}
 	}
 	// WAL-G's form: these two in this order, both always there, the map empty when there are no tablespaces.
 	labels := []tarpart.Entry{
@@ -32,11 +37,11 @@ func (r *run) stopBackup(ctx context.Context) (server.Stop, error) {
 		{Path: "tablespace_map", Mode: 0o600, ModTime: time.Unix(0, 0), Content: []byte(stop.TablespaceMap), Bare: true},
 	}
 	if err := r.putPart(ctx, archive.LabelPart, once(labels...)); err != nil {
-		return stop, err
+		return err
 	}
 	r.report.FinishLSN, r.report.FinishTime = stop.LSN.String(), time.Now().UTC()
 	r.report.LastWAL = stop.Segment
-	return stop, nil
+	return nil
 }
 
 // What awaitWAL waits between two looks at the archive: short at first, as the last segment is usually on its way.
@@ -90,6 +95,9 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 
 // archiver says in words what the server's archiver last failed at; nothing when it did not.
 func (r *run) archiver(ctx context.Context) (string, error) {
+	if r.conn == nil { // over the wire there is nobody to ask
+		return "", nil
+	}
 	ctx, cancel := r.patiently(ctx)
 	defer cancel()
 	st, err := r.conn.ArchiverStatus(ctx)
