@@ -9,7 +9,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -187,30 +186,15 @@ func (w *walker) walk(dir string, at place) bool {
 
 // leftOut judges a file by its name and what else is in its directory.
 func (w *walker) leftOut(full, name string, at place, list names) (Reason, error) {
-	if name == ".DS_Store" {
-		return Temporary, nil
+	if why := leftOutByName(name, at); why != "" {
+		return why, nil
 	}
 	switch at {
-	case top:
-		return dropped[name], nil
-	case base, version:
-		if strings.HasPrefix(name, "pgsql_tmp") {
-			return Temporary, nil
-		}
 	case space:
 		if name != w.dir.Control.TablespaceDir() {
 			return OtherMajor, nil
 		}
-	case global, database:
-		if strings.HasPrefix(name, "pg_internal.init") {
-			return Volatile, nil
-		}
-		if at == global {
-			break
-		}
-		if isTemporary(name) {
-			return Temporary, nil
-		}
+	case database:
 		if r, ok := parseRelation(name); ok && r.fork != InitFork && list.has(r.number+"_init") {
 			return Unlogged, nil
 		}

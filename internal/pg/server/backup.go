@@ -137,18 +137,46 @@ func (c *Conn) StopBackup(ctx context.Context) (Stop, error) {
 	if s.LSN, err = wal.ParseLSN(lsn); err != nil {
 		return Stop{}, &Error{Op: op, Err: err}
 	}
-	// The first line of the label has the start as the server knows it.
-	var at, file string
-	first, _, _ := strings.Cut(s.Label, "\n")
-	if _, err := fmt.Sscanf(first, "START WAL LOCATION: %s (file %24s)", &at, &file); err != nil {
-		return Stop{}, &Error{Op: op, Err: fmt.Errorf("the server's label begins with %q", first)}
+	label, err := ParseLabel(s.Label)
+	if err != nil {
+		return Stop{}, &Error{Op: op, Err: err}
 	}
-	if began, err := wal.ParseLSN(at); err != nil || began != start.LSN || file != start.Segment {
-		return Stop{}, &Error{Op: op, Err: fmt.Errorf("the server says %q, the backup began at %s in %s", first, start.LSN, start.Segment)}
+	if label.LSN != start.LSN || label.Segment != start.Segment {
+		return Stop{}, &Error{Op: op, Err: fmt.Errorf("the server's label says that the backup began at %s in %s, and it began at %s in %s",
+			label.LSN, label.Segment, start.LSN, start.Segment)}
 	}
 	size := wal.SegmentSize(segment)
 	s.Timeline = wal.Timeline(uint32(timeline))
 	s.Segment = size.Name(s.Timeline, size.LastSegment(s.LSN))
+	return s, nil
+}
+
+// ParseLabel reads what a backup_label says of the backup's start, in its lines START WAL LOCATION and BACKUP FROM.
+func ParseLabel(label string) (Start, error) {
+	var s Start
+	for line := range strings.Lines(label) {
+		key, value, ok := strings.Cut(strings.TrimSuffix(line, "\n"), ": ")
+		if !ok {
+			continue
+		}
+		var err error
+		switch key {
+		case "START WAL LOCATION":
+			at, file, _ := strings.Cut(value, " (file ")
+			s.Segment = strings.TrimSuffix(file, ")")
+			if s.LSN, err = wal.ParseLSN(at); err == nil {
+				s.Timeline, err = wal.TimelineOf(s.Segment)
+			}
+		case "BACKUP FROM":
+			s.Standby = value == "standby"
+		}
+		if err != nil {
+			return Start{}, fmt.Errorf("backup_label has the line %.120q: %w", line, err)
+		}
+	}
+	if s.LSN == 0 || s.Timeline == 0 {
+		return Start{}, fmt.Errorf("backup_label begins with %.120q and does not say where the backup starts", label)
+	}
 	return s, nil
 }
 

@@ -248,3 +248,20 @@ func TestReplicationRefused(t *testing.T) {
 		})
 	}
 }
+
+func TestParseLabel(t *testing.T) {
+	const label = "START WAL LOCATION: 1A/2000028 (file 0000000B0000001A00000002)\nCHECKPOINT LOCATION: 1A/2000060\nBACKUP METHOD: streamed\n" +
+		"BACKUP FROM: standby\nSTART TIME: 2024-05-06 07:08:09 UTC\nLABEL: START\nSTART TIMELINE: 11\n"
+	got, err := server.ParseLabel(label)
+	if want := (server.Start{LSN: 0x1A_0200_0028, Timeline: 11, Segment: "0000000B0000001A00000002", Standby: true}); err != nil || got != want {
+		t.Errorf("%+v, %v, want %+v", got, err, want)
+	}
+	if got, err := server.ParseLabel(strings.ReplaceAll(label, "standby", "primary")); err != nil || got.Standby {
+		t.Errorf("%+v, %v, want a primary", got, err)
+	}
+	for _, bad := range []string{"", "LABEL: x\n", "START WAL LOCATION: x\n", "START WAL LOCATION: 1A/2000028\n", "START WAL LOCATION: 0/0 (file 0000000B0000001A00000002)\n"} {
+		if got, err := server.ParseLabel(bad); err == nil {
+			t.Errorf("%q: %+v", bad, got)
+		}
+	}
+}

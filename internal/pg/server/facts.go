@@ -24,6 +24,7 @@ type Facts struct {
 	RelationSegment  uint32 // blocks of a relation after which its next file begins
 	Checksums        bool
 
+	GroupAccess   bool // the operating system's group may read the data directory
 	DataDirectory string
 	ConfigFile    string
 	HBAFile       string
@@ -59,10 +60,10 @@ func (c *Conn) Facts(ctx context.Context) (Facts, error) {
 			i.bytes_per_wal_segment::int8, i.database_block_size, i.blocks_per_segment, i.data_page_checksum_version <> 0,
 			current_setting('data_directory'), current_setting('config_file'), current_setting('hba_file'), current_setting('ident_file'),
 			current_setting('archive_mode'), current_setting('archive_command'), coalesce(current_setting('archive_library', true), ''),
-			current_setting('wal_level')
+			current_setting('wal_level'), coalesce(current_setting('data_directory_mode', true) like '%50', false)
 		from pg_control_init() i`, nil,
 		&f.Version, &f.VersionText, &system, &f.Standby, &timeline, &segment, &f.BlockSize, &f.RelationSegment, &f.Checksums,
-		&f.DataDirectory, &f.ConfigFile, &f.HBAFile, &f.IdentFile, &f.ArchiveMode, &f.ArchiveCommand, &f.ArchiveLibrary, &f.WALLevel)
+		&f.DataDirectory, &f.ConfigFile, &f.HBAFile, &f.IdentFile, &f.ArchiveMode, &f.ArchiveCommand, &f.ArchiveLibrary, &f.WALLevel, &f.GroupAccess)
 	if err != nil {
 		return Facts{}, err
 	}

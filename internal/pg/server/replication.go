@@ -158,7 +158,7 @@ func (c *Replication) Facts(ctx context.Context) (Facts, error) {
 	if f.Major() < 14 {
 		recovery = "transaction_read_only" // see ConnectReplication
 	}
-	var segment, block, relation, checksums, standby string
+	var segment, block, relation, checksums, standby, mode string
 	for _, s := range []struct {
 		name   string
 		since  int
@@ -175,6 +175,7 @@ func (c *Replication) Facts(ctx context.Context) (Facts, error) {
 		{"archive_command", 10, false, &f.ArchiveCommand},
 		{"archive_library", 15, false, &f.ArchiveLibrary},
 		{"wal_level", 10, false, &f.WALLevel},
+		{"data_directory_mode", 11, false, &mode},
 		{"data_directory", 10, true, &f.DataDirectory},
 		{"config_file", 10, true, &f.ConfigFile},
 		{"hba_file", 10, true, &f.HBAFile},
@@ -192,7 +193,7 @@ func (c *Replication) Facts(ctx context.Context) (Facts, error) {
 			return Facts{}, c.error(ctx, op, err)
 		}
 	}
-	f.Standby, f.Checksums = standby == "on", checksums == "on"
+	f.Standby, f.Checksums, f.GroupAccess = standby == "on", checksums == "on", strings.HasSuffix(mode, "50")
 	bytes, err := parseBytes(segment)
 	if f.SegmentSize = wal.SegmentSize(bytes); err == nil && !f.SegmentSize.Valid() {
 		err = fmt.Errorf("WAL segments of %s", segment)
