@@ -14,7 +14,6 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -41,6 +40,7 @@ type Catalog struct {
 type Backup struct {
 	Name     string
 	Modified time.Time         // of the sentinel object, as the store says
+	Storage  string            // which of several stores it lies in; "" where there is one
 	Sentinel *archive.Sentinel // nil where it could not be read
 	Metadata *archive.Metadata // nil where there is none or it could not be read
 	Err      error             // why a document could not be read
@@ -54,7 +54,7 @@ func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) {
 		if err != nil {
 			return nil, err
 		}
-		c.Backups = append(c.Backups, Backup{Name: f.Name, Modified: f.Object.Modified})
+		c.Backups = append(c.Backups, Backup{Name: f.Name, Modified: f.Object.Modified, Storage: f.Object.Storage})
 		sizes = append(sizes, min(f.Object.Size, archive.MaxSentinel))
 	}
 	room := semaphore.NewWeighted(archive.MaxSentinel) // old ones may be that large and larger
@@ -317,27 +317,22 @@ func (c *Catalog) Find(name string) (*Backup, error) {
 
 // FindUserData returns the one backup that was given that user data, a JSON value.
 func (c *Catalog) FindUserData(value json.RawMessage) (*Backup, error) {
-	var want any
-	if err := json.Unmarshal(value, &want); err != nil {
-		return nil, fmt.Errorf("user data %s: %w", value, err)
-	}
-	var found []string
-	var last *Backup
-	for i := range c.Backups {
-		b := &c.Backups[i]
-		var has any
-		if data := b.userData(); data != nil && json.Unmarshal(data, &has) == nil && reflect.DeepEqual(has, want) {
-			found, last = append(found, b.Name), b
-		}
+	found, err := c.withUserData(value)
+	if err != nil {
+		return nil, err
 	}
 	asked := "user data " + string(value)
 	switch len(found) {
 	case 0:
 		return nil, &NoBackupError{Asked: asked, Reason: "the archive has no backup with it", Advice: "see `holdfast backup-list --detail --json`"}
 	case 1:
-		return last, nil
+		return found[0], nil
 	}
-	return nil, &NoBackupError{Asked: asked, Reason: "several backups have it: " + strings.Join(found, ", "), Advice: "give a name"}
+	names := make([]string, len(found))
+	for i, b := range found {
+		names[i] = b.Name
+	}
+	return nil, &NoBackupError{Asked: asked, Reason: "several backups have it: " + strings.Join(names, ", "), Advice: "give a name"}
 }
 
 // userData returns what was stored with the backup for its user; nil for nothing.
