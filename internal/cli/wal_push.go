@@ -41,7 +41,8 @@ func (a *app) walPush() *cobra.Command {
 			begin := time.Now()
 			report, err := walpush.Push(cmd.Context(), a.archivesForPush(s), args[0], walpush.Options{
 				Location: s.Location(), Host: host,
-				Parallel: s.WAL.Parallel, Limit: s.WAL.Limit, ReadyRename: s.WAL.ReadyRename, Logger: a.log,
+				Parallel: s.WAL.Parallel, Limit: s.WAL.Limit, ReadyRename: s.WAL.ReadyRename,
+				Summaries: s.SummarizesWAL(), Deltas: s.WAL.Deltas, Logger: a.log,
 			})
 			if err != nil {
 				return err

@@ -190,6 +190,11 @@ type WAL struct {
 	PrefetchDir string // "" means the directory of the destination; WALG_PREFETCH_DIR
 }
 
+// SummarizesWAL reports whether wal-push stores with each segment which blocks it changes.
+func (s *Settings) SummarizesWAL() bool {
+	return s.WAL.Summaries == "on" || s.WAL.Summaries == "auto" && s.WAL.Deltas
+}
+
 // Backup says how base backups are taken.
 type Backup struct {
 	Workers    int             // tar parts filled at once; WALG_UPLOAD_DISK_CONCURRENCY

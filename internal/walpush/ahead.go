@@ -93,6 +93,7 @@ func (p *pusher) pushAhead(ctx context.Context, a Archive, asked *file, name str
 	if _, err := a.PutWAL(ctx, name, open); err != nil {
 		return err
 	}
+	p.summarize(f)(ctx, a)
 	if !p.opts.ReadyRename {
 		if err := p.mark(f); err != nil {
 			return &localError{err}

@@ -24,14 +24,21 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/pg/walrec"
 )
 
 // Archive is what a push needs of an archive; *archive.Archive is one.
 type Archive interface {
 	// PutWAL stores a WAL file durably and says how many bytes that took; 0 means that it was there already.
 	PutWAL(ctx context.Context, name string, open func() (io.ReadCloser, error)) (stored int64, err error)
+	// PutSummary stores what a segment changes that is archived.
+	PutSummary(ctx context.Context, segment string, s *walrec.Summary) error
+	// PutWALDeltas stores WAL-G's delta objects for which the summary of segment was the last that was missing.
+	PutWALDeltas(ctx context.Context, segment string, size wal.SegmentSize) error
 	// Claim makes sure that the archive belongs to the cluster sysid.
 	Claim(ctx context.Context, sysid uint64, host string, adopt bool) error
 }
@@ -47,6 +54,11 @@ type Options struct {
 	// ReadyRename renames archive_status/X.ready to X.done once X was stored ahead, instead of leaving a marker:
 	// PostgreSQL then does not ask for X at all.
 	ReadyRename bool
+
+	// Summaries stores with each segment the blocks that it changes. Of no push does it depend whether that can be done.
+	Summaries bool
+	// Deltas makes WAL-G's delta objects of the summaries. Nothing without Summaries.
+	Deltas bool
 
 	Logger *slog.Logger // nil discards
 }
@@ -112,6 +124,8 @@ func Push(ctx context.Context, open Opener, path string, o Options) (Report, err
 	defer abandon()
 	done := make(chan []string)
 	go func() { done <- p.ahead(background, ahead, f) }()
+	storeSummary := p.summarize(f)
+	defer p.summing.Wait()
 
 	report.Bytes, err = asked.PutWAL(ctx, f.name, f.open)
 	if err != nil {
@@ -122,6 +136,7 @@ func Push(ctx context.Context, open Opener, path string, o Options) (Report, err
 	if report.Bytes == 0 {
 		report.Outcome = Equal
 	}
+	storeSummary(ctx, asked)
 	report.Ahead = <-done
 	return report, nil
 }
@@ -132,6 +147,11 @@ type pusher struct {
 	dir      string // of the WAL files: pg_wal
 	state    string // what we keep below it
 	location string // hash of the archive's location
+
+	summing        sync.WaitGroup // what reads files to sum them up
+	unsummed       atomic.Bool    // the archive takes no summaries
+	undelta        atomic.Bool    // nor deltas
+	summaryWarning sync.Once
 }
 
 // statusDir is where PostgreSQL keeps which files wait to be archived.
