@@ -192,7 +192,7 @@ type WAL struct {
 
 // SummarizesWAL reports whether wal-push stores with each segment which blocks it changes.
 func (s *Settings) SummarizesWAL() bool {
-	return s.WAL.Summaries == "on" || s.WAL.Summaries == "auto" && s.WAL.Deltas
+	return s.WAL.Summaries == "on" || s.WAL.Summaries == "auto" && (s.WAL.Deltas || s.Backup.Delta.MaxSteps > 0)
 }
 
 // Backup says how base backups are taken.
@@ -205,6 +205,18 @@ type Backup struct {
 	Stop       time.Duration   // how long stopping the backup may take on the server; 0 is no limit; WALG_STOP_BACKUP_TIMEOUT
 	Alive      time.Duration   // how often the server is asked whether it is there; 0 is never; WALG_ALIVE_CHECK_INTERVAL
 	WALTimeout time.Duration   // how long to wait for the WAL a backup needs; HOLDFAST_WAL_WAIT_TIMEOUT
+	Delta      Delta
+}
+
+// Delta says when a backup is a delta of another, and how what has changed is found.
+type Delta struct {
+	MaxSteps int             // how many may build on one another; 0 is none; WALG_DELTA_MAX_STEPS
+	Origin   string          // LATEST or LATEST_FULL; WALG_DELTA_ORIGIN
+	Name     string          // of the backup to build on; WALG_DELTA_FROM_NAME
+	UserData json.RawMessage // of the backup to build on; nil when not given; WALG_DELTA_FROM_USER_DATA
+	Source   string          // auto, summaries, archive or lsn; HOLDFAST_DELTA_SOURCE
+	Force    bool            // fail rather than read everything; WALG_FORCE_WAL_DELTA
+	Sample   float64         // of the blocks that did not change by the source, how many are looked at; HOLDFAST_DELTA_SAMPLE
 }
 
 // Restore says how backups are brought back.

@@ -82,7 +82,7 @@ func effective(t *testing.T, s *config.Settings, name string) config.Value {
 
 func TestTableIsConsistent(t *testing.T) {
 	kinds := map[string][]config.Kind{
-		"string": {config.String, config.Path, config.Enum}, "bool": {config.Bool}, "int": {config.Int}, "int64": {config.Size},
+		"string": {config.String, config.Path, config.Enum}, "bool": {config.Bool}, "int": {config.Int}, "int64": {config.Size}, "float64": {config.Fraction},
 		"time.Duration": {config.Duration}, "json.RawMessage": {config.JSON}, "map[string]string": {config.Map}, "config.storages": {config.Storages},
 	}
 	seen := map[string]string{}
@@ -128,11 +128,12 @@ func TestDefaults(t *testing.T) {
 			Azure: config.Azure{Environment: "AzurePublicCloud", BlockSize: 8 << 20, Blocks: 4, Retries: 15},
 			Swift: config.Swift{SegmentSize: 32 << 20, Retries: 15},
 			SFTP:  config.SFTP{Port: 22, Retries: 15}},
-		Health:       config.Health{Check: true, Timeout: 30 * time.Second, Size: 1 << 20, Lifetime: 15 * time.Minute},
-		Mirroring:    config.Mirroring{Rule: "all", Stall: time.Minute, Pause: time.Minute},
-		Compression:  config.Compression{Method: "zstd", Level: "fastest"},
-		WAL:          config.WAL{Parallel: 16, Limit: 32, Summaries: "auto", Prefetch: 10},
-		Backup:       config.Backup{Workers: 6, PartSize: 1<<30 - 1, Alive: time.Minute, WALTimeout: time.Hour},
+		Health:      config.Health{Check: true, Timeout: 30 * time.Second, Size: 1 << 20, Lifetime: 15 * time.Minute},
+		Mirroring:   config.Mirroring{Rule: "all", Stall: time.Minute, Pause: time.Minute},
+		Compression: config.Compression{Method: "zstd", Level: "fastest"},
+		WAL:         config.WAL{Parallel: 16, Limit: 32, Summaries: "auto", Prefetch: 10},
+		Backup: config.Backup{Workers: 6, PartSize: 1<<30 - 1, Alive: time.Minute, WALTimeout: time.Hour,
+			Delta: config.Delta{Origin: "LATEST", Source: "auto", Sample: 0.001}},
 		Postgres:     config.Postgres{Vars: map[string]string{"PGAPPNAME": "holdfast"}},
 		Log:          config.Log{Level: "NORMAL", Destination: "stderr", Format: "text"},
 		MemoryBudget: 256 << 20,
@@ -178,6 +179,8 @@ func sample(s config.Setting) string {
 		return fmt.Sprint(s.Min + 7)
 	case s.Type == config.Storages:
 		return `{"a":{"WALG_FILE_PREFIX":"/elsewhere"}}`
+	case s.Type == config.Fraction:
+		return "0.07"
 	case s.Type == config.Duration:
 		return "7m0s"
 	case s.Type == config.JSON:
@@ -436,9 +439,6 @@ func TestIgnoredSettingsAreNamed(t *testing.T) {
 		notice  string // a part of it; "" for none
 		command string // that it is for; "" for all
 	}{
-		{"WALG_DELTA_MAX_STEPS=6", "backups are full in this release", "backup-push"},
-		{"WALG_DELTA_MAX_STEPS=0", "", ""},
-		{"WALG_DELTA_ORIGIN=LATEST_FULL", "backups are full", "backup-push"},
 		{"WALG_PREVENT_WAL_OVERWRITE=false", "never overwritten", "wal-push"},
 		{"WALG_PREVENT_WAL_OVERWRITE=True", "", ""},
 		{"WALG_VERIFY_PAGE_CHECKSUMS=0", "always verified", "backup-push"},

@@ -16,7 +16,6 @@ type foreign struct {
 }
 
 const (
-	fullOnly   = "backups are full in this release"
 	discovered = "read from the server or from the files, never configured"
 	later      = "belongs to a part of WAL-G that this release does not have"
 	oneEngine  = "one restore engine does this always"
@@ -43,9 +42,6 @@ func foreigners() []foreign {
 		{names: []string{"PGREQUIREPEER", "PGSSLCRL", "PGSSLCRLDIR"}, why: noDriver, refused: "unset it once the connection is safe without it", used: server},
 
 		// Notices: what is ignored does not change what is stored.
-		{names: []string{"WALG_DELTA_MAX_STEPS"}, quiet: []string{"0"}, why: fullOnly, used: push},
-		{names: []string{"WALG_DELTA_ORIGIN", "WALG_DELTA_FROM_NAME", "WALG_DELTA_FROM_USER_DATA"}, quiet: []string{"latest"}, why: fullOnly, used: push},
-		{names: []string{"WALG_FORCE_WAL_DELTA"}, quiet: no, why: fullOnly, used: push},
 		{names: []string{"WALG_PREVENT_WAL_OVERWRITE"}, quiet: yes, why: "archived WAL is never overwritten with other contents", used: walPush},
 		{names: []string{"WALG_VERIFY_PAGE_CHECKSUMS"}, quiet: yes, why: "page checksums are always verified where the cluster has them", used: push},
 		{names: []string{"WALG_UPLOAD_QUEUE"}, why: "a part is stored while it is filled, so none waits", used: push},

@@ -316,6 +316,21 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Bytes a second read from the data directory at most; 0 is no limit."},
 			{Name: "WALG_STORE_ALL_CORRUPT_BLOCKS", Default: "false", Used: push, into: &s.Backup.AllCorrupt,
 				Meaning: "Record every corrupt block of a file, not the first ten."},
+			{Name: "WALG_DELTA_MAX_STEPS", Default: "0", Max: 10000, Used: pushes, into: &s.Backup.Delta.MaxSteps,
+				Meaning: "How many delta backups may build on one another before a full one is taken; 0 takes full ones only. A delta holds what changed since the backup it builds on, and is restored with all those below it."},
+			{Name: "WALG_DELTA_ORIGIN", Default: "LATEST", Values: []string{"LATEST", "LATEST_FULL"}, Used: push, into: &s.Backup.Delta.Origin,
+				Meaning: "What a delta builds on: the newest backup, or the full backup below that."},
+			{Name: "WALG_DELTA_FROM_NAME", Used: push, into: &s.Backup.Delta.Name, Meaning: "The backup that a delta builds on, by its name."},
+			{Name: "WALG_DELTA_FROM_USER_DATA", Used: push, into: &s.Backup.Delta.UserData,
+				Meaning: "A delta builds on the newest backup that has this user data. Goes with no WALG_DELTA_FROM_NAME."},
+			{Name: "HOLDFAST_DELTA_SOURCE", Default: "auto", Values: []string{"auto", "summaries", "archive", "lsn"}, Used: push, into: &s.Backup.Delta.Source,
+				Meaning: "How a delta knows what has changed: by PostgreSQL's WAL summaries (17 and later, `summarize_wal = on`), by the summaries of archived WAL " +
+					"(`archive`, see HOLDFAST_WAL_SUMMARIES), or by reading all relations and comparing each page's LSN. `auto` takes the first of these that knows."},
+			{Name: "WALG_FORCE_WAL_DELTA", Default: "false", Used: push, into: &s.Backup.Delta.Force,
+				Meaning: "Fail when neither kind of summaries covers the time since the backup to build on, rather than read all relations."},
+			{Name: "HOLDFAST_DELTA_SAMPLE", Default: "0.001", Used: push, into: &s.Backup.Delta.Sample,
+				Meaning: "Of the blocks that have not changed by the summaries, how many are read to see whether that is so; 0 is none, 1 all. " +
+					"Where one has changed the relation is read as a whole, and an error is logged."},
 			{Name: "WALG_SENTINEL_USER_DATA", Used: push, into: &s.Backup.UserData, Meaning: "Data of yours stored with the backup."},
 			{Name: "WALG_STOP_BACKUP_TIMEOUT", Default: "0s", Used: push, into: &s.Backup.Stop,
 				Meaning: "How long stopping the backup may take on the server; 0 is no limit."},
@@ -429,6 +444,8 @@ func (s *Setting) kind() Kind {
 		return Int
 	case *int64:
 		return Size
+	case *float64:
+		return Fraction
 	case *time.Duration:
 		return Duration
 	case *json.RawMessage:

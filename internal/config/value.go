@@ -26,6 +26,7 @@ const (
 	Int      Kind = "int"         //
 	Size     Kind = "size"        // bytes, or a number with k, M, G or T, then perhaps B or iB, in steps of 1024 as in PostgreSQL
 	Duration Kind = "duration"    // as Go writes it: 30s, 1h30m
+	Fraction Kind = "fraction"    // from 0 to 1
 	JSON     Kind = "JSON"        // in a file also as it is, not as a string
 	Map      Kind = "map"         // of strings, in JSON or YAML; in a file also as it is
 	Storages Kind = "map of maps" // of settings, in JSON or YAML; in a file also as it is
@@ -63,6 +64,12 @@ func (s *Setting) assign(field any, text string) error {
 		}
 		*f = n
 		return s.inRange(n)
+	case *float64:
+		x, err := strconv.ParseFloat(text, 64)
+		if err != nil || !(x >= 0 && x <= 1) {
+			return errors.New("must be a fraction from 0 to 1, such as 0.001")
+		}
+		*f = x
 	case *time.Duration:
 		d, err := time.ParseDuration(text)
 		if err != nil {
@@ -105,6 +112,8 @@ func format(field any) string {
 		return strconv.Itoa(*f)
 	case *int64:
 		return formatSize(*f)
+	case *float64:
+		return strconv.FormatFloat(*f, 'g', -1, 64)
 	case *time.Duration:
 		return f.String()
 	case *json.RawMessage:
