@@ -8,7 +8,7 @@
 # must be able to read the binaries. Run again it does only what is missing; remove the directory to begin anew.
 #
 # --server brings a PostgreSQL for `make demo` when there is none, and nothing else.
-# --bench also installs the peers the benchmark runs against: Debian's pgbackrest.
+# --bench also installs the peers the benchmark runs against: this host's Debian's pgbackrest, and a newer one for increments.
 #
 # Debian packages are installed as root, and only those that are missing: no package already there is upgraded, no cluster is created
 # and no server is started. Without root the script says which packages to install and goes on with the rest.
@@ -137,6 +137,19 @@ debian_postgres() {
   echo "${version%)} ($suite)" >&3
 }
 
+# backrest SUITE: unpacks pgBackRest below the cache, from Debian's SUITE: block incremental came with 2.46.
+backrest() {
+  local dir=$cache/pgbackrest apt=$cache/work/apt-pgbackrest version
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  private_apt "$1" "$apt" pgbackrest
+  grep -E '^(pgbackrest|zlib1g|lib.*)$' "$apt/all" | grep -vE '^lib(llvm|perl|dbd|dbi)|-perl$' > "$apt/packages"
+  own_libraries "$(unpack "$apt" "$dir")" "$dir" "$dir/usr/bin/pgbackrest"
+  ln -sf ../pgbackrest/usr/bin/pgbackrest "$cache/bin/pgbackrest"
+  version=$("$cache/bin/pgbackrest" version)
+  echo "${version#* } ($1)" >&3
+}
+
 # openstack_swift SUITE: unpacks OpenStack's Swift below the cache, with a Python of its own, from Debian's SUITE.
 openstack_swift() {
   local dir=$cache/openstack-swift apt=$cache/work/apt-swift python loader
@@ -261,6 +274,8 @@ else
   tool packages "$packages" apt_install $packages || failed=1
   rm -f "$cache/stamps/packages" # what is missing is looked at anew each time
 fi
+
+if [ -n "$bench" ]; then tool pgbackrest forky backrest forky || failed=1; fi
 
 # Lanes of downloads, and one of compilations that yields to them.
 (
