@@ -3,14 +3,17 @@ package roundtrip_test
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"hash/maphash"
 	"io"
 	"io/fs"
 	"os"
 	"os/exec"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -118,6 +121,8 @@ func stock(t *testing.T, c codec, l lock) func(t *testing.T, object string) (pla
 		tool := c.tool
 		if filepath.Base(object) == "manifest.json.zst" {
 			tool = "zstd -dc"
+		} else if filepath.Ext(object) == ".crc32c" {
+			tool = "cat"
 		}
 		plain := filepath.Join(dir, "plain")
 		cmd := exec.Command("bash", "-o", "pipefail", "-c", l.tool+` < "$1" | `+tool+` > "$2"`, "bash", object, plain)
@@ -154,7 +159,9 @@ func checkLayout(t *testing.T, s *site.Site, name string, c codec, l lock, unpac
 		want = append(want, "basebackups_005/"+name+"/tar_partitions/"+part)
 	}
 	slices.Sort(want)
-	got := slices.DeleteFunc(s.Objects(t), func(object string) bool { return walObject(c).MatchString(object) })
+	got := slices.DeleteFunc(s.Objects(t), func(object string) bool {
+		return walObject(c).MatchString(object) || path.Dir(object) == "basebackups_005/"+name+"/page_sums"
+	})
 	if slices.Sort(got); !slices.Equal(got, want) {
 		t.Errorf("there are\n%s\nwanted\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
@@ -290,14 +297,53 @@ func checkLayout(t *testing.T, s *site.Site, name string, c codec, l lock, unpac
 	if err != nil {
 		t.Fatal(err)
 	}
+	sums := map[string]bool{}
 	for line := range bytes.Lines(lines) {
-		if !json.Valid(line) {
-			t.Errorf("the manifest has the line %.100q", line)
+		var doc struct {
+			Part    string
+			Members []struct {
+				Path  string
+				Pages int64
+			}
 		}
+		if err := json.Unmarshal(line, &doc); err != nil {
+			t.Errorf("the manifest has the line %.100q: %v", line, err)
+		}
+		var want []byte
+		for _, m := range doc.Members {
+			if m.Pages > 0 {
+				want = append(want, pageSums(t, filepath.Join(unpacked, m.Path), m.Pages)...)
+			}
+		}
+		if want == nil {
+			continue
+		}
+		object := filepath.Join(own, "page_sums", strings.TrimSuffix(doc.Part, c.ext)+".crc32c")
+		sums[filepath.Base(object)] = true
+		checkLocked(t, object, nil, l)
+		if got, err := os.ReadFile(unpack(t, object)); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%s has %d bytes, which are not the %d of the sums of the pages: %v", object, len(got), len(want), err)
+		}
+	}
+	if there, err := os.ReadDir(filepath.Join(own, "page_sums")); err != nil || len(there) != len(sums) || len(sums) == 0 {
+		t.Errorf("there are %d objects with sums of pages, want %d: %v", len(there), len(sums), err)
 	}
 	if n := bytes.Count(lines, []byte("\n")); n != len(parts)+1 {
 		t.Errorf("the manifest has %d lines for %d parts", n, len(parts))
 	}
+}
+
+// pageSums returns the CRC-32C of each of the pages of a file.
+func pageSums(t *testing.T, file string, pages int64) (sums []byte) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil || int64(len(b)) != pages*8192 {
+		t.Fatalf("%s has %d bytes, want %d pages: %v", file, len(b), pages, err)
+	}
+	for page := range slices.Chunk(b, 8192) {
+		sums = binary.LittleEndian.AppendUint32(sums, crc32.Checksum(page, crc32.MakeTable(crc32.Castagnoli)))
+	}
+	return sums
 }
 
 // walObject matches the names of what wal_005 may hold.
