@@ -120,7 +120,7 @@ func Choose(ctx context.Context, from Origin, s Stretch, o Options) (*Result, []
 			return r, refused, nil
 		}
 		if ctx.Err() != nil {
-			return nil, refused, err
+			return nil, refused, context.Cause(ctx)
 		}
 		refused = append(refused, Refusal{source.name, err})
 	}
