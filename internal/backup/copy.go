@@ -161,6 +161,7 @@ func (r *run) putPart(ctx context.Context, name string, next func() (tarpart.Ent
 		MaxMembers: archive.MaxPartMembers,
 		MaxNames:   archive.MaxPartNames,
 		AllCorrupt: r.AllCorrupt,
+		Start:      r.start.LSN,
 		Wait:       func(n int) error { return r.beforeRead(ctx, n) },
 		Vanished:   func(string) { r.mu.Lock(); r.report.Vanished++; r.mu.Unlock() },
 		Corrupt: func(file string, block uint32) {

@@ -22,16 +22,19 @@ import (
 func (a *app) backupPush() *cobra.Command {
 	var opts backup.Options
 	var userData string
-	var asJSON, full, verify bool
+	var asJSON, full, verify, wire bool
 	cmd := &cobra.Command{
 		Use:   "backup-push [PGDATA]",
 		Short: "Take a base backup",
 		Long: "Takes a base backup of the running server whose data directory is PGDATA (or the setting of that name), on a primary or a\n" +
 			"standby. The backup counts once all the WAL it needs is in the archive: backup-push waits for that.\n\n" +
+			"Without PGDATA, or with --wire, the server sends its files by the replication protocol, and may be on another host: PGHOST and\n" +
+			"PGUSER say which, and the role needs the attribute REPLICATION and a line for replication in pg_hba.conf.\n\n" +
 			"Exit status: 0 the backup is made, also when its report could not be printed; 3 it is made, and has pages that were corrupt on\n" +
 			"disk already; 1 there is no backup, and what had been stored of it is removed.",
 		Example: "  holdfast backup-push /var/lib/postgresql/15/main\n" +
-			"  holdfast backup-push --permanent --add-user-data '{\"before\":\"upgrade\"}' \"$PGDATA\"",
+			"  holdfast backup-push --permanent --add-user-data '{\"before\":\"upgrade\"}' \"$PGDATA\"\n" +
+			"  PGHOST=db1 PGUSER=backup holdfast backup-push",
 		Args: a.args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			signal.Ignore(syscall.SIGPIPE) // who reads our words may leave; the backup goes on
@@ -43,8 +46,11 @@ func (a *app) backupPush() *cobra.Command {
 			if len(args) == 1 {
 				dir = args[0]
 			}
-			if dir == "" {
-				return a.usage(cmd, errors.New("name the data directory, as in `backup-push /var/lib/postgresql/15/main`, or set PGDATA: this release takes backups from there only"))
+			if wire && len(args) == 1 {
+				return a.usage(cmd, errors.New("--wire: the server sends its data directory, wherever it is; name none"))
+			}
+			if wire {
+				dir = ""
 			}
 			opts.UserData = s.Backup.UserData
 			if userData != "" {
@@ -76,22 +82,18 @@ func (a *app) backupPush() *cobra.Command {
 	f.StringVar(&userData, "add-user-data", "", "JSON to store with the backup")
 	f.BoolVar(&opts.Adopt, "adopt", false, "take over an archive that belongs to another cluster, as after pg_upgrade")
 	f.BoolVar(&opts.NoWaitWAL, "no-wait-wal", false, "do not wait for the WAL that the backup needs")
+	f.BoolVar(&wire, "wire", false, "have the server send its files, though PGDATA is set")
 	f.BoolVar(&asJSON, "json", false, "print a report as JSON")
 	targetFlag(cmd)
 	return cmd
 }
 
-// push connects, takes the backup and tells how it goes.
+// push connects, takes the backup, over the wire where dir is empty, and tells how it goes.
 func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts backup.Options) (*backup.Report, error) {
 	ar, err := a.openArchive(ctx, s, toWrite)
 	if err != nil {
 		return nil, err
 	}
-	conn, err := server.Connect(ctx, server.ConfigFromEnv(s.Postgres.Lookup))
-	if err != nil {
-		return nil, err
-	}
-	defer conn.Close() // the backup is over, one way or the other
 	if opts.Host, err = os.Hostname(); err != nil {
 		return nil, err
 	}
@@ -104,7 +106,7 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	opts.Logger, opts.Progress = a.log, &backup.Progress{}
 	begin := time.Now()
 	stop := a.progress(ctx, "backup", opts.Progress)
-	report, err := backup.Run(ctx, conn, ar, dir, opts)
+	report, err := backUp(ctx, s, ar, dir, opts)
 	stop()
 	if err != nil {
 		return nil, err
@@ -116,6 +118,25 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	a.repay(ctx, begin, 0)
 	a.sweep(ctx, s)
 	return report, nil
+}
+
+// backUp connects as the way to take the backup needs it, and takes it.
+func backUp(ctx context.Context, s *config.Settings, ar *archive.Archive, dir string, opts backup.Options) (*backup.Report, error) {
+	cfg := server.ConfigFromEnv(s.Postgres.Lookup)
+	if dir == "" {
+		conn, err := server.ConnectReplication(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		defer conn.Close() // the backup is over, one way or the other
+		return backup.Wire(ctx, conn, ar, opts)
+	}
+	conn, err := server.Connect(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close() // the backup is over, one way or the other
+	return backup.Run(ctx, conn, ar, dir, opts)
 }
 
 // storageOf returns the name of the storage, or of the storages, that a new backup is in.
