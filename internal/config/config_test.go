@@ -632,6 +632,18 @@ func TestTurboLiftsLimits(t *testing.T) {
 	}
 }
 
+// Segments are summed up where somebody is going to want to know.
+func TestWALIsSummarizedForDeltas(t *testing.T) {
+	for environ, want := range map[string]bool{
+		"": false, "WALG_DELTA_MAX_STEPS=0": false, "WALG_DELTA_MAX_STEPS=6": true, "WALG_USE_WAL_DELTA=true": true,
+		"HOLDFAST_WAL_SUMMARIES=on": true, "HOLDFAST_WAL_SUMMARIES=off WALG_DELTA_MAX_STEPS=6 WALG_USE_WAL_DELTA=true": false,
+	} {
+		if got := load(t, config.Sources{Environ: strings.Fields(environ)}).SummarizesWAL(); got != want {
+			t.Errorf("%q: %v", environ, got)
+		}
+	}
+}
+
 func TestDownloadConcurrencyIsForBothFetches(t *testing.T) {
 	if s := load(t, config.Sources{Environ: []string{"WALG_DOWNLOAD_CONCURRENCY=3"}}); s.Restore.Workers != 3 || s.WAL.Prefetch != 3 {
 		t.Errorf("restore %d, prefetch %d, want 3 and 3", s.Restore.Workers, s.WAL.Prefetch)
