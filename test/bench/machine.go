@@ -120,6 +120,9 @@ Written by `+"`make bench`"+`. Every tool had its turn in each of %d rounds of o
 		fmt.Fprintf(w, "\n## %d WAL segments fetched\n\nOne call each as PostgreSQL's recovery makes it, without the replay in between. All came back as they were.\n\n", b.segments())
 		r.fetch.print(w, fetchColumns)
 	}
+	if r.increments != nil {
+		r.increments.print(w)
+	}
 	if r.start != nil {
 		fmt.Fprint(w, "\n## Cold start\n\nThe median of 50 calls.\n\n")
 		r.start.print(w, startColumns)

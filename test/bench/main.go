@@ -40,7 +40,7 @@ const (
 )
 
 // sections are the parts of the benchmark, in the order they run. The last one takes its time and is only run when asked for.
-var sections = []string{"full", "relations", "wal", "start", "million"}
+var sections = []string{"full", "relations", "wal", "increments", "start", "million"}
 
 // bench is what all measurements share.
 type bench struct {
@@ -186,6 +186,11 @@ func (b *bench) sections(ctx context.Context, run []string) (*results, error) {
 			return nil, err
 		}
 	}
+	if wants("increments") {
+		if r.increments, err = b.increments(ctx); err != nil {
+			return nil, err
+		}
+	}
 	if wants("start") {
 		if r.start, err = b.start(ctx); err != nil {
 			return nil, err
@@ -328,7 +333,8 @@ func (b *bench) tearDown(keep bool) error {
 	err = errors.Join(err, read)
 	for _, e := range entries {
 		name := e.Name()
-		cluster := strings.HasPrefix(name, "big-") || strings.HasPrefix(name, "small-") || strings.HasPrefix(name, "segments-") || strings.HasPrefix(name, "million-")
+		cluster := strings.HasPrefix(name, "big-") || strings.HasPrefix(name, "small-") || strings.HasPrefix(name, "segments-") || strings.HasPrefix(name, "million-") ||
+			strings.HasPrefix(name, "increments-")
 		if !cluster && name != marker && name != "log" {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(b.dir, name)))
 		}

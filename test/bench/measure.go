@@ -21,6 +21,7 @@ type usage struct {
 	Wall   float64 // seconds
 	CPU    float64 // seconds of user and system time of all processes, the server's included
 	Server float64 // the server's part of CPU
+	Read   int64   // bytes that the processes read, of files and of whatever else, without the server
 	Peak   int64   // largest resident memory of the tree of processes, bytes, without the server
 }
 
@@ -42,7 +43,7 @@ func (b *bench) measure(ctx context.Context, server int, work func(m *meter) err
 	for _, pid := range children(os.Getpid()) {
 		m.known[pid] = true
 	}
-	cpu, serverCPU := childrenCPU(), treeCPU(server)
+	cpu, serverCPU, bytes := childrenCPU(), treeCPU(server), bytesRead()
 	stop, peak := make(chan struct{}), make(chan int64)
 	go m.watch(stop, peak)
 	begin := time.Now()
@@ -53,6 +54,7 @@ func (b *bench) measure(ctx context.Context, server int, work func(m *meter) err
 	u.Peak = max(<-peak, m.maxRSS)
 	u.Server = treeCPU(server) - serverCPU
 	u.CPU = childrenCPU() - cpu + u.Server
+	u.Read = bytesRead() - bytes
 	return u, err
 }
 
@@ -138,6 +140,15 @@ func childrenCPU() float64 {
 		panic(err) // only wrong arguments fail
 	}
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano()).Seconds()
+}
+
+// bytesRead returns how many bytes this process has read, and all those that were waited for: rchar of /proc/self/io in proc(5). Our own part, what watch
+// looks at, is some 100 KB a second.
+func bytesRead() int64 {
+	b, _ := os.ReadFile("/proc/self/io")
+	first, _, _ := strings.Cut(string(b), "\n")
+	n, _ := strconv.ParseInt(strings.TrimPrefix(first, "rchar: "), 10, 64)
+	return n
 }
 
 // clockTick is the unit of times in /proc/PID/stat, USER_HZ: 100 a second on every Linux of ours.

@@ -12,6 +12,7 @@ import (
 // A sample is what one measurement of one row gave.
 type sample struct {
 	usage
+	Net    float64   // of Wall, what the server did not take to start and stop a backup; 0 where nobody asks
 	Stored int64     // bytes
 	Calls  []float64 // milliseconds of each call, where there are many
 	Err    error     // then there is no figure
@@ -69,6 +70,8 @@ type figure func(s sample) float64
 // The figures of tables and targets.
 var (
 	wall   figure = func(s sample) float64 { return s.Wall }
+	net    figure = func(s sample) float64 { return s.Net }
+	read   figure = func(s sample) float64 { return float64(s.Read) / 1e6 } // MB
 	cpu    figure = func(s sample) float64 { return s.CPU }
 	server figure = func(s sample) float64 { return s.Server }
 	peak   figure = func(s sample) float64 { return float64(s.Peak) / (1 << 20) } // MiB
@@ -232,11 +235,15 @@ type results struct {
 	bigBackup, bigRestore, smallBackup, smallRestore, push, fetch, start, million *table
 	bigBytes, smallBytes                                                          int64
 	millionFiles, smallFiles                                                      int
+	increments                                                                    *incremental
 }
 
 // tables lists all tables that were measured.
 func (r *results) tables() []*table {
 	all := []*table{r.bigBackup, r.bigRestore, r.smallBackup, r.smallRestore, r.push, r.fetch, r.start, r.million}
+	if r.increments != nil {
+		all = append(all, r.increments.backup, r.increments.restore)
+	}
 	return slices.DeleteFunc(all, func(t *table) bool { return t == nil })
 }
 
@@ -287,6 +294,7 @@ func (r *results) targets() []target {
 	for _, ours := range []string{pushOneZstd, pushAheadZstd, pushOneLZ4, pushAheadLZ4} {
 		all = append(all, target{what: "wal-push: peak memory of " + ours, bound: 100, strict: true, rounds: figures(r.push, peak, ours), unit: " MiB"})
 	}
+	all = append(all, r.increments.targets()...)
 	return append(all, target{what: "cold start of holdfast --version", bound: 20, strict: true, rounds: figures(r.start, call, startOurs), unit: " ms"})
 }
 

@@ -106,3 +106,17 @@ func TestRunQuotesOutput(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// What pgBackRest waited for the server is the time between two lines of its log.
+func TestBetween(t *testing.T) {
+	const log = "2026-11-21 11:24:04.460 P00   INFO: execute backup start: backup begins after the requested immediate checkpoint completes\n" +
+		"2026-11-21 11:24:04.499 P00   INFO: backup start archive = 000000010000000000000004, lsn = 0/4000028\n" +
+		"2026-11-21 11:24:05.831 P00   INFO: execute backup stop and wait for all WAL segments to archive\n"
+	got, err := between(log, "execute backup start", "backup start archive = ")
+	if err != nil || got != 0.039 {
+		t.Errorf("%v s, %v, want 0.039", got, err)
+	}
+	if got, err := between(log, "execute backup stop", "backup stop archive = "); err == nil {
+		t.Errorf("a log without its end gave %v s", got)
+	}
+}
