@@ -16,6 +16,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
+	"holdfast/internal/chain"
 	"holdfast/internal/compress"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/page"
@@ -146,6 +147,9 @@ func (p *Plan) surveyLists(ctx context.Context, a *archive.Archive, chain []*cat
 func (p *Plan) describeChain() {
 	if len(p.Chain) == 1 {
 		p.Chain = nil
+		if p.Verified {
+			return
+		}
 		p.note("the contents cannot be verified: the backup has no manifest with checksums, WAL-G and WAL-E made none. " +
 			"Looked at are the codec's checksums, the structure of the parts, whether all listed files are there, and in a cluster with checksums its pages")
 		return
@@ -159,6 +163,9 @@ func (p *Plan) describeChain() {
 			how = "on top of the full backup " + l.Backup
 		}
 		p.note("restored is %s: %d of %d parts, %s", how, l.Parts, l.Of, humanize.IBytes(uint64(l.Stored)))
+	}
+	if p.Verified {
+		return
 	}
 	p.note("the contents of deltas cannot be verified: WAL-G keeps no checksums of files. " +
 		"Looked at are the codec's checksums, the structure of the parts, whether all files and blocks are there, and in a cluster with checksums its pages")
@@ -415,4 +422,40 @@ func (p *Plan) checkSystem(c control.Data) error {
 		return fmt.Errorf("%s in the backup is of the cluster with system identifier %d, the backup says %d", control.Name, c.SystemIdentifier, s)
 	}
 	return nil
+}
+
+// surveyChain looks at what there is to restore by the manifests of all backups that a delta is put together from, or of the one that a directory is
+// compared with.
+func (p *Plan) surveyChain(ctx context.Context, a *archive.Archive, backups []*catalog.Backup) (err error) {
+	if p.chain, err = chain.Load(ctx, a, backups); err != nil {
+		return fmt.Errorf("restore %s: %w", p.Backup, err)
+	}
+	p.Verified = true
+	c := newCensus(p)
+	err = p.chain.Members(ctx, func(m *tarpart.Member) error {
+		c.count(m)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("restore %s: %w", p.Backup, err)
+	}
+	if p.Files == 0 && p.Mask != "" {
+		return p.noMatch()
+	}
+	for level, b := range backups {
+		p.Chain = append(p.Chain, Link{Backup: b.Name, Finished: b.Created(), Of: p.chain.Parts(level)})
+	}
+	// This sees too that all is there.
+	if err := newRun(a, p, Options{}).estimate(ctx, c.see); err != nil {
+		return fmt.Errorf("restore %s: %w", p.Backup, err)
+	}
+	c.tell()
+	p.describeChain()
+	if err := p.readControl(ctx, a, backups[0]); err != nil {
+		return err
+	}
+	if p.Delta != nil || p.Resume { // what is there already is not known yet
+		return nil
+	}
+	return p.measure(c.bytes, c.files)
 }

@@ -27,6 +27,7 @@ type marker struct {
 	Finished    time.Time    `json:"backup_finished"` // tells backups of one name apart
 	Tablespaces []Tablespace `json:"tablespaces,omitempty"`
 	Mask        string       `json:"mask,omitempty"`
+	Delta       bool         `json:"delta,omitempty"` // it writes what differs, into a directory that was there
 	Begun       time.Time    `json:"begun"`
 }
 
@@ -59,12 +60,15 @@ func readMarker(dir string) (*marker, error) {
 }
 
 func (p *Plan) marker() marker {
-	return marker{Version: 1, Backup: p.Backup, System: p.systemIdentifier, Finished: p.Finished.UTC(), Tablespaces: p.Tablespaces, Mask: p.Mask}
+	return marker{Version: 1, Backup: p.Backup, System: p.systemIdentifier, Finished: p.Finished.UTC(), Tablespaces: p.Tablespaces, Mask: p.Mask, Delta: p.Delta != nil}
 }
 
 // continues returns nil where p may go on with what the marked restore did.
 func (m *marker) continues(p *Plan) error {
 	want := p.marker()
+	if m.Delta {
+		return &RefusedError{fmt.Sprintf("%s holds a restore of %s with --delta that was interrupted", p.Destination, m.Backup), "continue it with --delta"}
+	}
 	if m.Backup != want.Backup || m.System != want.System || !m.Finished.Equal(want.Finished) {
 		return &RefusedError{
 			fmt.Sprintf("the interrupted restore in %s is of backup %s, finished at %s", p.Destination, m.Backup, m.Finished.Format(time.RFC3339)),
@@ -115,7 +119,7 @@ func (t *tree) placeMarker(p *Plan) (*os.File, error) {
 	if err == nil && !t.isMarker(f) {
 		err = ended
 	}
-	if err == nil && !p.continues {
+	if err == nil && !p.continues && p.Delta == nil {
 		if err = p.stillEmpty(); err != nil {
 			err = errors.Join(err, t.data.Remove(markerName))
 		}
@@ -124,8 +128,12 @@ func (t *tree) placeMarker(p *Plan) (*os.File, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	was, err := io.ReadAll(io.LimitReader(f, maxMarker))
-	if err == nil && json.Unmarshal(was, &marker{}) != nil {
+	switch whole := json.Unmarshal(was, &marker{}) == nil; {
+	case err != nil:
+	case !whole:
 		err = p.writeMarker(f)
+	case !p.continues && p.Delta != nil:
+		err = &RefusedError{fmt.Sprintf("another restore into %s was interrupted meanwhile", p.Destination), "try again"}
 	}
 	if err == nil {
 		err = syncPath(t.data, ".")

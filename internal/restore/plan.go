@@ -24,6 +24,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
+	"holdfast/internal/chain"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/tarpart"
@@ -34,6 +35,7 @@ type Request struct {
 	Destination string         // absolute
 	Choice      catalog.Choice // the backup, and the target if there is one
 	Resume      bool           // continue a restore that was interrupted
+	Delta       bool           // Destination is a data directory of the cluster: what differs is written, what the backup does not have goes
 	Mask        string         // only files whose path in the data directory matches, as path.Match does; "" for all
 
 	// Where tablespaces go: for each an absolute directory, by object identifier or by the directory it had. One that
@@ -62,7 +64,8 @@ type Plan struct {
 	Resume      bool         `json:"resume,omitempty"`
 	Mask        string       `json:"mask,omitempty"` // restored are the files that match it, and nothing else
 
-	Chain []Link `json:"chain,omitempty"` // of a delta: what it is put together from, newest first
+	Chain []Link       `json:"chain,omitempty"` // of a delta: what it is put together from, newest first
+	Delta *Differences `json:"delta,omitempty"` // what differs from the directory that is there, once Compare has looked; nil for another restore
 
 	Verified bool   `json:"verified"`        // contents are checked against the backup's manifest
 	Parts    int    `json:"parts"`           // to be read
@@ -90,6 +93,7 @@ type Plan struct {
 	newest           *catalog.Backup
 	parts            []archive.Part // of the newest backup
 	links            []link         // what is restored without a manifest, newest first
+	chain            *chain.Chain   // what is restored by the manifests of several backups, or by differences; nil for what is not
 	files            *table         // of links; nil where there is no list
 	control          *control.Data  // nil where it was not read yet
 	settingsFile     string
@@ -138,7 +142,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	if b.Sentinel == nil {
 		return nil, fmt.Errorf("restore %s: %w", b.Name, b.Err)
 	}
-	chain, err := chainOf(r.Choice)
+	backups, err := chainOf(r.Choice)
 	if err != nil {
 		return nil, err
 	}
@@ -146,6 +150,9 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 		Backup: b.Name, Started: b.Started(), Finished: b.Created(), Timeline: b.Timeline(), PgVersion: b.Sentinel.PgVersion,
 		Destination: filepath.Clean(r.Destination), Resume: r.Resume, Mask: strings.TrimPrefix(r.Mask, "/"),
 		ConfigDir: r.ConfigDir, ConfigIntoData: r.ConfigIntoData, newest: b,
+	}
+	if r.Delta {
+		p.Delta = &Differences{}
 	}
 	if !filepath.IsAbs(p.Destination) {
 		return nil, fmt.Errorf("restore to %s: the destination must be an absolute path", r.Destination)
@@ -162,7 +169,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	steps := []func() error{
 		func() error { return p.placeTablespaces(r) },
 		func() error { return p.checkDestinations() },
-		func() error { return p.survey(ctx, a, chain) },
+		func() error { return p.survey(ctx, a, backups) },
 		func() error { return p.checkConfig(ctx, a) },
 		func() error { return p.findOwner(ctx, a, r.Owner) },
 		func() error { return p.reachWAL(ctx, a, r) },
@@ -172,7 +179,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 		steps = []func() error{
 			func() error { return p.checkMask(r) },
 			func() error { return p.checkDestinations() },
-			func() error { return p.survey(ctx, a, chain) },
+			func() error { return p.survey(ctx, a, backups) },
 			func() error { return p.findOwner(ctx, a, r.Owner) },
 		}
 	}
@@ -193,6 +200,9 @@ func (p *Plan) note(format string, args ...any) {
 func (p *Plan) checkMask(r Request) error {
 	if _, err := path.Match(p.Mask, ""); err != nil {
 		return fmt.Errorf("mask %q: %w", r.Mask, err)
+	}
+	if r.Delta {
+		return &RefusedError{"a mask restores files into an empty directory, and goes with no delta", "leave one of the two away"}
 	}
 	if r.Recovery != nil || r.ConfigDir != "" || r.ConfigIntoData || r.Spec != nil || len(r.TablespaceMapping) > 0 {
 		return &RefusedError{"a mask restores files, not a cluster: it goes with no target, no tablespaces and no configuration", "leave the mask away, or the others"}
@@ -282,6 +292,9 @@ func (p *Plan) checkDestinations() error {
 			}
 		}
 	}
+	if p.Delta != nil {
+		return p.checkExisting()
+	}
 	m, err := readMarker(p.Destination)
 	torn := errors.Is(err, errTorn)
 	switch {
@@ -328,21 +341,27 @@ func (p *Plan) checkDestinations() error {
 }
 
 // survey looks at what there is to restore: the parts, and what the manifest or the lists of files say of them.
-func (p *Plan) survey(ctx context.Context, a *archive.Archive, chain []*catalog.Backup) (err error) {
-	b := chain[0]
+func (p *Plan) survey(ctx context.Context, a *archive.Archive, backups []*catalog.Backup) (err error) {
+	b := backups[0]
 	if p.parts, err = p.partsOf(ctx, a, b); err != nil {
 		return err
 	}
 	if !b.IsWALE() && !slices.ContainsFunc(p.parts, archive.Part.IsControl) {
 		return fmt.Errorf("restore %s: the backup has no part with pg_control", p.Backup)
 	}
-	if len(chain) > 1 {
-		return p.surveyLists(ctx, a, chain)
+	complete, err := chain.Complete(ctx, a, backups)
+	switch {
+	case err != nil:
+		return err
+	case !complete && p.Delta != nil:
+		return &RefusedError{fmt.Sprintf("backup %s cannot be compared with what is in %s: there is no manifest with checksums, WAL-G and WAL-E made none", p.Backup, p.Destination),
+			"restore it into an empty directory, or take another backup"}
+	case !complete:
+		return p.surveyLists(ctx, a, backups)
+	case p.Delta != nil || len(backups) > 1:
+		return p.surveyChain(ctx, a, backups)
 	}
 	m, err := a.OpenManifest(ctx, b.Name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return p.surveyLists(ctx, a, chain)
-	}
 	if err != nil {
 		return err
 	}
@@ -359,8 +378,7 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, chain []*catalog.
 	for _, part := range p.parts {
 		sizes[part.Name] = part.Size
 	}
-	corrupt := 0
-	bytes, files := map[string]int64{}, map[string]int64{}
+	c := newCensus(p)
 	for {
 		part, err := m.Next()
 		if err == io.EOF {
@@ -377,38 +395,65 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, chain []*catalog.
 			return fmt.Errorf("restore %s: %s has %d bytes in the archive, the manifest says %d", b.Name, part.Name, stored, part.Size)
 		}
 		delete(sizes, part.Name)
-		if _, err := contents(part.Name, part.Members); err != nil {
+		if _, err := chain.Contents(part.Name, part.Members); err != nil {
 			return fmt.Errorf("restore %s: %w", b.Name, err)
 		}
 		for i := range part.Members {
 			m := &part.Members[i]
-			if !p.wants(m.Path, m.Type) {
-				continue
+			if m.Increment != nil {
+				return fmt.Errorf("restore %s: it is a full backup, and its manifest has %s as an increment", b.Name, m.Path)
 			}
-			dir := p.directoryOf(m.Path)
-			files[dir]++
-			p.Files++
-			if m.Type == tarpart.File {
-				bytes[dir] += m.Size
-				p.Bytes += m.Size
-			}
-			if m.CorruptCount > 0 {
-				if corrupt++; corrupt <= maxCorruptNotes {
-					p.note("%s had %d corrupt pages when the backup was taken", m.Path, m.CorruptCount)
-				}
-			}
+			c.count(m)
+			c.see(m)
 		}
 	}
-	if corrupt > maxCorruptNotes {
-		p.note("%d files in all had corrupt pages", corrupt)
-	}
+	c.tell()
 	if p.Files == 0 && p.Mask != "" {
 		return p.noMatch()
 	}
 	for name := range sizes {
 		p.note("%s lies beside the backup's parts but the manifest does not list it: it is left alone", name)
 	}
-	return p.measure(bytes, files)
+	return p.measure(c.bytes, c.files)
+}
+
+// census counts what is restored.
+type census struct {
+	*Plan
+	bytes, files map[string]int64 // by destination
+	corrupt      int              // files with corrupt pages
+}
+
+func newCensus(p *Plan) *census { return &census{p, map[string]int64{}, map[string]int64{}, 0} }
+
+// count enters what is in the newest backup.
+func (c *census) count(m *tarpart.Member) {
+	if !c.wants(m.Path, m.Type) {
+		return
+	}
+	dir := c.directoryOf(m.Path)
+	c.files[dir]++
+	c.Files++
+	if m.Type == tarpart.File {
+		c.bytes[dir] += m.Total()
+		c.Bytes += m.Total()
+	}
+}
+
+// see notes pages that were corrupt in what is restored of any backup.
+func (c *census) see(m *tarpart.Member) {
+	if m.CorruptCount > 0 && c.wants(m.Path, m.Type) {
+		if c.corrupt++; c.corrupt <= maxCorruptNotes {
+			c.note("%s had %d corrupt pages when the backup was taken", m.Path, m.CorruptCount)
+		}
+	}
+}
+
+// tell says how many files there were.
+func (c *census) tell() {
+	if c.corrupt > maxCorruptNotes {
+		c.note("%d files in all had corrupt pages", c.corrupt)
+	}
 }
 
 // maxCorruptNotes is how many files with corrupt pages a plan names.

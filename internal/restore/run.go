@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/chain"
 	"holdfast/internal/crc32c"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/manifest"
@@ -64,7 +65,9 @@ type Report struct {
 	Target      string   `json:"target,omitempty"`
 	Notes       []string `json:"notes,omitempty"`
 
-	Seconds map[string]float64 `json:"seconds"` // per phase: copy, finish, sync
+	Delta *Differences `json:"delta,omitempty"` // what differed in the directory that was there
+
+	Seconds map[string]float64 `json:"seconds"` // per phase: compare, copy, finish, sync
 }
 
 // run is one restore at work.
@@ -75,8 +78,11 @@ type run struct {
 	tree    *tree
 	notes   notes
 
+	picking   *picking // nil for what is restored otherwise
+	comparing comparing
+
 	pages pages
-	owed  sets
+	owed  chain.Sets // what older backups owe to files that were begun with an increment
 
 	files, bytes, keptFiles, keptBytes atomic.Int64
 
@@ -129,13 +135,10 @@ func (p *Plan) wants(name string, kind tarpart.Type) bool {
 // Run carries out a plan. When it returns nil the restored cluster is durable and can start. Otherwise what is there stays
 // for another Run with Resume, and has no pg_control, so that PostgreSQL does not take it for whole.
 func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Report, err error) {
-	opts.Workers = cmp.Or(opts.Workers, Workers())
-	opts.Progress = cmp.Or(opts.Progress, &Progress{})
-	opts.Progress.total.Store(p.Bytes)
 	if err := p.make(); err != nil {
 		return nil, err
 	}
-	t, err := openTree(p)
+	t, err := openTree(p, false)
 	if err != nil {
 		return nil, err
 	}
@@ -145,11 +148,29 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 		return nil, err
 	}
 	defer marker.Close() // synced already; this ends the lock
-	r := &run{Options: opts, archive: a, plan: p, tree: t, held: map[string]*heldFile{}, split: map[*splitFile]struct{}{}}
-	r.owed.root = t.data
+	r := newRun(a, p, opts)
+	r.tree = t
+	r.owed.File = func() (*os.File, error) { return hidden(t.data) }
 	r.pages.setUp(p.control, p.Mask == "")
 	defer r.abandon()
 	report := &Report{Backup: p.Backup, Destination: p.Destination, Verified: p.Verified, Target: p.Target, Seconds: map[string]float64{}}
+	if r.picking != nil && t.overwrite {
+		begun := time.Now()
+		r.phase("compare", p.Bytes)
+		err := r.compare(ctx)
+		if err == nil && p.Delta != nil {
+			err = p.checkStopped() // it may have been started since
+		}
+		if err != nil {
+			if p.Delta != nil && !p.continues { // nothing was touched
+				err = errors.Join(err, t.removeMarker())
+			} else {
+				err = &interruptedError{err, true, p.Delta != nil}
+			}
+			return nil, fmt.Errorf("compare %s with %s: %w", p.Destination, p.Backup, err)
+		}
+		report.Seconds["compare"], report.Delta = time.Since(begun).Seconds(), p.Delta
+	}
 	for _, phase := range []struct {
 		name string
 		do   func(context.Context) error
@@ -159,9 +180,13 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 		{"sync", r.seal},
 	} {
 		begun := time.Now()
-		opts.Progress.phase.Store(&phase.name)
+		total := p.Bytes
+		if p.Delta != nil {
+			total = p.Delta.Write
+		}
+		r.phase(phase.name, total)
 		if err := phase.do(ctx); err != nil {
-			return nil, fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, &interruptedError{err, p.Verified})
+			return nil, fmt.Errorf("restore %s to %s: %w", p.Backup, p.Destination, &interruptedError{err, p.Verified, p.Delta != nil})
 		}
 		report.Seconds[phase.name] = time.Since(begun).Seconds()
 	}
@@ -174,13 +199,35 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 	return report, nil
 }
 
+// newRun returns a run that has not begun.
+func newRun(a *archive.Archive, p *Plan, opts Options) *run {
+	opts.Workers = cmp.Or(opts.Workers, Workers())
+	opts.Progress = cmp.Or(opts.Progress, &Progress{})
+	r := &run{Options: opts, archive: a, plan: p, held: map[string]*heldFile{}, split: map[*splitFile]struct{}{}}
+	if p.chain != nil {
+		r.picking = &picking{Chain: p.chain, files: make([]state, p.chain.Len())}
+	}
+	return r
+}
+
+// phase says in Progress what is being done, and with how many bytes.
+func (r *run) phase(name string, total int64) {
+	p := r.Progress
+	if was := p.phase.Load(); was == nil || *was == "compare" {
+		p.done.Store(0)
+	}
+	p.total.Store(total)
+	p.phase.Store(&name)
+}
+
 // errDamaged says that contents are not what was backed up.
 var errDamaged = errors.New("the archive is damaged")
 
 // interruptedError is why a restore ended early.
 type interruptedError struct {
 	error
-	kept bool // what is whole can be told, and stays
+	kept  bool // what is whole can be told, and stays
+	delta bool // it was one of differences
 }
 
 func (e *interruptedError) Unwrap() error { return e.error }
@@ -188,6 +235,9 @@ func (e *interruptedError) Unwrap() error { return e.error }
 // Hint says how to go on.
 func (e *interruptedError) Hint() string {
 	resume := "continue with --resume: what was restored so far is kept"
+	if e.delta {
+		resume = "run the same command again: it continues"
+	}
 	if !e.kept {
 		resume = "try again with --resume, which writes all anew: without a manifest nothing tells what is whole. What is damaged stays so: then restore another backup"
 	}
@@ -205,7 +255,10 @@ func (e *interruptedError) Hint() string {
 
 // abandon closes what a run left open.
 func (r *run) abandon() {
-	r.owed.close()
+	r.owed.Close()
+	if r.picking != nil {
+		r.picking.stale.Close()
+	}
 	for s := range r.split {
 		s.close()
 	}
@@ -216,16 +269,28 @@ func (r *run) abandon() {
 
 // copy restores everything but the files that are held back.
 func (r *run) copy(ctx context.Context) error {
+	if r.plan.Delta != nil {
+		if err := r.clear(); err != nil {
+			return err
+		}
+	}
 	if err := r.prepare(); err != nil {
 		return err
 	}
-	if r.plan.Verified {
+	if r.picking != nil {
+		if err := r.share(ctx, r.dealPicks); err != nil {
+			return err
+		}
+		if err := r.share(ctx, r.dealFinished); err != nil {
+			return err
+		}
+	} else if r.plan.Verified {
 		if err := r.share(ctx, r.deal); err != nil {
 			return err
 		}
 	}
 	for level := range r.plan.links { // the newest first: what it has nobody else writes
-		deal := func(ctx context.Context, units chan<- unit) ([]unit, error) { return r.dealLink(ctx, level, units) }
+		deal := func(ctx context.Context, tasks chan<- task) ([]task, error) { return r.dealLink(ctx, level, tasks) }
 		if err := r.share(ctx, deal); err != nil {
 			return err
 		}
@@ -264,22 +329,27 @@ func (p *Plan) checkLabel(label []byte) error {
 	return nil
 }
 
+// A task is what one worker does at once.
+type task interface {
+	do(w *worker) error
+}
+
 // share has workers do what deal hands out, and then, one after the other, what it keeps for the end.
-func (r *run) share(ctx context.Context, deal func(context.Context, chan<- unit) ([]unit, error)) error {
-	var last []unit
+func (r *run) share(ctx context.Context, deal func(context.Context, chan<- task) ([]task, error)) error {
+	var last []task
 	group, copying := errgroup.WithContext(ctx)
-	units := make(chan unit)
+	tasks := make(chan task)
 	group.Go(func() (err error) {
-		defer close(units)
-		last, err = deal(copying, units)
+		defer close(tasks)
+		last, err = deal(copying, tasks)
 		return err
 	})
 	for range r.Workers {
 		group.Go(func() error {
 			w := &worker{run: r, ctx: copying, buf: make([]byte, copyBuffer)}
 			defer w.folder.leave()
-			for u := range units {
-				if err := w.do(u); err != nil {
+			for t := range tasks {
+				if err := t.do(w); err != nil {
 					return err
 				}
 			}
@@ -291,8 +361,8 @@ func (r *run) share(ctx context.Context, deal func(context.Context, chan<- unit)
 	}
 	w := &worker{run: r, ctx: ctx, buf: make([]byte, copyBuffer)}
 	defer w.folder.leave()
-	for _, u := range last {
-		if err := w.do(u); err != nil {
+	for _, t := range last {
+		if err := t.do(w); err != nil {
 			return err
 		}
 	}
@@ -302,7 +372,7 @@ func (r *run) share(ctx context.Context, deal func(context.Context, chan<- unit)
 // prepare makes what must be there before the first file: the links of tablespaces. What an attempt that was interrupted in its
 // end has left goes: pg_control, and what tells PostgreSQL to recover, perhaps to another target.
 func (r *run) prepare() error {
-	if r.plan.Resume {
+	if r.tree.overwrite {
 		for _, name := range append([]string{control.Name}, unwanted...) {
 			if err := r.tree.data.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
@@ -521,10 +591,10 @@ func (p *Plan) moveMap(was []byte) (_ []byte, strays []string, err error) {
 	return out.Bytes(), strays, nil
 }
 
-// send hands out a unit, unless nobody takes it any more.
-func send(ctx context.Context, units chan<- unit, u unit) error {
+// send hands out a task, unless nobody takes it any more.
+func send(ctx context.Context, tasks chan<- task, t task) error {
 	select {
-	case units <- u:
+	case tasks <- t:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
@@ -532,7 +602,7 @@ func send(ctx context.Context, units chan<- unit, u unit) error {
 }
 
 // deal hands the contents of a backup with a manifest out in units of work, and returns those that must come last.
-func (r *run) deal(ctx context.Context, units chan<- unit) (last []unit, err error) {
+func (r *run) deal(ctx context.Context, tasks chan<- task) (last []task, err error) {
 	parts := make(map[string]archive.Part, len(r.plan.parts))
 	for _, p := range r.plan.parts {
 		parts[p.Name] = p
@@ -562,7 +632,7 @@ func (r *run) deal(ctx context.Context, units chan<- unit) (last []unit, err err
 		for _, u := range cut {
 			if lastRank(part) > 0 {
 				last = append(last, u)
-			} else if err := send(ctx, units, u); err != nil {
+			} else if err := send(ctx, tasks, u); err != nil {
 				return nil, err
 			}
 		}

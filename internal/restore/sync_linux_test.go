@@ -17,7 +17,7 @@ func TestSyncfsTells(t *testing.T) {
 // Where each file is asked, all below the roots can be.
 func TestSyncEach(t *testing.T) {
 	p := &Plan{Destination: t.TempDir()}
-	tree, err := openTree(p)
+	tree, err := openTree(p, false)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,10 +22,10 @@ import (
 )
 
 // dealLink hands out the parts of a backup that are read by their own headers, the largest first, and returns those that must come last.
-func (r *run) dealLink(ctx context.Context, level int, units chan<- unit) (last []unit, err error) {
+func (r *run) dealLink(ctx context.Context, level int, tasks chan<- task) (last []task, err error) {
 	l := r.plan.links[level]
 	if l.sums {
-		return r.dealSums(ctx, level, units)
+		return r.dealSums(ctx, level, tasks)
 	}
 	parts := slices.Clone(l.parts)
 	slices.SortStableFunc(parts, func(x, y archive.Part) int {
@@ -35,7 +35,7 @@ func (r *run) dealLink(ctx context.Context, level int, units chan<- unit) (last 
 		u := unit{part: p, level: level}
 		if lastRank(p) > 0 {
 			last = append(last, u)
-		} else if err := send(ctx, units, u); err != nil {
+		} else if err := send(ctx, tasks, u); err != nil {
 			return nil, err
 		}
 	}
@@ -43,7 +43,7 @@ func (r *run) dealLink(ctx context.Context, level int, units chan<- unit) (last 
 }
 
 // dealSums is dealLink for a backup with a manifest, such as ours below a delta of WAL-G: each part comes with its checksums.
-func (r *run) dealSums(ctx context.Context, level int, units chan<- unit) (last []unit, err error) {
+func (r *run) dealSums(ctx context.Context, level int, tasks chan<- task) (last []task, err error) {
 	l := r.plan.links[level]
 	m, err := r.archive.OpenManifest(ctx, l.Name)
 	if err != nil {
@@ -70,7 +70,7 @@ func (r *run) dealSums(ctx context.Context, level int, units chan<- unit) (last 
 		}
 		if lastRank(u.part) > 0 {
 			last = append(last, u)
-		} else if err := send(ctx, units, u); err != nil {
+		} else if err := send(ctx, tasks, u); err != nil {
 			return nil, err
 		}
 	}
@@ -109,7 +109,7 @@ func (r *run) allCame(ctx context.Context) error {
 	}
 	blocks := ""
 	if e.set != 0 {
-		owed, err := r.owed.get(e.set)
+		owed, err := r.owed.Get(e.set)
 		if err != nil {
 			return err
 		}
@@ -182,10 +182,10 @@ func (w *worker) member(u unit, h tarpart.Header, content io.Reader) error {
 	if err != nil {
 		return err
 	}
+	sum, listed := u.sums[h.Path]
 	if what == part {
-		err = f.patch(content, h.Size)
+		err = f.patch(content, h.Size, sum, listed)
 	} else {
-		sum, listed := u.sums[h.Path]
 		err = f.fill(content, sum, listed)
 	}
 	return errors.Join(err, f.end(err != nil))
@@ -225,7 +225,7 @@ func (w *worker) beginFile(i int, h tarpart.Header, partly bool) (_ *building, e
 		f.file, err = w.folder.create(w.tree, h.Path, fs.FileMode(h.Mode)&0o777)
 		return f, err
 	}
-	if f.owed, err = w.run.owed.get(f.set); err != nil {
+	if f.owed, err = w.run.owed.Get(f.set); err != nil {
 		return nil, err
 	}
 	if f.file, err = w.folder.open(w.tree, h.Path); err != nil {
@@ -258,7 +258,7 @@ func (f *building) fill(content io.Reader, want uint32, listed bool) error {
 		}
 	}
 	if listed && sum != want {
-		return fmt.Errorf("its content has the checksum %08X, the manifest says %08X: %w", sum, want, errDamaged)
+		return mismatch(sum, want)
 	}
 	if f.owed != nil {
 		f.owed.Clear()
@@ -308,7 +308,9 @@ func (f *building) put(b []byte, at int64) error {
 }
 
 // patch takes an increment of size bytes: the pages of it that are owed, and with the first one how long the file is.
-func (f *building) patch(content io.Reader, size int64) error {
+func (f *building) patch(content io.Reader, size int64, want uint32, listed bool) error {
+	in := &summing{Reader: content}
+	content = in
 	h, err := increment.Read(content, size)
 	if err != nil {
 		return err
@@ -342,9 +344,29 @@ func (f *building) patch(content io.Reader, size int64) error {
 		}
 		rest = rest[n:]
 	}
+	if listed && in.sum != want {
+		return mismatch(in.sum, want)
+	}
 	f.owed.AndNot(roaring.BitmapOf(h.Blocks...))
 	f.owed.RemoveRange(blocks, 1<<32) // what the file has beyond came later, as zeros
 	return nil
+}
+
+// summing sums up what is read.
+type summing struct {
+	io.Reader
+	sum uint32 // CRC-32C
+}
+
+func (s *summing) Read(b []byte) (int, error) {
+	n, err := s.Reader.Read(b)
+	s.sum = crc32c.Update(s.sum, b[:n])
+	return n, err
+}
+
+// mismatch says that content is not what was backed up.
+func mismatch(sum, want uint32) error {
+	return fmt.Errorf("its content has the checksum %08X, the manifest says %08X: %w", sum, want, errDamaged)
 }
 
 // end closes the file, keeps what it is owed still, and gives it the time the newest backup knows.
@@ -355,7 +377,7 @@ func (f *building) end(failed bool) error {
 	}
 	f.check.done()
 	if f.owed != nil && f.entry >= 0 {
-		number, err := f.run.owed.put(f.set, f.owed)
+		number, err := f.run.owed.Put(f.set, f.owed)
 		if err != nil {
 			return err
 		}

@@ -24,14 +24,17 @@ type tree struct {
 	overwrite   bool                // files may be there already, of an earlier attempt
 }
 
-// openTree opens the destination and the tablespaces' directories, all of which exist.
-func openTree(p *Plan) (_ *tree, err error) {
-	t := &tree{tablespaces: map[string]*os.Root{}, owner: p.Owner, overwrite: p.Resume}
+// openTree opens the destination and the tablespaces' directories, all of which exist: to look at them only those that do.
+func openTree(p *Plan, look bool) (_ *tree, err error) {
+	t := &tree{tablespaces: map[string]*os.Root{}, owner: p.Owner, overwrite: p.Resume || p.Delta != nil}
 	if t.data, err = os.OpenRoot(p.Destination); err != nil {
 		return nil, err
 	}
 	for _, ts := range p.Tablespaces {
 		root, err := os.OpenRoot(ts.To)
+		if look && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return nil, errors.Join(err, t.close())
 		}

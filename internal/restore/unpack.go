@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/chain"
 	"holdfast/internal/crc32c"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/tarpart"
@@ -24,13 +25,11 @@ const (
 	copyBuffer = 256 << 10
 	// writeBackEvery is after how many bytes of a file the system is asked to begin writing them to disk.
 	writeBackEvery = 8 << 20
-	// maxPart bounds a part's tar stream in bytes, far beyond what a store takes as one object.
-	maxPart = 16 << 40
 	// maxGap is how many bytes between two wanted contents are read rather than passed over with another request.
 	maxGap = 1 << 20
 )
 
-// unit is what one worker does at once: a stretch of a part, or a whole one.
+// unit is a task: a stretch of a part, or a whole one.
 type unit struct {
 	part   archive.Part
 	ranges *archive.Ranges // nil: the part is read from its beginning
@@ -65,28 +64,9 @@ func (s *splitFile) close() {
 	}
 }
 
-// contents adds up what the manifest says is in a part, and refuses contents that overlap or that no part can hold.
-func contents(part string, members []tarpart.Member) (total int64, err error) {
-	var end int64
-	for i := range members {
-		m := &members[i]
-		switch {
-		case m.Type != tarpart.File || m.Size == 0:
-			continue
-		case m.Offset < end:
-			return 0, fmt.Errorf("the manifest has %s at byte %d of %s, inside of what comes before", m.Path, m.Offset, part)
-		case m.Offset > maxPart || m.Size > maxPart-m.Offset:
-			return 0, fmt.Errorf("the manifest has %s of %d bytes at byte %d of %s, which no part reaches", m.Path, m.Size, m.Offset, part)
-		}
-		end = m.Offset + m.Size
-		total += m.Size
-	}
-	return total, nil
-}
-
 // cut divides a part's members into units.
 func (r *run) cut(ctx context.Context, part archive.Part, members []tarpart.Member) ([]unit, error) {
-	total, err := contents(part.Name, members)
+	total, err := chain.Contents(part.Name, members)
 	if err != nil {
 		return nil, err
 	}
@@ -149,7 +129,7 @@ type worker struct {
 }
 
 // do restores one unit.
-func (w *worker) do(u unit) error {
+func (u unit) do(w *worker) error {
 	var err error
 	if u.pieces != nil {
 		err = w.listed(u)
@@ -447,7 +427,7 @@ func (s *sink) end(p *piece) (err error) {
 		}
 	}
 	if sum != p.CRC {
-		return fmt.Errorf("its content has the checksum %08X, the manifest says %08X: %w", sum, p.CRC, errDamaged)
+		return mismatch(sum, p.CRC)
 	}
 	if held != nil || drop {
 		return nil

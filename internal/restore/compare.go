@@ -1,0 +1,448 @@
+package restore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"sync/atomic"
+
+	"github.com/RoaringBitmap/roaring/v2"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/chain"
+	"holdfast/internal/compress"
+	"holdfast/internal/crc32c"
+	"holdfast/internal/pg/page"
+	"holdfast/internal/tarpart"
+)
+
+// Differences is what a comparison of a directory with a backup has found.
+type Differences struct {
+	EqualFiles   int64 `json:"equal_files"`
+	StaleFiles   int64 `json:"stale_files"` // in which some pages differ
+	StalePages   int64 `json:"stale_pages"`
+	MissingFiles int64 `json:"missing_files"` // not there, or of no use: to be written as a whole
+	MissingBytes int64 `json:"missing_bytes"`
+	ExtraFiles   int64 `json:"extra_files"` // to be removed
+	ExtraBytes   int64 `json:"extra_bytes"`
+	Read         int64 `json:"read_bytes"`  // of the directory
+	Fetch        int64 `json:"fetch_bytes"` // about so many, as they are stored
+	Write        int64 `json:"write_bytes"`
+}
+
+// comparing counts what is found.
+type comparing struct{ stalePages, read atomic.Int64 }
+
+// Compare compares the plan's directory with the backup, which takes about as long as reading the directory, and writes nothing. The plan is one of Delta; its Delta
+// is filled in.
+func Compare(ctx context.Context, a *archive.Archive, p *Plan, opts Options) error {
+	r := newRun(a, p, opts)
+	var err error
+	if r.tree, err = openTree(p, true); err != nil {
+		return err
+	}
+	defer r.tree.close() // nothing was written
+	defer r.abandon()
+	r.phase("compare", p.Bytes)
+	if err := r.compare(ctx); err != nil {
+		return fmt.Errorf("compare %s with %s: %w", p.Destination, p.Backup, err)
+	}
+	p.Notes = append(p.Notes, r.notes.all...)
+	return r.estimate(ctx, func(*tarpart.Member) {})
+}
+
+// compare finds out what in the directory is as the backup has it.
+func (r *run) compare(ctx context.Context) error {
+	r.picking.stale.File = chain.Unnamed
+	if err := r.share(ctx, r.dealCompared); err != nil {
+		return err
+	}
+	r.picking.compared = true
+	d := Differences{StalePages: r.comparing.stalePages.Load(), Read: r.comparing.read.Load()}
+	bytes, files := map[string]int64{}, map[string]int64{}
+	err := r.picking.Members(ctx, func(m *tarpart.Member) error {
+		if !r.compares(m) {
+			return nil
+		}
+		s := &r.picking.files[r.picking.Find(m.Path)]
+		switch {
+		case s.flags&there == 0 || s.flags&anew != 0:
+			s.flags = anew
+			d.MissingFiles++
+			d.MissingBytes += m.Total()
+			bytes[r.plan.directoryOf(m.Path)] += m.Total()
+			files[r.plan.directoryOf(m.Path)]++
+			atomic.StoreUint32(&s.crc, 0) // of all of it when it comes
+		case s.stale != 0 || s.flags&longer != 0:
+			d.StaleFiles++
+		default:
+			d.EqualFiles++
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	d.Write = d.MissingBytes + d.StalePages*page.Size
+	if r.plan.Delta != nil {
+		extra, err := r.sweep(false)
+		if err != nil {
+			return err
+		}
+		d.ExtraFiles, d.ExtraBytes = extra.files, extra.bytes
+		for dir, n := range extra.perDir {
+			bytes[dir] = max(0, bytes[dir]-n)
+		}
+		*r.plan.Delta = d
+	}
+	r.plan.Rooms = nil
+	return r.plan.measure(bytes, files)
+}
+
+// compares reports whether a member is a file that is compared.
+func (r *run) compares(m *tarpart.Member) bool {
+	return m.Type == tarpart.File && !isHeld(m.Path) && !r.plan.leaves(m.Path) && r.plan.wants(m.Path, m.Type)
+}
+
+// dealCompared hands out what is to be compared.
+func (r *run) dealCompared(ctx context.Context, tasks chan<- task) ([]task, error) {
+	return nil, r.picking.Walk(ctx, func(p *chain.Part) error {
+		var sums *chain.Sums
+		for i := range p.Takes {
+			t := &p.Takes[i]
+			if !r.compares(t.Member) {
+				continue
+			}
+			if t.Pages > 0 && sums == nil {
+				var err error
+				if sums, err = r.picking.Sums(ctx, p); err != nil {
+					return err
+				}
+				r.told(sums)
+			}
+			c := comparison{Take: t, sums: sums.Of(t)}
+			if c.sums == nil {
+				if err := send(ctx, tasks, c); err != nil {
+					return err
+				}
+				continue
+			}
+			runs, err := t.Runs(nil)
+			if err != nil {
+				return fmt.Errorf("%s of %s: %w", p.Name, p.Backup, err)
+			}
+			var size int64
+			for run := range runs {
+				for run.Length > 0 {
+					if size >= unitSize {
+						if err := send(ctx, tasks, c); err != nil {
+							return err
+						}
+						c.runs, c.zeros, size = nil, true, 0
+					}
+					part := run
+					part.Length = min(run.Length, unitSize-size)
+					c.runs = append(c.runs, part)
+					size += part.Length
+					run.Content, run.File, run.Page, run.Length = run.Content+part.Length, run.File+part.Length, run.Page+part.Length/page.Size, run.Length-part.Length
+				}
+			}
+			if err := send(ctx, tasks, c); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// comparison is a task: blocks of a file of the directory are compared with those of a backup.
+type comparison struct {
+	*chain.Take
+	runs  []chain.Run
+	sums  []uint32 // of the member's pages; nil: it is compared as a whole
+	zeros bool     // the take's zeros are another task's
+}
+
+func (c comparison) do(w *worker) error {
+	if w.picking.flags(c.File)&anew != 0 {
+		return nil
+	}
+	f, size, err := w.folder.look(w.tree, c.Path)
+	flags := there
+	switch {
+	case err != nil:
+		flags = anew
+	case size != w.picking.File(c.File).Size:
+		flags |= longer
+	}
+	if f != nil {
+		defer f.Close() // only read
+	}
+	w.mark(c.File, flags)
+	switch {
+	case flags&anew != 0:
+		return nil
+	case c.sums == nil && c.Blocks == nil:
+		return w.compareWhole(f, &c)
+	case c.sums != nil || c.Blocks.IsEmpty():
+		return w.comparePages(f, size, &c)
+	}
+	// Without sums of its pages nothing is known of a member of which some blocks are needed only.
+	stale := c.Blocks.Clone()
+	if c.Zeros != nil {
+		stale.Or(c.Zeros)
+	}
+	return w.isStale(c.File, stale)
+}
+
+// mark adds to what is known of a file.
+func (w *worker) mark(file int, flags uint8) {
+	l := w.picking.lock(file)
+	l.Lock()
+	defer l.Unlock()
+	w.picking.files[file].flags |= flags
+}
+
+// isStale adds to the blocks of a file that must be written.
+func (w *worker) isStale(file int, blocks *roaring.Bitmap) error {
+	if blocks.IsEmpty() {
+		return nil
+	}
+	w.comparing.stalePages.Add(int64(blocks.GetCardinality()))
+	l := w.picking.lock(file)
+	l.Lock()
+	defer l.Unlock()
+	s := &w.picking.files[file]
+	if s.stale != 0 {
+		before, err := w.picking.stale.Get(s.stale)
+		if err != nil {
+			return err
+		}
+		blocks.Or(before)
+	}
+	var err error
+	s.stale, err = w.picking.stale.Put(s.stale, blocks)
+	return err
+}
+
+// compareWhole compares a file with the sum of all of its content.
+func (w *worker) compareWhole(f *os.File, c *comparison) error {
+	sum, n, err := w.sumUp(f, c.Size)
+	if err != nil {
+		return err
+	}
+	if n != c.Size || sum != c.CRC {
+		w.mark(c.File, anew)
+		return nil
+	}
+	w.picking.add(c.File, sum, 0)
+	return nil
+}
+
+// sumUp returns the CRC-32C of the first max bytes of a file, or of as many as there are.
+func (w *worker) sumUp(f *os.File, max int64) (sum uint32, n int64, err error) {
+	for n < max {
+		k, err := f.ReadAt(w.buf[:min(max-n, int64(len(w.buf)))], n)
+		sum = crc32c.Update(sum, w.buf[:k])
+		n += int64(k)
+		w.counted(int64(k))
+		if err == io.EOF {
+			return sum, n, nil
+		}
+		if err == nil && w.ctx.Err() != nil {
+			err = context.Cause(w.ctx)
+		}
+		if err != nil {
+			return 0, n, err
+		}
+	}
+	return sum, n, nil
+}
+
+// counted notes that bytes of the directory were read.
+func (w *worker) counted(n int64) {
+	w.comparing.read.Add(n)
+	w.Progress.done.Add(n)
+}
+
+// comparePages compares blocks of a file with their sums.
+func (w *worker) comparePages(f *os.File, size int64, c *comparison) error {
+	stale := roaring.New()
+	total := w.picking.File(c.File).Size
+	equal, from := uint32(0), int64(-1) // sum of blocks that are right, which began at from; -1 where the last was not
+	flush := func(to int64) {
+		if from >= 0 {
+			w.picking.add(c.File, equal, total-to)
+		}
+		equal, from = 0, -1
+	}
+	pageAt := func(b []byte, want uint32, at int64) {
+		switch {
+		case len(b) < page.Size || crc32c.Checksum(b) != want:
+			flush(at)
+			stale.Add(uint32(at / page.Size))
+			return
+		case from < 0:
+			from = at
+		}
+		equal = page.AppendCRC(equal, want)
+	}
+	end := int64(-1) // of the last run
+	for _, run := range c.runs {
+		if run.File != end {
+			flush(end)
+		}
+		end = run.File + run.Length
+		sums := c.sums[run.Page:]
+		for at := run.File; at < end; {
+			if w.ctx.Err() != nil {
+				return context.Cause(w.ctx)
+			}
+			if at+page.Size > size { // the file is too short for this and all that follow
+				flush(at)
+				stale.AddRange(uint64(at/page.Size), uint64(end/page.Size))
+				w.Progress.done.Add(end - at)
+				break
+			}
+			b := w.buf[:min(int64(len(w.buf)), end-at)]
+			n, err := f.ReadAt(b, at)
+			if err != nil && err != io.EOF {
+				return err
+			}
+			w.counted(int64(n))
+			for len(b) > 0 {
+				pageAt(b[:max(0, min(page.Size, n))], sums[0], at)
+				b, sums, at, n = b[page.Size:], sums[1:], at+page.Size, n-page.Size
+			}
+		}
+	}
+	flush(end)
+	if c.Zeros != nil && !c.zeros {
+		for i := c.Zeros.Iterator(); i.HasNext(); {
+			at := int64(i.Next()) * page.Size
+			n, err := f.ReadAt(w.buf[:page.Size], at)
+			if err != nil && err != io.EOF {
+				return err
+			}
+			pageAt(w.buf[:n], zeroSum, at)
+			flush(at + page.Size)
+		}
+	}
+	return w.isStale(c.File, stale)
+}
+
+// look opens the file p for reading, which must be one, of one name, with directories that are no links above it. Nothing is made.
+func (f *folder) look(t *tree, p string) (*os.File, int64, error) {
+	name, err := f.enterThere(t, p)
+	if err != nil {
+		return nil, 0, err
+	}
+	info, err := f.root.Lstat(name)
+	if err == nil && !single(info) {
+		err = errors.New("not a file of its own")
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	file, err := f.root.Open(name)
+	return file, info.Size(), err
+}
+
+// enterThere is enter for directories that are there.
+func (f *folder) enterThere(t *tree, p string) (name string, err error) {
+	root, oid, rel := t.locate(p)
+	dir, name := path.Split(rel)
+	dir = path.Clean(dir)
+	if f.root != nil && f.tree == t && f.oid == oid && f.path == dir {
+		return name, nil
+	}
+	for up := dir; up != "."; up = path.Dir(up) {
+		info, err := root.Lstat(up)
+		if err != nil {
+			return "", err
+		}
+		if !info.IsDir() {
+			return "", &fs.PathError{Op: "open", Path: up, Err: errors.New("not a directory")}
+		}
+	}
+	f.leave()
+	opened, err := root.OpenRoot(dir)
+	if err != nil {
+		return "", err
+	}
+	*f = folder{tree: t, oid: oid, path: dir, root: opened}
+	return name, nil
+}
+
+// estimate says how many bytes of each backup a plan has to fetch, about. It calls see for each member of which something is needed.
+func (r *run) estimate(ctx context.Context, see func(*tarpart.Member)) error {
+	p := r.plan
+	p.Stored, p.Parts = 0, 0
+	for i := range p.Chain {
+		p.Chain[i].Stored, p.Chain[i].Parts = 0, 0
+	}
+	err := r.picking.Walk(ctx, func(part *chain.Part) error {
+		for i := range part.Takes {
+			see(part.Takes[i].Member)
+		}
+		n, err := r.extent(part)
+		if err != nil || n == 0 {
+			return err
+		}
+		p.Stored += n
+		p.Parts++
+		if len(p.Chain) > 0 {
+			p.Chain[part.Level].Stored += n
+			p.Chain[part.Level].Parts++
+		}
+		return nil
+	})
+	if p.Delta != nil {
+		p.Delta.Fetch = p.Stored
+	}
+	return err
+}
+
+// extent returns about how many bytes of a part, as it is stored, are read for what is needed of it.
+func (r *run) extent(part *chain.Part) (int64, error) {
+	var read, end int64
+	for i := range part.Takes {
+		t := &part.Takes[i]
+		if t.Type != tarpart.File || !r.plan.wants(t.Path, t.Type) || r.plan.leaves(t.Path) {
+			continue
+		}
+		var blocks *roaring.Bitmap
+		some := true
+		if !isHeld(t.Path) {
+			var err error
+			if blocks, _, some, err = r.picking.needs(t); err != nil {
+				return 0, err
+			}
+		}
+		if !some || t.Size == 0 {
+			continue
+		}
+		runs, err := t.Runs(blocks)
+		if err != nil {
+			return 0, err
+		}
+		for run := range runs {
+			if from := t.Offset + run.Content; from-end <= maxGap && read > 0 {
+				read += from - end
+			}
+			read += run.Length
+			end = t.Offset + run.Content + run.Length
+		}
+	}
+	if ranged := part.Method == compress.Zstd || part.Method == compress.None; read >= part.Content || read > 0 && !ranged {
+		return part.Size, nil
+	}
+	if read == 0 {
+		return 0, nil
+	}
+	return int64(float64(part.Size) * float64(read) / float64(part.Content)), nil
+}
