@@ -2,9 +2,20 @@ package archive
 
 import (
 	"context"
+	"io"
 
+	"holdfast/internal/compress"
+	"holdfast/internal/pg/blockset"
 	"holdfast/internal/store"
 )
+
+// OpenDelta reads the delta object of the group of segments that begins with segment, stored with zstd.
+func (a *Archive) OpenDelta(ctx context.Context, segment string) (io.ReadCloser, error) {
+	return a.open(ctx, WALDir+segment+deltaSuffix+compress.Zstd.Extension(), compress.Zstd)
+}
+
+// NewDelta is newDelta.
+func NewDelta(changed *blockset.Set, rest []byte) io.ReadCloser { return newDelta(changed, rest) }
 
 // Overlap is overlap.
 const Overlap = overlap
