@@ -48,9 +48,13 @@ func (a *app) backupFetch() *cobra.Command {
 			"A time needs a zone: 2026-05-06T07:08:09Z, or as PostgreSQL prints it, 2026-05-06 09:08:09.5+02.\n\n" +
 			"Tablespaces go where they were if that is free, else to where --tablespace-mapping says. Every file is verified while it is\n" +
 			"written. A restore that was interrupted continues with --resume.\n\n" +
+			"With --delta DIR is a data directory of the same cluster that no server uses: a stale replica, or what is left after a crash. It is\n" +
+			"compared with the backup, all of it; only pages that differ are fetched and written, and what the backup does not have goes, but for\n" +
+			"log/. It is then as if restored anew. Interrupted, the same command continues. See the runbook.\n\n" +
 			"With --mask DIR gets only the files that match, for a look at them: PostgreSQL cannot start there. A * matches no slash. Files of\n" +
 			"tablespaces are in DIR/pg_tblspc then, whatever directories the tablespaces had.",
-		Example: "  holdfast backup-fetch /var/lib/postgresql/15/restored LATEST\n" +
+		Example: "  holdfast backup-fetch --delta /var/lib/postgresql/15/main LATEST --standby --dry-run\n" +
+			"  holdfast backup-fetch /var/lib/postgresql/15/restored LATEST\n" +
 			"  holdfast backup-fetch /srv/copy --target-time '2026-05-06 09:08:09+02' --target-action promote\n" +
 			"  holdfast backup-fetch /srv/copy --target latest --tablespace-mapping 16385=/srv/ts --dry-run",
 		Args: a.args(cobra.RangeArgs(1, 2)),
@@ -91,6 +95,7 @@ func (a *app) backupFetch() *cobra.Command {
 	flags.BoolVar(&f.request.ConfigIntoData, "config-into-pgdata", false, "write that configuration into DIR, so that the cluster can start alone")
 	flags.StringVar(&f.request.Owner, "owner", "", "user to own the files, when root restores")
 	flags.StringVar(&f.request.Mask, "mask", "", "restore only the files whose path in the data directory matches this pattern, such as 'base/16384/*'")
+	flags.BoolVar(&f.request.Delta, "delta", false, "DIR is a data directory of the cluster: fetch and write only what differs")
 	flags.BoolVar(&f.request.Resume, "resume", false, "continue a restore that was interrupted")
 	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be done, and do nothing")
 	flags.BoolVar(&f.asJSON, "json", false, "print the report, or with --dry-run the plan, as JSON")
@@ -146,7 +151,17 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 	if err != nil {
 		return err
 	}
+	progress := &restore.Progress{}
+	opts := restore.Options{Workers: s.Restore.Workers, Progress: progress}
 	if f.dryRun {
+		if plan.Delta != nil {
+			stop := a.progress(ctx, "compare", progress)
+			err = restore.Compare(ctx, ar, plan, opts)
+			stop()
+		}
+		if err != nil {
+			return err
+		}
 		return a.printPlan(plan, f.asJSON)
 	}
 	for _, note := range plan.Notes {
@@ -156,15 +171,17 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 		a.log.Warn("restore_command does not carry " + strings.Join(outside, ", ") +
 			": start PostgreSQL with the same in its environment, or restore with a settings file that has it (--config)")
 	}
-	progress := &restore.Progress{}
 	stop := a.progress(ctx, "restore", progress)
-	report, err := restore.Run(ctx, ar, plan, restore.Options{Workers: s.Restore.Workers, Progress: progress})
+	report, err := restore.Run(ctx, ar, plan, opts)
 	stop()
 	if err != nil {
 		return err
 	}
 	for _, note := range report.Notes {
 		a.log.Info(note)
+	}
+	if report.Delta != nil {
+		a.log.Info(differencesLine(report.Delta))
 	}
 	a.log.Info(restoredLine(report))
 	a.log.Info("Backup extraction complete.")
@@ -202,6 +219,14 @@ func restoredLine(r *restore.Report) string {
 		line += "; all verified"
 	}
 	return line
+}
+
+// differencesLine sums up what a comparison has found.
+func differencesLine(d *restore.Differences) string {
+	size := func(n int64) string { return humanize.IBytes(uint64(n)) }
+	return fmt.Sprintf("%d files are as in the backup, %d have %d stale pages, %d are missing or of no use (%s), %d are not in the backup and go (%s); "+
+		"%s to fetch, about, %s to write", d.EqualFiles, d.StaleFiles, d.StalePages, d.MissingFiles, size(d.MissingBytes), d.ExtraFiles, size(d.ExtraBytes),
+		size(d.Fetch), size(d.Write))
 }
 
 // choose finds the backup that is asked for.
@@ -377,6 +402,12 @@ func (a *app) printPlan(p *restore.Plan, asJSON bool) error {
 		line("owner", "%s (%d:%d)", p.Owner.Name, p.Owner.UID, p.Owner.GID)
 	}
 	line("parts", "%d, %s stored", p.Parts, size(p.Stored))
+	if p.Delta != nil { // else the notes have the chain
+		for _, l := range p.Chain {
+			line("read of", "%s: %d of %d parts, about %s", l.Backup, l.Parts, l.Of, size(l.Stored))
+		}
+		line("differences", "%s", differencesLine(p.Delta))
+	}
 	if p.Mask != "" {
 		line("only", "files that match %s", p.Mask)
 	}

@@ -147,9 +147,6 @@ func (p *Plan) surveyLists(ctx context.Context, a *archive.Archive, chain []*cat
 func (p *Plan) describeChain() {
 	if len(p.Chain) == 1 {
 		p.Chain = nil
-		if p.Verified {
-			return
-		}
 		p.note("the contents cannot be verified: the backup has no manifest with checksums, WAL-G and WAL-E made none. " +
 			"Looked at are the codec's checksums, the structure of the parts, whether all listed files are there, and in a cluster with checksums its pages")
 		return
@@ -450,7 +447,12 @@ func (p *Plan) surveyChain(ctx context.Context, a *archive.Archive, backups []*c
 		return fmt.Errorf("restore %s: %w", p.Backup, err)
 	}
 	c.tell()
-	p.describeChain()
+	switch {
+	case len(backups) == 1:
+		p.Chain = nil
+	case p.Delta == nil: // else little of it is read
+		p.describeChain()
+	}
 	if err := p.readControl(ctx, a, backups[0]); err != nil {
 		return err
 	}
