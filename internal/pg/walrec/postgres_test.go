@@ -30,7 +30,11 @@ var (
 // line is a record as pg_waldump prints it, as far as we care.
 func line(r *walrec.Record) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s tot %d tx %d lsn %s prev %s", managers[r.RM], r.Length, r.XID, r.LSN, r.Prev)
+	manager := strconv.Itoa(int(r.RM))
+	if int(r.RM) < len(managers) {
+		manager = managers[r.RM]
+	}
+	fmt.Fprintf(&b, "%s tot %d tx %d lsn %s prev %s", manager, r.Length, r.XID, r.LSN, r.Prev)
 	for _, k := range r.Blocks {
 		fmt.Fprintf(&b, ", #%d %s %d", k.ID, blockset.Key{Relation: k.Rel, Fork: k.Fork}, k.Block)
 		if k.Image {
