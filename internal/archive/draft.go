@@ -92,6 +92,12 @@ func (l manifestLine) decode(v any) error {
 // Name returns the backup's name.
 func (d *Draft) Name() string { return d.name }
 
+// Storage returns the name of the storage that the draft is in, where there are several.
+func (d *Draft) Storage(ctx context.Context) (string, error) {
+	o, err := d.archive.store.Stat(ctx, d.markerName())
+	return o.Storage, err
+}
+
 // NextPart names the next data part, without the codec's extension: part_001.tar, part_002.tar and so on.
 func (d *Draft) NextPart() string { return fmt.Sprintf("part_%03d.tar", d.number.Add(1)) }
 
@@ -110,14 +116,18 @@ func (d *Draft) PutPart(ctx context.Context, base string, tar io.Reader, members
 	if err := d.put(ctx, partsDir(d.name)+name, body); err != nil {
 		return err
 	}
-	p := ManifestPart{Name: name, Size: n.n.Load(), Members: members()}
+	return d.add(ManifestPart{Name: name, Size: n.n.Load(), Members: members()})
+}
+
+// add notes a part that is stored.
+func (d *Draft) add(p ManifestPart) error {
 	line, err := newManifestLine(p)
 	if err != nil {
-		return fmt.Errorf("describe %s: %w", name, err)
+		return fmt.Errorf("describe %s: %w", p.Name, err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.parts = append(d.parts, draftPart{name: name, line: line})
+	d.parts = append(d.parts, draftPart{name: p.Name, line: line})
 	d.stored += p.Size
 	for _, m := range p.Members {
 		d.contents += m.Size
@@ -180,19 +190,28 @@ func (d *Draft) PutConfig(ctx context.Context, tar io.Reader) error {
 
 // OpenConfig reads the tar stream that PutConfig stored. A backup without it is fs.ErrNotExist.
 func (a *Archive) OpenConfig(ctx context.Context, backup string) (io.ReadCloser, error) {
+	object, method, err := a.findConfig(ctx, backup)
+	if err != nil {
+		return nil, err
+	}
+	return a.open(ctx, object, method)
+}
+
+// findConfig returns the object that PutConfig stored.
+func (a *Archive) findConfig(ctx context.Context, backup string) (object string, method compress.Method, err error) {
 	for o, err := range a.store.List(ctx, Folder(backup), Folder(backup)+ConfigName[:len(ConfigName)-1]) {
 		if err != nil {
-			return nil, err
+			return "", "", err
 		}
 		base, method := compress.Split(strings.TrimPrefix(o.Name, Folder(backup)))
 		if base == ConfigName {
-			return a.open(ctx, o.Name, method)
+			return o.Name, method, nil
 		}
 		if base > ConfigName {
 			break
 		}
 	}
-	return nil, notExist("configuration beside %s", backup)
+	return "", "", notExist("configuration beside %s", backup)
 }
 
 // Sizes returns the bytes of member contents and the bytes stored so far.

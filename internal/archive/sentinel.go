@@ -54,11 +54,20 @@ type Sentinel struct {
 	Parent        string `json:"HoldfastParent,omitempty"`        // of a delta: SHA-256 of its parent's sentinel, see Sum
 	DeltaSource   string `json:"HoldfastDeltaSource,omitempty"`   // of a delta: how it was known what has changed
 
+	Merged *Merged `json:"HoldfastMergedFrom,omitempty"` // of a full backup that was put together from others
+
 	// Sum is the SHA-256 of the document that was read, in hexadecimal digits; "" where it was not read from an archive.
 	Sum string `json:"-"`
 
 	// FilesEmbedded says that the list of files is in the sentinel itself, as before WAL-G 1.1.1. See Archive.ReadFileList.
 	FilesEmbedded bool `json:"-"`
+}
+
+// Merged says what a full backup was put together from that was not taken from a server.
+type Merged struct {
+	Backup string   `json:"backup"`          // the delta that holds the same
+	Sum    string   `json:"sentinel_sha256"` // of that one, see Sentinel.Sum
+	Chain  []string `json:"chain"`           // what that one is put together from, newest first, itself included
 }
 
 // Metadata is the document that lists are made from, and where the permanent flag counts.
@@ -330,6 +339,27 @@ func (a *Archive) Metadata(ctx context.Context, name string) (*Metadata, error) 
 		return nil, fmt.Errorf("read %s: %w", object, err)
 	}
 	return &m, nil
+}
+
+// MarkPermanent sets the permanent flag in a backup's metadata.json, and keeps the rest of it. A backup without that document is fs.ErrNotExist.
+func (a *Archive) MarkPermanent(ctx context.Context, name string) error {
+	object := Folder(name) + "metadata.json"
+	b, err := store.ReadFile(ctx, a.store, object, maxDocument)
+	if err != nil {
+		return err
+	}
+	var doc map[string]json.RawMessage
+	if err := json.Unmarshal(b, &doc); err != nil {
+		return fmt.Errorf("read %s: %w", object, err)
+	}
+	if string(doc["is_permanent"]) == "true" {
+		return nil
+	}
+	doc["is_permanent"] = json.RawMessage("true")
+	if b, err = json.Marshal(doc); err != nil {
+		return err
+	}
+	return a.store.Put(ctx, object, bytes.NewReader(b))
 }
 
 // notExist makes an error that says what is missing and is fs.ErrNotExist.

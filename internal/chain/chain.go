@@ -140,8 +140,9 @@ func (c *Chain) File(i int) File { return c.files.of(i).file() }
 type Part struct {
 	archive.Part
 	Backup  string
-	Level   int   // of the backup in the chain; 0 is the newest
-	Content int64 // bytes of all contents in it
+	Level   int              // of the backup in the chain; 0 is the newest
+	Content int64            // bytes of all contents in it
+	Members []tarpart.Member // all that is in it
 	Takes   []Take
 
 	pages int64 // in all contents
@@ -249,7 +250,7 @@ func (w *walk) backup(ctx context.Context, level int, do func(*Part) error) erro
 		if err != nil {
 			return err
 		}
-		part := &Part{Backup: name, Level: level}
+		part := &Part{Backup: name, Level: level, Members: p.Members}
 		if part.Content, err = Contents(p.Name, p.Members); err != nil {
 			return fmt.Errorf("the manifest of %s: %w", name, err)
 		}
