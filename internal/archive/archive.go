@@ -83,6 +83,9 @@ func New(s store.Store, opts Options) *Archive {
 	return &Archive{store: s, opts: opts}
 }
 
+// WriteOnly says that what is encrypted cannot be read here: there is no key for that.
+func (a *Archive) WriteOnly() bool { return a.opts.WriteOnly }
+
 // Store returns the store below the archive.
 func (a *Archive) Store() store.Store { return a.store }
 
@@ -206,6 +209,11 @@ func (w *countingWriter) Write(p []byte) (int, error) {
 
 // BackupName names the full backup that starts in the WAL file segment.
 func BackupName(segment string) string { return "base_" + segment }
+
+// DeltaName names the delta that starts in the WAL file segment and builds on parent.
+func DeltaName(segment, parent string) string {
+	return BackupName(segment) + "_D_" + strings.TrimPrefix(parent, "base_")[:24]
+}
 
 // CheckBackupName reports whether name has the form of a backup's: base_ and 24 hexadecimal digits, then optionally
 // _D_ and 24 of a delta's parent, then optionally _ and 8 of WAL-E's offset.

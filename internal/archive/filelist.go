@@ -8,6 +8,8 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"strings"
+	"time"
 
 	"holdfast/internal/tarpart"
 )
@@ -19,8 +21,10 @@ var ErrNoFileList = errors.New("the backup has no list of its files")
 // ListedFile is what a backup's list says of a member.
 type ListedFile struct {
 	Path        string // from the data directory, as in tarpart.Member
-	Incremented bool   // the part holds the increment of the file, see package increment
-	Skipped     bool   // no part holds anything: the file is as in the parent
+	ModTime     time.Time
+	Bare        bool // its name has no leading slash, as in WAL-G's backups over the wire
+	Incremented bool // the part holds the increment of the file, see package increment
+	Skipped     bool // no part holds anything: the file is as in the parent
 }
 
 // FileListVisitor takes what a list says, in the order of the document. What is nil is not called.
@@ -100,11 +104,17 @@ func (d *document) files(v FileListVisitor) error {
 		if err != nil || !more {
 			return err
 		}
-		var e struct{ IsIncremented, IsSkipped *bool }
+		var e struct {
+			IsIncremented, IsSkipped *bool
+			MTime                    json.RawMessage
+		}
 		if err := d.value(&e); err != nil {
 			return fmt.Errorf("%.200q: %w", name, err)
 		}
-		f := ListedFile{}
+		f := ListedFile{Bare: !strings.HasPrefix(name, "/")}
+		if json.Unmarshal(e.MTime, &f.ModTime) != nil {
+			f.ModTime = time.Time{} // nothing depends on it that could not do without
+		}
 		if f.Path, err = tarpart.Path(name); err != nil {
 			return err
 		}

@@ -16,11 +16,13 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/time/rate"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
 	"holdfast/internal/pg/datadir"
 	"holdfast/internal/pg/page"
 	"holdfast/internal/pg/server"
@@ -32,6 +34,7 @@ type Options struct {
 	Workers    int             // parts filled at once; 0 means one per core
 	PartSize   int64           // bytes of content after which a part is closed; 0 means 1 GiB less one byte, as WAL-G
 	DiskRate   int64           // bytes read a second at most; 0 is no limit
+	WireCodec  string          // how the server compresses what it sends over the wire: gzip, lz4, zstd or auto; "" is not at all
 	AllCorrupt bool            // record every corrupt block, not just the first ten of a file
 	Permanent  bool            // retention leaves the backup alone
 	UserData   json.RawMessage // stored with the backup; up to archive.MaxUserData
@@ -44,6 +47,7 @@ type Options struct {
 	Beat       time.Duration   // how often a sign of life is left in the archive; 0 means a minute, and it has to be below 15
 	Host       string          // name of this host
 	Tool       string          // release of this program
+	Delta      Delta           // what the backup builds on; the zero value makes a full one
 	Logger     *slog.Logger    // nil discards
 	Progress   *Progress       // kept up to date when not nil
 }
@@ -60,6 +64,7 @@ type Report struct {
 	FirstWAL         string             `json:"first_wal"`         // segment replay starts in
 	LastWAL          string             `json:"last_wal"`          // segment that makes it consistent
 	Files            int64              `json:"files"`             // as stored, labels aside
+	BytesRead        int64              `json:"bytes_read"`        // of the data directory
 	UncompressedSize int64              `json:"uncompressed_size"` // bytes
 	CompressedSize   int64              `json:"compressed_size"`   // bytes as stored
 	Vanished         int64              `json:"vanished_files"`    // dropped while the backup ran; replay does not miss them
@@ -67,7 +72,9 @@ type Report struct {
 	Corrupt          []CorruptFile      `json:"corrupt,omitempty"`
 	CorruptBlocks    int64              `json:"corrupt_blocks"`
 	WALIncomplete    bool               `json:"wal_incomplete,omitempty"` // taken without waiting for WAL
-	Seconds          map[string]float64 `json:"seconds"`                  // per phase: start, copy, stop, wal, commit
+	Delta            *DeltaReport       `json:"delta,omitempty"`          // nil for a full backup
+	FullBecause      string             `json:"full_because,omitempty"`   // why it is a full one where deltas are enabled
+	Seconds          map[string]float64 `json:"seconds"`                  // per phase: catalog, start, parent, changes, copy, stop, wal, commit
 }
 
 // CorruptFile is a relation file with pages whose checksum does not hold.
@@ -101,6 +108,10 @@ type run struct {
 	spaces  []datadir.Tablespace
 	verify  bool  // page checksums
 	total   int64 // bytes of everything the first walk met
+	read    atomic.Int64
+
+	catalog *catalog.Catalog // nil where no delta is wanted
+	delta   *delta           // nil for a full backup
 
 	mu     sync.Mutex // guards report while workers run
 	report Report
@@ -240,8 +251,13 @@ func (r *run) run(ctx context.Context) (_ *Report, err error) {
 			err = r.undo(ctx, err, r.conn.Close)
 		}
 	}()
-	if err := r.timed("start", func() error { return r.startBackup(ctx) }); err != nil {
-		return nil, err
+	for _, phase := range []struct {
+		name string
+		do   func(context.Context) error
+	}{{"catalog", r.loadCatalog}, {"start", r.startBackup}, {"parent", r.begin}} {
+		if err := r.timed(phase.name, func() error { return phase.do(ctx) }); err != nil {
+			return nil, err
+		}
 	}
 	ctx, end := r.beating(ctx)
 	defer end()
@@ -277,13 +293,16 @@ func (r *run) undo(ctx context.Context, err error, closeSession func() error) er
 // finished completes the report of a backup that is made.
 func (r *run) finished() *Report {
 	r.report.UncompressedSize, r.report.CompressedSize = r.draft.Sizes()
-	r.report.Files = r.draft.Files()
+	r.report.Files, r.report.BytesRead = r.draft.Files(), r.read.Load()
 	r.phase("done")
 	return &r.report
 }
 
 // rest does what follows once the backup is begun.
 func (r *run) rest(ctx context.Context) error {
+	if err := r.timed("changes", func() error { return r.watched(ctx, r.findChanges) }); err != nil {
+		return err
+	}
 	if err := r.timed("copy", func() error { return r.watched(ctx, r.copyData) }); err != nil {
 		return err
 	}
@@ -295,7 +314,12 @@ func (r *run) rest(ctx context.Context) error {
 	if err := r.timed("wal", func() error { return r.awaitWAL(ctx, stop.LSN) }); err != nil {
 		return err
 	}
-	return r.timed("commit", func() error { return r.draft.Commit(ctx, r.sentinel(stop)) })
+	return r.timed("commit", func() error {
+		if err := r.markAncestors(ctx); err != nil {
+			return err
+		}
+		return r.draft.Commit(ctx, r.sentinel(stop))
+	})
 }
 
 // cleanupTime bounds what is done after a failure.
@@ -318,18 +342,28 @@ func (r *run) startBackup(ctx context.Context) (err error) {
 	if r.start, err = r.conn.StartBackup(ctx, "holdfast "+r.report.StartTime.Format(time.RFC3339), true); err != nil {
 		return fmt.Errorf("start the backup on the server: %w", err)
 	}
+	return nil
+}
+
+// begin decides what the backup that the server has begun builds on, and opens its draft.
+func (r *run) begin(ctx context.Context) error {
+	if err := r.chooseParent(ctx, r.start.LSN, r.start.Timeline); err != nil {
+		return err
+	}
 	return r.begun(ctx)
 }
 
 // begun opens the draft of the backup that the server has begun.
 func (r *run) begun(ctx context.Context) (err error) {
-	name := archive.BackupName(r.start.Segment)
+	name := r.backupName(r.start.Segment)
 	r.report.Name, r.report.StartLSN = name, r.start.LSN.String()
 	r.report.SystemIdentifier, r.report.Timeline = r.facts.SystemIdentifier, r.start.Timeline
 	r.report.FirstWAL = r.start.Segment
 	r.Logger.Info(fmt.Sprintf("Started backup with name %s at LSN %s", name, r.start.LSN))
-	r.draft, err = r.archive.Begin(ctx, name, r.Host)
-	return err
+	if r.draft, err = r.archive.Begin(ctx, name, r.Host); err != nil {
+		return err
+	}
+	return r.besideParent(ctx)
 }
 
 // watched runs do while asking the server every so often whether the backup is still good: session alive, not promoted.

@@ -2,6 +2,7 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -30,7 +31,12 @@ func (r *run) copyData(ctx context.Context) error {
 		return err
 	}
 	r.phase("copying")
-	work, stop := newWorklist(big, r.walk(nil), r.packEntry)
+	work, stop := newWorklist(big, r.walk(nil), func(e datadir.Entry) (tarpart.Entry, bool, error) {
+		if r.delta == nil {
+			return r.packEntry(e), true, nil
+		}
+		return r.delta.pack(ctx, e, r.packEntry(e))
+	})
 	defer stop()
 	group, groupCtx := errgroup.WithContext(ctx)
 	for range r.Workers {
@@ -104,10 +110,12 @@ func (r *run) survey(ctx context.Context) ([]datadir.Entry, error) {
 		r.report.Skipped = append(r.report.Skipped, path)
 		r.Logger.Warn(fmt.Sprintf("left out %q: %s", path, why))
 	}
+	sampler := r.delta.newSampler(ctx)
 	for e, err := range r.walk(skipped) {
 		if err != nil {
-			return nil, err
+			return nil, errors.Join(err, sampler.wait())
 		}
+		sampler.look(e)
 		if e.Kind == datadir.Symlink {
 			if own(e.Path) {
 				return nil, &linkError{path: e.Path, target: e.Target}
@@ -126,7 +134,7 @@ func (r *run) survey(ctx context.Context) ([]datadir.Entry, error) {
 		}
 	}
 	r.Progress.total.Store(data)
-	return big, nil
+	return big, sampler.wait()
 }
 
 // worker fills parts until there is nothing left to pack.
@@ -178,6 +186,14 @@ func (r *run) putPart(ctx context.Context, name string, next func() (tarpart.Ent
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, m := range p.Members() {
+		if d := r.report.Delta; d != nil && m.Type == tarpart.File {
+			if m.Increment != nil {
+				d.Incremental++
+				d.Pages += int64(m.Pages)
+			} else {
+				d.Whole++
+			}
+		}
 		if m.CorruptCount > 0 {
 			r.report.Corrupt = append(r.report.Corrupt, CorruptFile{Path: m.Path, Blocks: m.Corrupt, Count: m.CorruptCount})
 			r.report.CorruptBlocks += int64(m.CorruptCount)
@@ -192,6 +208,7 @@ func (r *run) beforeRead(ctx context.Context, n int) error {
 		return context.Cause(ctx)
 	}
 	r.Progress.done.Add(int64(n))
+	r.read.Add(int64(n))
 	if r.limit != nil {
 		return r.limit.WaitN(ctx, n)
 	}

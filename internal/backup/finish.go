@@ -120,10 +120,15 @@ func (r *run) tellArchiver(ctx context.Context) string {
 // sentinel describes the finished backup.
 func (r *run) sentinel(stop server.Stop) *archive.Sentinel {
 	start, sysid := r.start.LSN, r.facts.SystemIdentifier
-	return &archive.Sentinel{
+	s := &archive.Sentinel{
 		LSN: &start, FinishLSN: &stop.LSN, PgVersion: r.facts.Version, SystemIdentifier: &sysid,
 		DataCatalogSize: r.total, Spec: r.spec(), UserData: r.UserData,
 		StartTime: r.report.StartTime, FinishTime: r.report.FinishTime, Hostname: r.Host, DataDir: r.dir.Root, IsPermanent: r.Permanent,
 		SegmentSize: uint64(r.facts.SegmentSize), CorruptBlocks: r.report.CorruptBlocks, WALIncomplete: r.report.WALIncomplete, Tool: r.Tool,
 	}
+	if d := r.delta; d != nil {
+		s.DeltaFrom, s.DeltaLSN, s.DeltaFullName, s.DeltaCount = d.parent.Name, &d.since, d.parent.Full, d.parent.Count
+		s.Parent, s.DeltaSource = d.parent.Sentinel.Sum, string(r.report.Delta.Source)
+	}
+	return s
 }

@@ -21,12 +21,12 @@ type worklist struct {
 	first []datadir.Entry // in the order to deal them
 	dealt map[string]bool // paths of first: the walk meets them again, whatever their size is then
 	rest  func() (datadir.Entry, error, bool)
-	pack  func(datadir.Entry) tarpart.Entry
-	done  error // why there is no more: io.EOF or the walk's error
+	pack  func(datadir.Entry) (tarpart.Entry, bool, error) // how an entry is stored; false where it is not
+	done  error                                            // why there is no more: io.EOF or the walk's error
 }
 
 // newWorklist deals out big, then what else walk yields. The caller calls stop at the end.
-func newWorklist(big []datadir.Entry, walk iter.Seq2[datadir.Entry, error], pack func(datadir.Entry) tarpart.Entry) (w *worklist, stop func()) {
+func newWorklist(big []datadir.Entry, walk iter.Seq2[datadir.Entry, error], pack func(datadir.Entry) (tarpart.Entry, bool, error)) (w *worklist, stop func()) {
 	slices.SortFunc(big, func(a, b datadir.Entry) int {
 		return cmp.Or(cmp.Compare(b.Size, a.Size), cmp.Compare(a.Path, b.Path))
 	})
@@ -42,21 +42,40 @@ func newWorklist(big []datadir.Entry, walk iter.Seq2[datadir.Entry, error], pack
 func (w *worklist) next() (tarpart.Entry, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.first) > 0 {
-		e := w.first[0]
-		w.first = w.first[1:]
-		return w.pack(e), nil
-	}
 	for w.done == nil {
-		e, err, ok := w.rest()
-		switch {
-		case !ok:
-			w.done = io.EOF
-		case err != nil:
+		e, err := w.entry()
+		if err != nil {
 			w.done = err
-		case e.Kind != datadir.Control && !w.dealt[e.Path]:
-			return w.pack(e), nil
+			break
+		}
+		t, stored, err := w.pack(e)
+		if err != nil {
+			w.done = err
+			break
+		}
+		if stored {
+			return t, nil
 		}
 	}
 	return tarpart.Entry{}, w.done
+}
+
+// entry returns the next entry of the directory.
+func (w *worklist) entry() (datadir.Entry, error) {
+	if len(w.first) > 0 {
+		e := w.first[0]
+		w.first = w.first[1:]
+		return e, nil
+	}
+	for {
+		e, err, ok := w.rest()
+		switch {
+		case !ok:
+			return e, io.EOF
+		case err != nil:
+			return e, err
+		case e.Kind != datadir.Control && !w.dealt[e.Path]:
+			return e, nil
+		}
+	}
 }

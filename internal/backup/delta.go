@@ -1,0 +1,469 @@
+package backup
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/dustin/go-humanize"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/changes"
+	"holdfast/internal/increment"
+	"holdfast/internal/pg/blockset"
+	"holdfast/internal/pg/datadir"
+	"holdfast/internal/pg/page"
+	"holdfast/internal/pg/wal"
+	"holdfast/internal/tarpart"
+)
+
+// Delta says when a backup builds on another one, and how what has changed since is found. The zero value takes full backups.
+type Delta struct {
+	Full     bool            // take a full backup, whatever else is said
+	MaxSteps int             // how many deltas may build on one another; 0 takes full backups
+	OnFull   bool            // build on the full backup below the one that was found
+	Name     string          // the backup to build on; "" for the newest that will do
+	UserData json.RawMessage // build on the newest backup with that user data; nil for any
+	Source   Source
+	Force    bool    // fail where Source is Auto and would come down to PageLSN
+	Sample   float64 // of the blocks that have not changed by the source, how many are looked at, from 0 to 1
+}
+
+// Source says how what has changed is found.
+type Source string
+
+// The sources. Auto is the best of the others that knows, in this order.
+const (
+	Auto       Source = ""
+	Summaries  Source = Source(changes.Server)  // PostgreSQL's WAL summaries
+	WALArchive Source = Source(changes.Archive) // summaries of the archived WAL
+	PageLSN    Source = "lsn"                   // all relations are read
+)
+
+// DeltaReport says what a delta is made of.
+type DeltaReport struct {
+	Parent      string   `json:"parent"`
+	Full        string   `json:"full"` // the backup at the root
+	Count       int      `json:"count"`
+	Source      Source   `json:"source"`                   // how it was known what has changed
+	NotBetter   []string `json:"not_better,omitempty"`     // why it was not a better source
+	SourceBytes int64    `json:"source_bytes"`             // read of WAL and its summaries
+	Blocks      uint64   `json:"source_blocks"`            // that have changed by the source
+	Whole       int64    `json:"files_whole"`              // stored whole
+	Incremental int64    `json:"files_incremental"`        // stored in part
+	Unchanged   int64    `json:"files_unchanged"`          // not stored
+	Pages       int64    `json:"pages"`                    // stored of files in part
+	Sampled     int64    `json:"blocks_sampled,omitempty"` // of those that have not changed by the source
+	Missed      []string `json:"missed,omitempty"`         // of these, those that have, with their files
+	Notes       []string `json:"notes,omitempty"`
+}
+
+// delta is a backup that builds on another one, at work.
+type delta struct {
+	*run
+	parent *catalog.Parent
+	files  *known
+	since  wal.LSN // where the parent starts
+	sealed int64   // what was written before, in nanoseconds since 1970, was so when the parent read it
+
+	set     *blockset.Set              // what has changed; nil where only page LSNs tell
+	suspect map[blockset.Relation]bool // of which set has proved wrong; settled before files are copied
+	sampled atomic.Int64               // blocks
+
+	mu     sync.Mutex
+	missed map[blockset.Relation]bool // becomes suspect
+	same   map[string]bool            // directories of databases: whether they were not made anew since
+}
+
+// sealMargin is how long before the parent's start a file must have been written last for its times to say that it has not been written to
+// since: clocks of file systems tick every few milliseconds, and that of a file server may be wrong by seconds.
+const sealMargin = 10 * time.Second
+
+// loadCatalog reads what backups there are to build on.
+func (r *run) loadCatalog(ctx context.Context) (err error) {
+	d := r.Delta
+	switch {
+	case d.Full:
+		return nil
+	case d.MaxSteps <= 0 && (d.Name != "" || d.UserData != nil):
+		r.Logger.Warn("a backup to build on is given, and WALG_DELTA_MAX_STEPS is 0. Doing full backup.")
+		return nil
+	case d.MaxSteps <= 0:
+		return nil
+	}
+	r.phase("looking at older backups")
+	r.catalog, err = catalog.Load(ctx, r.archive)
+	return err
+}
+
+// chooseParent decides whether the backup that begins at start on timeline t is a delta, and on what; it is one when r.delta is set then.
+// Where it shall be a delta of a certain backup and cannot it returns an error.
+func (r *run) chooseParent(ctx context.Context, start wal.LSN, t wal.Timeline) error {
+	if r.catalog == nil {
+		return nil
+	}
+	asked := r.Delta.Name != "" || r.Delta.UserData != nil
+	full := func(reason string) {
+		r.report.FullBecause = reason
+		r.Logger.Info(reason)
+	}
+	p, err := r.parentFor(ctx, start, t)
+	var because *catalog.FullError
+	switch {
+	case errors.As(err, &because) && !because.Asked:
+		full(because.Reason)
+		return nil
+	case err != nil && (asked || ctx.Err() != nil):
+		return fmt.Errorf("choose the backup to build on: %w", err)
+	case err != nil:
+		full(fmt.Sprintf("No backup can be built on: %v. Doing full backup.", err))
+		return nil
+	}
+	r.phase("reading what " + p.Name + " holds")
+	files, err := readKnown(ctx, r.archive, p.Backup)
+	if err != nil && (asked || ctx.Err() != nil) {
+		return fmt.Errorf("read what %s holds: %w", p.Name, err)
+	}
+	if err != nil {
+		r.Logger.Warn(fmt.Sprintf("what %s holds cannot be read, so that nothing can build on it: %v", p.Name, err))
+		full("Couldn't read the previous backup. Doing full backup.")
+		return nil
+	}
+	r.delta = &delta{run: r, parent: p, files: files, since: *p.Sentinel.LSN, missed: map[blockset.Relation]bool{}, same: map[string]bool{}}
+	if begun := p.Started(); !begun.IsZero() {
+		r.delta.sealed = nanoseconds(begun.Add(-sealMargin))
+	}
+	r.report.Delta = &DeltaReport{Parent: p.Name, Full: p.Full, Count: p.Count, Source: PageLSN}
+	return nil
+}
+
+// parentFor asks the catalog.
+func (r *run) parentFor(_ context.Context, start wal.LSN, t wal.Timeline) (*catalog.Parent, error) {
+	path, err := r.pathTo(t)
+	if err != nil {
+		return nil, err
+	}
+	d := r.Delta
+	p, passedOver, err := r.catalog.Parent(catalog.Child{
+		System: r.facts.SystemIdentifier, Major: r.facts.Major(), Start: start, Path: path, Permanent: r.Permanent,
+		MaxSteps: d.MaxSteps, OnFull: d.OnFull, Name: d.Name, UserData: d.UserData,
+	})
+	for i, why := range passedOver {
+		if i == maxPassedOver {
+			r.Logger.Info(fmt.Sprintf("nor is the new backup built on %d older ones", len(passedOver)-i))
+			break
+		}
+		r.Logger.Info("the new backup is not built on " + why)
+	}
+	return p, err
+}
+
+// maxPassedOver is how many backups are named that will not do to build on.
+const maxPassedOver = 3
+
+// pathTo returns the path to the server's timeline. Its history may not have reached the archive yet: then that in pg_wal counts.
+func (r *run) pathTo(t wal.Timeline) (catalog.Path, error) {
+	if _, ok := r.catalog.Histories[t]; !ok && r.catalog.BadHistory[t] == nil && t > 1 && r.dir.Root != "" {
+		b, err := os.ReadFile(filepath.Join(r.dir.Root, "pg_wal", wal.HistoryName(t)))
+		if err == nil {
+			if r.catalog.Histories[t], err = catalog.ParseHistory(t, b); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return r.catalog.PathTo(t)
+}
+
+// backupName names the backup that begins in segment.
+func (r *run) backupName(segment string) string {
+	if r.delta != nil {
+		return archive.DeltaName(segment, r.delta.parent.Name)
+	}
+	return archive.BackupName(segment)
+}
+
+// besideParent makes sure that the draft of a delta lies where its parent does: of several storages either may be lost alone. Where it
+// does not the backup becomes a full one.
+func (r *run) besideParent(ctx context.Context) error {
+	if r.delta == nil || r.delta.parent.Storage == "" {
+		return nil
+	}
+	where, err := r.draft.Storage(ctx)
+	if err != nil || where == r.delta.parent.Storage {
+		return err
+	}
+	reason := fmt.Sprintf("%s is in the storage %s, and this backup goes to %s. Doing full backup.", r.delta.parent.Name, r.delta.parent.Storage, where)
+	if r.Delta.Name != "" || r.Delta.UserData != nil {
+		return &catalog.FullError{Reason: reason, Asked: true}
+	}
+	r.Logger.Info(reason)
+	if err := r.draft.Abort(ctx); err != nil {
+		return err
+	}
+	r.draft, r.delta, r.report.Delta, r.report.FullBecause = nil, nil, nil, reason
+	r.report.Name = r.backupName(r.start.Segment)
+	r.Logger.Info("The backup's name is " + r.report.Name)
+	r.draft, err = r.archive.Begin(ctx, r.report.Name, r.Host)
+	return err
+}
+
+// findChanges asks the sources what has changed since the parent.
+func (r *run) findChanges(ctx context.Context) error {
+	d := r.delta
+	if d == nil {
+		return nil
+	}
+	r.phase("finding what has changed since " + d.parent.Name)
+	rep := r.report.Delta
+	if r.facts.BlockSize != page.Size && r.Delta.Source != PageLSN {
+		rep.NotBetter = append(rep.NotBetter, fmt.Sprintf("pages have %d bytes, not %d: changed files are stored whole", r.facts.BlockSize, page.Size))
+		r.Logger.Info("Delta backup on " + d.parent.Name + ": " + rep.NotBetter[0])
+		return nil
+	}
+	path, err := r.pathTo(r.start.Timeline)
+	if err != nil {
+		return err
+	}
+	from := changes.Origin{Server: r.conn, DataDir: r.dir.Root, Archive: r.archive}
+	stretch := changes.Stretch{From: d.since, To: r.start.LSN, Path: path, SegmentSize: r.facts.SegmentSize, System: r.facts.SystemIdentifier}
+	opts := changes.Options{Logger: r.Logger}
+	var result *changes.Result
+	var refused []changes.Refusal
+	switch r.Delta.Source {
+	case Auto:
+		result, refused, err = changes.Choose(ctx, from, stretch, opts)
+	case Summaries:
+		result, err = changes.FromServer(ctx, from, stretch, opts)
+	case WALArchive:
+		result, err = changes.FromArchive(ctx, from, stretch, opts)
+	}
+	for _, why := range refused {
+		rep.NotBetter = append(rep.NotBetter, fmt.Sprintf("%s: %v", why.Source, why.Err))
+	}
+	var none *changes.NoneError
+	switch {
+	case errors.As(err, &none) && ctx.Err() == nil && !r.Delta.Force:
+		if len(refused) == 0 {
+			for _, why := range none.Refusals {
+				rep.NotBetter = append(rep.NotBetter, fmt.Sprintf("%s: %v", why.Source, why.Err))
+			}
+		}
+	case err != nil:
+		return fmt.Errorf("find what has changed since %s: %w", d.parent.Name, err)
+	}
+	for _, why := range rep.NotBetter {
+		r.Logger.Info("not used to find what has changed: " + why)
+	}
+	if result == nil {
+		r.Logger.Info(fmt.Sprintf("Delta backup on %s: all relations are read for pages changed since %s", d.parent.Name, d.since))
+		return nil
+	}
+	d.set = result.Blocks
+	rep.Source, rep.SourceBytes, rep.Blocks, rep.Notes = Source(result.Source), result.Read, result.Blocks.Blocks(), result.Notes
+	r.Logger.Info(fmt.Sprintf("Delta backup on %s: %s blocks of %d files or forks changed since %s, by %s", d.parent.Name,
+		humanize.Comma(int64(rep.Blocks)), result.Blocks.Len(), d.since, map[Source]string{
+			Summaries: "PostgreSQL's WAL summaries", WALArchive: "the summaries of the archived WAL"}[rep.Source]))
+	for _, note := range rep.Notes {
+		r.Logger.Info(note)
+	}
+	return nil
+}
+
+// markAncestors marks permanent what a permanent delta builds on, the oldest first.
+func (r *run) markAncestors(ctx context.Context) error {
+	if r.delta == nil || !r.Permanent {
+		return nil
+	}
+	chain, err := r.catalog.Chain(r.delta.parent.Backup)
+	if err != nil {
+		return err
+	}
+	for i := len(chain) - 1; i >= 0; i-- {
+		if err := r.archive.MarkPermanent(ctx, chain[i].Name); err != nil {
+			return fmt.Errorf("mark %s permanent, which the new backup builds on: %w", chain[i].Name, err)
+		}
+	}
+	return nil
+}
+
+// pack says how an entry is stored; false where it is not, as the parent has all of it.
+func (d *delta) pack(ctx context.Context, e datadir.Entry, t tarpart.Entry) (tarpart.Entry, bool, error) {
+	if e.Kind != datadir.File && e.Kind != datadir.Relation {
+		return t, true, nil
+	}
+	was := d.files.find(e.Path)
+	if was == nil {
+		return t, true, nil
+	}
+	if d.untouched(was, e.Size, e.ModTime, e.Inode, e.Changed) {
+		return t, false, d.unchanged(e, e.Size, e.ModTime, e.Inode, e.Changed)
+	}
+	rel, ok := relationOf(e)
+	if !ok || d.facts.BlockSize != page.Size {
+		return t, true, nil
+	}
+	if d.listed(rel) {
+		if d.set.Whole(rel) {
+			return t, true, nil
+		}
+		if blocks, all := d.changed(rel, t.FirstBlock, e.Size, was.size); !all && len(blocks) == 0 && e.Size == was.size {
+			return t, false, d.unchanged(e, e.Size, e.ModTime, e.Inode, e.Changed)
+		}
+	} else if !d.sameDatabase(e) {
+		return t, true, nil
+	}
+	t.Choose = func(f *os.File, info fs.FileInfo) (tarpart.Choice, error) {
+		return d.choose(ctx, e, rel, t.FirstBlock, was.size, f, info)
+	}
+	return t, true, nil
+}
+
+// untouched reports whether a file is one that the parent read, not written to since.
+func (d *delta) untouched(was *knownFile, size int64, modified time.Time, inode uint64, changed time.Time) bool {
+	return was.inode != 0 && was.inode == inode && was.size == size &&
+		was.modified != 0 && was.modified == nanoseconds(modified) && was.modified < d.sealed &&
+		was.changed != 0 && was.changed == nanoseconds(changed) && was.changed < d.sealed
+}
+
+// unchanged notes a file of which nothing is stored.
+func (d *delta) unchanged(e datadir.Entry, size int64, modified time.Time, inode uint64, changed time.Time) error {
+	d.Progress.done.Add(size)
+	d.run.mu.Lock()
+	d.report.Delta.Unchanged++
+	d.run.mu.Unlock()
+	return d.draft.Unchanged(tarpart.Member{Path: e.Path, Mode: uint32(e.Mode.Perm()), Size: size, ModTime: modified, Inode: inode, Changed: changed})
+}
+
+// relationOf returns the relation that e is a file of the main fork of; false for shared ones, of which there is little, and for what is
+// something else.
+func relationOf(e datadir.Entry) (blockset.Relation, bool) {
+	if e.Kind != datadir.Relation || e.Fork != datadir.MainFork {
+		return blockset.Relation{}, false
+	}
+	const defaultSpace = 1663
+	rel := blockset.Relation{Tablespace: defaultSpace}
+	names := strings.Split(e.Path, "/")
+	numbers := []*uint32{nil, &rel.Database, &rel.Number} // base/<database>/<number>
+	switch {
+	case len(names) == 5 && names[0] == "pg_tblspc": // pg_tblspc/<tablespace>/<version>/<database>/<number>
+		numbers = []*uint32{nil, &rel.Tablespace, nil, &rel.Database, &rel.Number}
+	case len(names) != 3 || names[0] != "base":
+		return rel, false
+	}
+	for i, into := range numbers {
+		if into == nil {
+			continue
+		}
+		digits, _, _ := strings.Cut(names[i], ".")
+		n, err := strconv.ParseUint(digits, 10, 32)
+		if err != nil {
+			return rel, false
+		}
+		*into = uint32(n)
+	}
+	return rel, true
+}
+
+// listed reports whether the set tells what has changed of a relation.
+func (d *delta) listed(rel blockset.Relation) bool { return d.set != nil && !d.suspect[rel] }
+
+// changed returns which blocks are stored of a relation's file by the set, by their numbers in the file, ascending; all says that the
+// file is stored whole. The file begins with block first of the relation and has size bytes; in the parent it had was, or unknownSize.
+func (d *delta) changed(rel blockset.Relation, first uint32, size, was int64) (blocks []uint32, all bool) {
+	if size%page.Size != 0 {
+		return nil, true
+	}
+	n := uint64(size / page.Size)
+	set, limit, listed := d.set.Get(blockset.Key{Relation: rel, Fork: blockset.Main})
+	if limit <= first {
+		return nil, true // cut off or made anew
+	}
+	cut := uint64(limit) - uint64(first)
+	if was > size && cut > n {
+		return nil, true // it is shorter, and the log says nothing of that
+	}
+	from := min(n, cut) // from here on all that is there came later
+	if was >= 0 {
+		from = min(from, uint64(was)/page.Size)
+	}
+	if listed && set != nil {
+		it := set.Iterator()
+		it.AdvanceIfNeeded(first)
+		for it.HasNext() {
+			block := uint64(it.Next()) - uint64(first)
+			if block >= from {
+				break
+			}
+			blocks = append(blocks, uint32(block))
+		}
+	}
+	for block := from; block < n; block++ {
+		blocks = append(blocks, uint32(block))
+	}
+	if tooMany(len(blocks), n) {
+		return nil, true
+	}
+	return blocks, false
+}
+
+// tooMany reports whether storing so many pages of a file that has n saves nothing worth a longer way to restore it.
+func tooMany(pages int, n uint64) bool { return uint64(pages)*10 > n*9 }
+
+// sameDatabase reports whether the directory of a relation's database is the one it was in the parent. A copy of another database, as by CREATE
+// DATABASE and ALTER DATABASE … SET TABLESPACE, brings pages with the LSNs they had there; each makes a new PG_VERSION.
+func (d *delta) sameDatabase(e datadir.Entry) bool {
+	dir := path.Dir(e.Path)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	same, known := d.same[dir]
+	if !known {
+		was := d.files.find(dir + "/PG_VERSION")
+		info, err := os.Lstat(filepath.Join(filepath.Dir(e.OSPath), "PG_VERSION"))
+		same = was != nil && err == nil && was.modified != 0 && was.modified == nanoseconds(info.ModTime())
+		d.same[dir] = same
+		if !same {
+			d.Logger.Info(fmt.Sprintf("%s was made anew since %s, or restored: its relations are stored whole", dir, d.parent.Name))
+		}
+	}
+	return same
+}
+
+// choose decides what is stored of a relation's file now that it is open.
+func (d *delta) choose(ctx context.Context, e datadir.Entry, rel blockset.Relation, first uint32, was int64, f *os.File, info fs.FileInfo) (tarpart.Choice, error) {
+	size := info.Size()
+	if size == 0 || size%page.Size != 0 {
+		return tarpart.Choice{}, nil
+	}
+	var blocks []uint32
+	var read []byte
+	var err error
+	all := false
+	if d.listed(rel) {
+		blocks, all = d.changed(rel, first, size, was)
+		if !all {
+			d.Progress.done.Add(size - int64(len(blocks))*page.Size)
+		}
+	} else {
+		blocks, read, all, err = d.scan(ctx, e, first, size, f)
+	}
+	switch {
+	case err != nil || all:
+		return tarpart.Choice{}, err
+	case len(blocks) == 0 && size == was:
+		inode, changed := datadir.Identity(info)
+		d.Progress.done.Add(-size) // unchanged counts it
+		return tarpart.Choice{Nothing: true}, d.unchanged(e, size, info.ModTime(), inode, changed)
+	}
+	return tarpart.Choice{Increment: &increment.Header{FileSize: size, Blocks: blocks}, Read: read}, nil
+}
