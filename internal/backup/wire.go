@@ -126,11 +126,7 @@ func (w *wire) take(ctx context.Context) (_ *Report, err error) {
 func (w *wire) begin(ctx context.Context) (err error) {
 	w.phase("waiting for the server's checkpoint")
 	w.report.StartTime = time.Now().UTC()
-	w.stream, err = w.repl.BaseBackup(ctx, server.BaseBackupOptions{
-		Label: "holdfast " + w.report.StartTime.Format(time.RFC3339), MaxRate: w.rate, Silence: w.Patience,
-		Warning: func(text string) { w.Logger.Warn("PostgreSQL says: " + text) },
-	})
-	if err != nil {
+	if err := w.open(ctx); err != nil {
 		return err
 	}
 	size := w.facts.SegmentSize
@@ -151,6 +147,34 @@ func (w *wire) begin(ctx context.Context) (err error) {
 	w.dir = &datadir.Dir{Root: w.facts.DataDirectory}
 	w.Progress.total.Store(w.stream.Size)
 	return w.begun(ctx)
+}
+
+// open has the server begin to send, compressed as it was asked for.
+func (w *wire) open(ctx context.Context) error {
+	codecs := []string{w.WireCodec}
+	switch {
+	case w.WireCodec == "auto" && w.facts.Major() >= 15:
+		codecs = []string{"zstd", "lz4", "gzip"}
+	case w.WireCodec == "auto":
+		codecs = []string{""}
+	case w.WireCodec != "" && w.facts.Major() < 15:
+		w.Logger.Warn("the server compresses nothing: it is older than PostgreSQL 15")
+		codecs = []string{""}
+	}
+	for i, codec := range codecs {
+		opts := server.BaseBackupOptions{
+			Label: "holdfast " + w.report.StartTime.Format(time.RFC3339), MaxRate: w.rate, Compression: codec, Silence: w.Patience,
+			Warning: func(text string) { w.Logger.Warn("PostgreSQL says: " + text) },
+		}
+		if codec != "" {
+			opts.Level = "1" // for the network's sake, not the archive's, which compresses by itself
+		}
+		var err error
+		if w.stream, err = w.repl.BaseBackup(ctx, opts); err == nil || i == len(codecs)-1 || !server.Unsupported(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // rest does what follows once the backup is begun.

@@ -22,12 +22,14 @@ import (
 func (a *app) backupPush() *cobra.Command {
 	var opts backup.Options
 	var userData string
-	var asJSON, full, verify, wire bool
+	var delta deltaFlags
+	var asJSON, verify, wire bool
 	cmd := &cobra.Command{
 		Use:   "backup-push [PGDATA]",
 		Short: "Take a base backup",
 		Long: "Takes a base backup of the running server whose data directory is PGDATA (or the setting of that name), on a primary or a\n" +
 			"standby. The backup counts once all the WAL it needs is in the archive: backup-push waits for that.\n\n" +
+			"With WALG_DELTA_MAX_STEPS above 0 it stores only what has changed since the newest backup, on which it then builds.\n\n" +
 			"Without PGDATA, or with --wire, the server sends its files by the replication protocol, and may be on another host: PGHOST and\n" +
 			"PGUSER say which, and the role needs the attribute REPLICATION and a line for replication in pg_hba.conf.\n\n" +
 			"Exit status: 0 the backup is made, also when its report could not be printed; 3 it is made, and has pages that were corrupt on\n" +
@@ -59,7 +61,7 @@ func (a *app) backupPush() *cobra.Command {
 				}
 				opts.UserData = json.RawMessage(userData)
 			}
-			report, err := a.push(cmd.Context(), s, dir, opts)
+			report, err := a.push(cmd.Context(), s, dir, delta, opts)
 			if err != nil {
 				return err
 			}
@@ -76,7 +78,7 @@ func (a *app) backupPush() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.BoolVarP(&opts.Permanent, "permanent", "p", false, "retention leaves this backup alone")
-	f.BoolVarP(&full, "full", "f", false, "take a full backup, which this release always does")
+	delta.add(f)
 	f.BoolVarP(&verify, "verify", "v", false, "verify page checksums, which is always done")
 	f.BoolVarP(&opts.AllCorrupt, "store-all-corrupt", "s", false, "record every corrupt block of a file, not just the first ten")
 	f.StringVar(&userData, "add-user-data", "", "JSON to store with the backup")
@@ -89,7 +91,7 @@ func (a *app) backupPush() *cobra.Command {
 }
 
 // push connects, takes the backup, over the wire where dir is empty, and tells how it goes.
-func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts backup.Options) (*backup.Report, error) {
+func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta deltaFlags, opts backup.Options) (*backup.Report, error) {
 	ar, err := a.openArchive(ctx, s, toWrite)
 	if err != nil {
 		return nil, err
@@ -98,8 +100,14 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 		return nil, err
 	}
 	b := s.Backup
+	if opts.Delta, err = delta.options(b.Delta); err != nil {
+		return nil, err
+	}
 	opts.Workers, opts.PartSize, opts.DiskRate, opts.AllCorrupt = b.Workers, b.PartSize, b.DiskRate, opts.AllCorrupt || b.AllCorrupt
 	opts.WALTimeout, opts.Alive, opts.Stop, opts.Tool = b.WALTimeout, b.Alive, b.Stop, release()
+	if b.Wire != "off" {
+		opts.WireCodec = b.Wire
+	}
 	if b.Alive == 0 {
 		opts.Alive = -1 // the setting's 0 is never
 	}
@@ -114,6 +122,9 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, opts bac
 	took := time.Duration(report.Seconds["copy"] * float64(time.Second))
 	a.log.Info(fmt.Sprintf("%d files, %s, stored as %s in %s", report.Files, humanize.IBytes(uint64(report.UncompressedSize)),
 		humanize.IBytes(uint64(report.CompressedSize)), took.Round(10*time.Millisecond)))
+	for _, words := range deltaWords(report) {
+		a.log.Info(words)
+	}
 	a.log.Info(fmt.Sprintf("Wrote backup with name %s to storage %s", report.Name, a.storageOf(ctx, s, ar, report.Name)))
 	a.repay(ctx, begin, 0)
 	a.sweep(ctx, s)

@@ -200,6 +200,7 @@ type Backup struct {
 	Workers    int             // tar parts filled at once; WALG_UPLOAD_DISK_CONCURRENCY
 	PartSize   int64           // bytes of content after which a tar part is closed; WALG_TAR_SIZE_THRESHOLD
 	DiskRate   int64           // bytes a second read at most; 0 is no limit; WALG_DISK_RATE_LIMIT
+	Wire       string          // how the server compresses what it sends over the wire: off, auto, gzip, lz4 or zstd; HOLDFAST_WIRE_COMPRESSION
 	AllCorrupt bool            // WALG_STORE_ALL_CORRUPT_BLOCKS
 	UserData   json.RawMessage // nil when not given; WALG_SENTINEL_USER_DATA
 	Stop       time.Duration   // how long stopping the backup may take on the server; 0 is no limit; WALG_STOP_BACKUP_TIMEOUT

@@ -51,6 +51,12 @@ func (e *Error) Hint() string {
 	return e.advice
 }
 
+// Unsupported reports whether the server said that it was built without what it was asked for.
+func Unsupported(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.Code == "0A000" // feature_not_supported
+}
+
 // error describes what a statement came to.
 func (c *Conn) error(ctx context.Context, op string, err error) error {
 	// A cancelled statement reports that somebody cancelled it; that was us.
