@@ -21,20 +21,22 @@ func (p *pusher) summarize(f *file) (store func(context.Context, Archive)) {
 	var s *walrec.Summary
 	var err error
 	done := make(chan struct{})
+	again := *f // while f is read for the archive
+	again.summed = false
 	p.summing.Go(func() {
 		defer close(done)
-		s, err = f.summary()
+		s, err = again.summary()
 	})
 	return func(ctx context.Context, a Archive) {
 		if <-done; err != nil {
 			p.warnOfSummary(f, err)
 			return
 		}
-		within, cancel := context.WithTimeout(ctx, summaryPatience)
-		defer cancel()
 		if p.unsummed.Load() {
 			return
 		}
+		within, cancel := context.WithTimeout(ctx, summaryPatience)
+		defer cancel()
 		if err := a.PutSummary(within, f.name, s); err != nil {
 			p.unsummed.Store(true) // to try again would only cost PostgreSQL more time
 			if ctx.Err() == nil {
@@ -60,11 +62,9 @@ func (p *pusher) warnOfSummary(f *file, err error) {
 	})
 }
 
-// summary reads the file again, which must be the one that was inspected, to its end.
+// summary sums up the file, which must be the one that was inspected, to its end.
 func (f *file) summary() (*walrec.Summary, error) {
-	again := *f // it is being read for the archive
-	again.summed = false
-	r, err := again.open()
+	r, err := f.open()
 	if err != nil {
 		return nil, err
 	}
