@@ -376,7 +376,7 @@ func (w *walk) take(part *Part, m *tarpart.Member) error {
 			return err
 		}
 	}
-	if !t.Blocks.IsEmpty() || t.Zeros != nil {
+	if !t.Blocks.IsEmpty() || t.Zeros != nil || e.size == 0 {
 		part.Takes = append(part.Takes, t)
 	}
 	return nil

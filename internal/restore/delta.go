@@ -15,6 +15,7 @@ import (
 	"syscall"
 
 	"holdfast/internal/pg/control"
+	"holdfast/internal/pg/manifest"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/tarpart"
 )
@@ -220,7 +221,7 @@ func (s *sweeper) entry(root *os.Root, rel, name string) error {
 	isDir, isLink := info.IsDir(), info.Mode().Type() == fs.ModeSymlink
 	oid, below := strings.CutPrefix(name, "pg_tblspc/")
 	switch {
-	case name == markerName || slices.Contains(kept, name):
+	case name == markerName || slices.Contains(kept, name) || name == manifest.Name && info.Mode().IsRegular(): // which is written anew
 		return nil
 	case !isDir && !isLink && !info.Mode().IsRegular(): // sockets and the like
 		return nil

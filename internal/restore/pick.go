@@ -188,17 +188,20 @@ func (d *dealing) deal(ctx context.Context) ([]task, error) {
 		if err != nil {
 			return nil, err
 		}
+		fresh := !d.picking.compared || d.picking.flags(t.File)&anew != 0
 		switch {
 		case zeros == nil || zeros.IsEmpty():
-		case d.picking.compared && d.picking.flags(t.File)&anew == 0:
-			d.all = append(d.all, &blank{t, zeros})
-		default: // the file is made with its size, and has them
+		case fresh: // the file is made with its size, and has them
 			d.picking.addZeros(t.File, zeros)
+		default:
+			d.all = append(d.all, &blank{t, zeros})
 		}
 		switch w := (wanted{t, blocks}); {
-		case !some, blocks != nil && blocks.IsEmpty():
-		case t.Size == 0:
-			d.plain = append(d.plain, t)
+		case !some:
+		case t.Size == 0, blocks != nil && blocks.IsEmpty():
+			if fresh {
+				d.plain = append(d.plain, t)
+			}
 		default:
 			needed = append(needed, w)
 			bySums = bySums || t.Pages > 0 && (w.partly() || t.Size > unitSize+unitSize/2)

@@ -64,7 +64,7 @@ func (p packed) GoString() string {
 
 func (g *maker) entry(m packed) tarpart.Entry {
 	e := tarpart.Entry{Path: m.path, Mode: fs.FileMode(m.mode), ModTime: time.Unix(1_700_000_000+int64(g.n), 0), Content: m.content}
-	_, paged := segment(m.path)
+	paged := strings.HasPrefix(m.path, "base/") || strings.HasPrefix(m.path, "pg_tblspc/")
 	switch e.Paged = paged && len(m.content) > 0 && len(m.content)%page.Size == 0; {
 	case m.dir:
 		e.Type = tarpart.Dir
@@ -74,9 +74,6 @@ func (g *maker) entry(m packed) tarpart.Entry {
 	}
 	return e
 }
-
-// segment tells files that are made of pages.
-func segment(path string) (string, bool) { return strings.CutPrefix(path, "base/") }
 
 // lsn is where the backup number n starts.
 func (g *maker) lsn(n int) wal.LSN { return wal.LSN(n+1)<<25 | 0x28 }
