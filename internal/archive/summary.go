@@ -67,7 +67,11 @@ func (a *Archive) PutSummary(ctx context.Context, segment string, s *walrec.Summ
 			return nil
 		}
 	}
-	return put(func(name string, r io.Reader) error { return a.store.Put(ctx, name, r) })
+	err = put(func(name string, r io.Reader) error { return a.store.Put(ctx, name, r) })
+	if err != nil {
+		err = fmt.Errorf("replace the summary of %s that is there: %w", segment, err)
+	}
+	return err
 }
 
 // OpenSummary reads the summary of a segment, and says how many bytes that took from the store. A segment without one is fs.ErrNotExist.

@@ -32,7 +32,8 @@ func (e *ConflictError) Error() string {
 // Hint says what usually is behind it.
 func (e *ConflictError) Hint() string {
 	return "it is already archived with other contents: two servers write to one archive, a former primary that was promoted away, or a clone. Stop the wrong one. " +
-		"If the archived file is the wrong one, move it aside in the store, and " + e.Name + walNoteSuffix + " where there is one; Holdfast does not overwrite WAL"
+		"If the archived file is the wrong one, move it aside in the store, and " + e.Name + walNoteSuffix + " and what is below " + SummaryDir + " of that name where they are; " +
+		"Holdfast does not overwrite WAL"
 }
 
 // walNames lists the object names under which a WAL file may be archived and the codec of each, ours first, then the

@@ -301,7 +301,7 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "HOLDFAST_WAL_SUMMARIES", Default: "auto", Values: []string{"auto", "on", "off"}, Used: walPush, into: &s.WAL.Summaries,
 				Meaning: "Store with each segment which blocks it changes, so that a delta backup need not read the segment to know: `auto` is `on` where WALG_USE_WAL_DELTA is, or WALG_DELTA_MAX_STEPS is above 0."},
 			{Name: "WALG_USE_WAL_DELTA", Default: "false", Used: walPush, into: &s.WAL.Deltas,
-				Meaning: "Store for every 16 segments the `_delta` object by which WAL-G takes delta backups. Delta backups of ours go by the summaries, with it or without."},
+				Meaning: "Store for every 16 segments the `_delta` object by which WAL-G takes delta backups. Delta backups of ours go by the summaries, with it or without; without summaries nothing is stored."},
 			{Name: "WALG_DOWNLOAD_CONCURRENCY", Default: "10", Min: 1, Max: 1000, Used: []string{"wal-fetch", "backup-fetch"}, into: &s.WAL.Prefetch,
 				Meaning: "Segments that wal-fetch fetches ahead at most; 1 fetches none ahead. Where it is set, also the parts that backup-fetch restores at once; else that is one per core."},
 			{Name: "WALG_PREFETCH_DIR", Type: Path, Used: walFetch, into: &s.WAL.PrefetchDir,
