@@ -237,7 +237,7 @@ func (r *run) findChanges(ctx context.Context) error {
 	}
 	from := changes.Origin{Server: r.conn, DataDir: r.dir.Root, Archive: r.archive}
 	stretch := changes.Stretch{From: d.since, To: r.start.LSN, Path: path, SegmentSize: r.facts.SegmentSize, System: r.facts.SystemIdentifier}
-	opts := changes.Options{Logger: r.Logger}
+	opts := changes.Options{Logger: r.Logger, Patience: min(r.Patience, time.Minute)}
 	var result *changes.Result
 	var refused []changes.Refusal
 	switch r.Delta.Source {
