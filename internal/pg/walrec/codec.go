@@ -14,7 +14,7 @@ import (
 // summaryMagic begins an encoded summary; the last byte is the version of the form.
 var summaryMagic = [8]byte{'h', 'f', 'w', 'a', 'l', 's', 'm', 1}
 
-// summaryHead is the first part of an encoded summary, little-endian without padding: 120 bytes.
+// summaryHead begins an encoded summary, little-endian without padding.
 type summaryHead struct {
 	Magic             [8]byte
 	Version           uint16 // of PostgreSQL
@@ -40,7 +40,7 @@ const (
 	flagSwitch  = 2
 )
 
-// Encode returns s in the form that Decode reads: the head, the tail's bytes and the head's as far as they are kept, the blocks as PostgreSQL's WAL
+// Encode returns s in the form that Decode reads: a summaryHead, the bytes kept of Tail and of Head, the blocks as PostgreSQL's WAL
 // summary files have them, and the CRC-32C of all that.
 func (s *Summary) Encode() []byte {
 	var table bytes.Buffer
@@ -99,10 +99,10 @@ func decodeSummary(b []byte) (*Summary, error) {
 		Version: int(h.Version), SystemIdentifier: h.SystemIdentifier, SegmentSize: wal.SegmentSize(h.SegmentSize),
 		FirstTimeline: wal.Timeline(h.FirstTimeline), Timeline: wal.Timeline(h.Timeline), Start: wal.LSN(h.Start), End: wal.LSN(h.End),
 		Minimal: h.Flags&flagMinimal != 0, Switch: h.Flags&flagSwitch != 0,
-		First: wal.LSN(h.First), Last: wal.LSN(h.Last), Prev: wal.LSN(h.Prev), HeadLSN: wal.LSN(h.HeadLSN), Overwritten: wal.LSN(h.Overwritten),
-		Missing: h.Missing,
-		Tail:    Fragment{bytes.Clone(b[:tail]), h.TailLength, h.TailRest},
-		Head:    Fragment{bytes.Clone(b[tail : tail+head]), h.HeadLength, h.HeadRest},
+		First: wal.LSN(h.First), Last: wal.LSN(h.Last), Prev: wal.LSN(h.Prev), HeadLSN: wal.LSN(h.HeadLSN),
+		Overwritten: wal.LSN(h.Overwritten), Missing: h.Missing,
+		Tail: Fragment{bytes.Clone(b[:tail]), h.TailLength, h.TailRest},
+		Head: Fragment{bytes.Clone(b[tail : tail+head]), h.HeadLength, h.HeadRest},
 	}
 	if err := s.check(); err != nil {
 		return nil, err
@@ -126,14 +126,17 @@ func (s *Summary) check() error {
 	case s.Version < 10 || s.Version > 18:
 		return fmt.Errorf("PostgreSQL %d", s.Version)
 	case !s.SegmentSize.Valid() || s.Start%size != 0 || s.End <= s.Start || s.End-s.Start > size || s.FirstTimeline > s.Timeline:
-		return fmt.Errorf("segment of %d bytes from %s to %s, timelines %d to %d", s.SegmentSize, s.Start, s.End, s.FirstTimeline, s.Timeline)
+		return fmt.Errorf("segment of %d bytes from %s to %s, timelines %d to %d",
+			s.SegmentSize, s.Start, s.End, s.FirstTimeline, s.Timeline)
 	case !within(s.First) || !within(s.Last) || !within(s.HeadLSN) || s.First > s.Last || (s.First == 0) != (s.Last == 0) ||
-		s.HeadLSN != 0 && s.HeadLSN <= s.Last || s.Overwritten != 0 && (s.Overwritten >= s.Start || s.Missing > 0) || s.First != 0 && s.Prev >= s.First:
+		s.HeadLSN != 0 && s.HeadLSN <= s.Last || s.First != 0 && s.Prev >= s.First ||
+		s.Overwritten != 0 && (s.Overwritten >= s.Start || s.Missing > 0):
 		return fmt.Errorf("records %s to %s after %s, %s overwritten, %s not ended", s.First, s.Last, s.Prev, s.Overwritten, s.HeadLSN)
 	case uint64(s.Tail.Length) > uint64(s.Missing) || uint64(s.Tail.Length)+uint64(s.Head.Length) > uint64(size) ||
 		(s.HeadLSN == 0) != (s.Head.Length == 0) || s.HeadLSN != 0 && s.Head.Length < 8 ||
 		s.Tail.Whole() && s.Tail.Rest != 0 || s.Head.Whole() && s.Head.Rest != 0:
-		return fmt.Errorf("%d bytes of %d of a record that began before it, %d of the one that ends after it", s.Tail.Length, s.Missing, s.Head.Length)
+		return fmt.Errorf("%d bytes of %d of a record that began before it, %d of the one that ends after it",
+			s.Tail.Length, s.Missing, s.Head.Length)
 	case s.All() && (s.First != 0 || s.HeadLSN != 0):
 		return errors.New("it has records beside the one it lies within")
 	}

@@ -8,7 +8,8 @@ import (
 	"holdfast/internal/pg/page"
 )
 
-// What records do, in the high bits of Info (catalog/pg_control.h, access/xact.h, catalog/storage_xlog.h, commands/dbcommands_xlog.h).
+// What records do, in the high bits of Info (catalog/pg_control.h, access/xact.h, catalog/storage_xlog.h and
+// commands/dbcommands_xlog.h in src/include).
 const (
 	xlogCheckpointShutdown  = 0x00
 	xlogSwitch              = 0x40
@@ -56,8 +57,8 @@ type collector struct {
 	minimal bool // a record says that wal_level is, or was until there, minimal
 	version int
 
-	// Most records are of blocks that were changed a moment ago. recent has blocks that are in the set, each in the place that its number
-	// and its relation's give.
+	// Most records are of blocks that were changed a moment ago. recent has blocks that are in the set, each in the place that its
+	// number and its relation's give.
 	recent [512]recentBlock
 }
 

@@ -1,8 +1,6 @@
 package walrec
 
-import (
-	"holdfast/internal/crc32c"
-)
+import "holdfast/internal/crc32c"
 
 // gather collects bytes that come in pieces: the first of them, up to limit, and the CRC-32C of the others.
 type gather struct {

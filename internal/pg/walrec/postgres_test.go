@@ -97,71 +97,60 @@ func sizes(major int) wal.SegmentSize {
 	return 16 << 20
 }
 
-// Every record of all kinds of WAL is the one that pg_waldump sees.
-func TestAgreesWithWaldump(t *testing.T) {
-	for _, major := range []int{13, 15, 17, 18} {
-		t.Run(fmt.Sprintf("PG%d", major), func(t *testing.T) {
-			waldump := pgtest.Tool(t, major, "pg_waldump")
-			c := pgtest.New(t, pgtest.Require(t, major), pgtest.Options{Checksums: major != 15, SegmentSize: sizes(major), Settings: keepWAL(major)})
-			workload(t, c)
-			c.Stop(t)
-			paths, _ := segments(t, c)
-			r, err := walrec.NewReader(files(t, paths), 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r.Version() != major {
-				t.Errorf("version %d", r.Version())
-			}
-
-			cmd := pgtest.Command(t, waldump, "-p", c.Data+"/pg_wal", "-s", r.Header().Address.String())
-			stdout, err := cmd.StdoutPipe()
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				t.Fatal(err)
-			}
-			lines := bufio.NewScanner(stdout)
-			lines.Buffer(nil, 16<<20) // it prints a logical message's bytes in full
-			count, bytes := 0, uint64(0)
-			kinds := map[string]int{}
-			images := 0
-			for {
-				rec, err := r.Next()
-				if err != nil {
-					if !errors.Is(err, walrec.ErrEnd) {
-						t.Fatal(err)
-					}
-					break
-				}
-				if !lines.Scan() {
-					t.Fatalf("pg_waldump ends before %s: %v", line(rec), lines.Err())
-				}
-				if got, want := line(rec), parseDump(t, lines.Text()); got != want {
-					t.Fatalf("got  %s\nwant %s", got, want)
-				}
-				count, bytes = count+1, bytes+uint64(rec.Length)
-				kinds[managers[rec.RM]]++
-				for _, b := range rec.Blocks {
-					if b.Image {
-						images++
-					}
-				}
-			}
-			if lines.Scan() {
-				t.Errorf("pg_waldump goes on with %s", lines.Text())
-			}
-			cmd.Wait() // it fails where the WAL ends
-			var seen []string
-			for _, name := range managers {
-				if kinds[name] == 0 && name != "Generic" { // of extensions
-					t.Errorf("no record of %s", name)
-				}
-				seen = append(seen, name+" "+strconv.Itoa(kinds[name]))
-			}
-			slices.Sort(seen)
-			t.Logf("%d records, %d bytes, %d images: %s", count, bytes, images, strings.Join(seen, ", "))
-		})
+// agreeWithWaldump compares every record with what pg_waldump makes of it. The server must have been stopped.
+func agreeWithWaldump(t *testing.T, c *pgtest.Cluster) {
+	waldump := pgtest.Tool(t, c.Programs.Major, "pg_waldump")
+	paths, _ := segments(t, c)
+	r, err := walrec.NewReader(files(t, paths), 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	cmd := pgtest.Command(t, waldump, "-p", c.Data+"/pg_wal", "-s", r.Header().Address.String())
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(stdout)
+	lines.Buffer(nil, 16<<20) // it prints a logical message's bytes in full
+	count, bytes := 0, uint64(0)
+	kinds := map[string]int{}
+	images := 0
+	for {
+		rec, err := r.Next()
+		if err != nil {
+			if !errors.Is(err, walrec.ErrEnd) {
+				t.Fatal(err)
+			}
+			break
+		}
+		if !lines.Scan() {
+			t.Fatalf("pg_waldump ends before %s: %v", line(rec), lines.Err())
+		}
+		if got, want := line(rec), parseDump(t, lines.Text()); got != want {
+			t.Fatalf("got  %s\nwant %s", got, want)
+		}
+		count, bytes = count+1, bytes+uint64(rec.Length)
+		kinds[managers[rec.RM]]++
+		for _, b := range rec.Blocks {
+			if b.Image {
+				images++
+			}
+		}
+	}
+	if lines.Scan() {
+		t.Errorf("pg_waldump goes on with %s", lines.Text())
+	}
+	cmd.Wait() // it fails where the WAL ends
+	var seen []string
+	for _, name := range managers {
+		if kinds[name] == 0 && name != "Generic" { // of extensions
+			t.Errorf("no record of %s", name)
+		}
+		seen = append(seen, name+" "+strconv.Itoa(kinds[name]))
+	}
+	slices.Sort(seen)
+	t.Logf("%d records, %d bytes, %d images: %s", count, bytes, images, strings.Join(seen, ", "))
 }

@@ -29,11 +29,11 @@ const (
 	keptRecord = 16 << 20  // of one record; of what is longer only the CRC is computed
 )
 
-// ErrEnd is what Next's error wraps where the WAL may simply end: nothing has been written there since the segment was made or last
+// ErrEnd is what Next's error wraps where the WAL may simply end: nothing has been written there since the segment was made or
 // recycled. In a segment that the server still writes to that is the end; in a finished one it is damage.
 var ErrEnd = errors.New("end of WAL")
 
-// majors are PostgreSQL's versions by XLOG_PAGE_MAGIC.
+// major returns PostgreSQL's major version by XLOG_PAGE_MAGIC.
 func major(magic uint16) (int, bool) {
 	for i, m := range [...]uint16{0xD097, 0xD098, 0xD101, 0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118} {
 		if m == magic {
@@ -63,7 +63,7 @@ type Reader struct {
 
 	started    bool    // tail is complete
 	tail       gather  // of the record that began before the first segment, what is in these
-	missing    uint32  // bytes of that record that were missing before the first segment; more than are in tail if it does not end in these
+	missing    uint32  // bytes of that record that earlier segments lack; more than tail has if it does not end in these
 	overwrites bool    // the next record must say which one was given up
 	abandoned  wal.LSN // the one it must name; 0 for one that began before the first segment
 	tailLost   wal.LSN // the record that began before the first segment and was given up; 0 for none
@@ -74,8 +74,8 @@ type Reader struct {
 	rec        Record  // the last one read
 }
 
-// NewReader returns a Reader of src, which begins with a segment's first byte and goes on with the segments that follow it. With a bound
-// that is not 0 it is as if the WAL ended there: bytes from there on are not looked at.
+// NewReader returns a Reader of src, which begins with a segment's first byte and goes on with the segments that follow it. With a
+// bound that is not 0 it is as if the WAL ended there: bytes from there on are not looked at.
 func NewReader(src io.Reader, bound wal.LSN) (*Reader, error) {
 	r := &Reader{src: src, bound: bound, buf: make([]byte, chunkLen)}
 	r.parts.limit, r.tail.limit = keptRecord, MaxFragment
@@ -110,8 +110,9 @@ func (r *Reader) Version() int { return r.version }
 // Timeline returns the timeline of the latest page. A segment that was copied when a timeline began has pages of the one before.
 func (r *Reader) Timeline() wal.Timeline { return r.timeline }
 
-// Next returns the next record, which is valid until Next is called again. io.EOF is the end of the source or the bound; what it cut through is in
-// Unfinished. An error that wraps ErrEnd says that the rest of the segment may never have been written; other errors are of damage, or of the source.
+// Next returns the next record, which is valid until Next is called again. io.EOF is the end of the source, or the bound; it may cut
+// through a record, see Unfinished. An error that wraps ErrEnd says that the rest of the segment may never have been written; other
+// errors are of damage, or of the source. After an error there are no more records.
 func (r *Reader) Next() (*Record, error) {
 	if r.err == nil {
 		r.err = r.read()
@@ -170,8 +171,10 @@ func (r *Reader) turn() (flags uint16, rest uint32, err error) {
 		if err != nil {
 			return 0, 0, r.pageFault("%w", err)
 		}
-		if h.SystemIdentifier != r.first.SystemIdentifier || h.SegmentSize != r.first.SegmentSize || int(le.Uint32(b[36:])) != r.pageLen {
-			return 0, 0, r.pageFault("system %d, segments of %d bytes and pages of %d, unlike the first", h.SystemIdentifier, h.SegmentSize, le.Uint32(b[36:]))
+		if h.SystemIdentifier != r.first.SystemIdentifier || h.SegmentSize != r.first.SegmentSize ||
+			int(le.Uint32(b[36:])) != r.pageLen {
+			return 0, 0, r.pageFault("system %d, segments of %d bytes and pages of %d, unlike the first",
+				h.SystemIdentifier, h.SegmentSize, le.Uint32(b[36:]))
 		}
 		length = wal.HeaderLen
 	}
@@ -197,7 +200,8 @@ func (r *Reader) take(n int) []byte {
 	return b
 }
 
-// takeRest takes what the page has of a record of which missing bytes were not read, as the page itself must say, and returns how many are missing still.
+// takeRest takes what the page has of a record that lacks so many bytes, as the page itself must say, and returns how many it lacks
+// then.
 func (r *Reader) takeRest(flags uint16, rest, missing uint32, into *gather) (uint32, error) {
 	if flags&firstIsRest == 0 || rest != missing || rest == 0 {
 		return 0, r.pageFault("flags %04X and %d bytes of an earlier record, want %d", flags, rest, missing)

@@ -53,7 +53,8 @@ type BlockRef struct {
 	Apply bool // and replay restores it; else it is there for wal_consistency_checking
 }
 
-// decode reads the block references and the main data of the record that begins with b and is rec.Length bytes long, of which b may have fewer.
+// decode reads the block references and the main data of the record that begins with b and is rec.Length bytes long; b may have
+// fewer.
 func (rec *Record) decode(b []byte, version int) error {
 	imageApply, imageCompressed := uint8(0x04), uint8(0x02)
 	if version >= 15 { // one bit more per way to compress

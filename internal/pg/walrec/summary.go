@@ -24,20 +24,21 @@ type Fragment struct {
 // Whole says whether Bytes is all of f.
 func (f Fragment) Whole() bool { return uint32(len(f.Bytes)) == f.Length }
 
-// Summary says what one segment of WAL changes. It is made of that segment alone: what is in it of records that begin in an earlier segment or
-// end in a later one is kept for a Joiner.
+// Summary says what one segment of WAL changes. It is made of that segment alone: what is in it of records that begin in an earlier
+// segment or end in a later one is kept for a Joiner.
 type Summary struct {
 	Version          int // major, of the PostgreSQL that wrote it
 	SystemIdentifier uint64
 	SegmentSize      wal.SegmentSize
-	FirstTimeline    wal.Timeline // of the first page. It differs from Timeline in a segment that was copied when a timeline began
+	FirstTimeline    wal.Timeline // of the first page; in a segment that was copied when a timeline began, the one before
 	Timeline         wal.Timeline // of the last page
 	Start, End       wal.LSN      // of the segment; from SummarizeTo, End may lie within it
 
 	Minimal bool // a record says that WAL was written with wal_level=minimal, which does not tell all changes
 	Switch  bool // the segment ends early
 
-	// Blocks is what the records change that begin and end in the segment. First and Last are where the first and the last of those begin; 0 for none.
+	// Blocks is what the records change that begin and end in the segment. First and Last are where the first and the last of those
+	// begin; 0 for none.
 	Blocks      blockset.Set
 	First, Last wal.LSN
 	Prev        wal.LSN // the record before First, or before Head where there is no First
@@ -46,11 +47,12 @@ type Summary struct {
 	Head    Fragment
 	HeadLSN wal.LSN
 
-	// Tail is what the segment has of a record that began in an earlier one. Missing is how many bytes of it earlier ones have not: Tail's length, or more if
-	// it does not end in the segment either.
+	// Tail is what the segment has of a record that began in an earlier one. Missing is how many bytes of it earlier ones lack:
+	// Tail's length, or more if it does not end in the segment either.
 	Tail    Fragment
 	Missing uint32
-	// Overwritten is where that record begins if it was given up, since the server crashed while it was written; there is no Tail then. Else it is 0.
+	// Overwritten is where that record begins if it was given up, since the server crashed while it was written; there is no Tail
+	// then. Else it is 0.
 	Overwritten wal.LSN
 }
 
@@ -60,7 +62,8 @@ func (s *Summary) All() bool { return s.Missing > s.Tail.Length }
 // Summarize sums up the segment in r, all of whose records it checks. It reads size bytes, none beyond.
 func Summarize(r io.Reader, size wal.SegmentSize) (*Summary, error) { return summarize(r, size, 0) }
 
-// SummarizeTo is Summarize as if the WAL ended at end, which is in the segment or is its end. Nothing from there on is looked at, so the server may still write to it.
+// SummarizeTo is Summarize as if the WAL ended at end, which is in the segment or is its end. Nothing from there on is looked at, so
+// the server may still write there.
 func SummarizeTo(r io.Reader, size wal.SegmentSize, end wal.LSN) (*Summary, error) {
 	if end == 0 {
 		return nil, errors.New("summary of WAL up to nowhere")
@@ -127,14 +130,15 @@ func summarize(src io.Reader, size wal.SegmentSize, bound wal.LSN) (*Summary, er
 
 // brief says that nothing is in the segment but the end of a record that may be a switch: no other is as short.
 func (r *Reader) brief() bool {
-	return r.started && !r.overwrites && r.last == 0 && r.begun == 0 && r.tailLost == 0 && 0 < r.missing && r.missing < recordHeaderLen &&
-		uint64(r.pos)%uint64(r.first.SegmentSize) == uint64(wal.HeaderLen+(r.missing+7)&^7)
+	return r.started && !r.overwrites && r.last == 0 && r.begun == 0 && r.tailLost == 0 &&
+		0 < r.missing && r.missing < recordHeaderLen && uint64(r.pos)%uint64(r.first.SegmentSize) == uint64(wal.HeaderLen+(r.missing+7)&^7)
 }
 
 // Joiner puts together the summaries of consecutive segments, in order, and with them the records that span them.
 type Joiner struct {
-	Blocks  blockset.Set // what all records change but that which began before the first segment and that which ends after the last
-	Minimal bool         // some of the WAL was written with wal_level=minimal, and Blocks may lack what it changed
+	// Blocks is what is changed by all records that begin in the first segment or later and end in the last or earlier.
+	Blocks  blockset.Set
+	Minimal bool // some of the WAL was written with wal_level=minimal, and Blocks may lack what it changed
 
 	before  *Summary // the last one added; without its Blocks
 	last    wal.LSN  // the last whole record; 0 if not known

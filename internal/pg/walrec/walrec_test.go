@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -274,7 +276,8 @@ func small(version int) *writer {
 	return w
 }
 
-// However a byte is changed, the records that are read are those that were written, up to where an error is. Only what nobody looks at may change unnoticed.
+// However a byte is changed, the records that are read are those that were written, up to where an error is. Only what nobody looks
+// at may change unnoticed.
 func TestEveryDamageIsFound(t *testing.T) {
 	for _, version := range []int{10, 18} {
 		w := small(version)
@@ -313,7 +316,8 @@ func TestEveryDamageIsFound(t *testing.T) {
 				}
 			}
 		}
-		// Paddings; what pages say of the rest of a record when they have none; flag 4; which system the first page says it is of; the record that was given up.
+		// Paddings; what pages say of the rest of a record when they have none; flag 4; which system the first page says it is of;
+		// the record that was given up.
 		if unnoticed > len(w.wal)/100 {
 			t.Errorf("version %d: %d of %d changes went unnoticed", version, unnoticed, len(w.wal)*2/3)
 		}
@@ -340,8 +344,8 @@ func follow(b []byte, visit func(rec *walrec.Record) bool) (unfinished bool, err
 }
 
 func equal(a, b *walrec.Record) bool {
-	return a.LSN == b.LSN && a.End == b.End && a.Prev == b.Prev && a.Length == b.Length && a.XID == b.XID && a.RM == b.RM && a.Info == b.Info &&
-		slices.Equal(a.Blocks, b.Blocks) && bytes.Equal(a.Main, b.Main)
+	return a.LSN == b.LSN && a.End == b.End && a.Prev == b.Prev && a.Length == b.Length && a.XID == b.XID && a.RM == b.RM &&
+		a.Info == b.Info && slices.Equal(a.Blocks, b.Blocks) && bytes.Equal(a.Main, b.Main)
 }
 
 // A segment that is short, or whose rest was never written, is none.
@@ -531,7 +535,7 @@ func TestUnknownEffects(t *testing.T) {
 		"relations, cut short":     {rm: walrec.RMXact, info: 0x80, main: append(make([]byte, 8), 4, 0, 0, 0, 2, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1)},
 		"too many relations":       {rm: walrec.RMXact, info: 0x80, main: append(make([]byte, 8), 4, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF)},
 		"too many transactions":    {rm: walrec.RMXact, info: 0x80, main: append(make([]byte, 8), 6, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF)},
-		"a database, cut short, 2": {rm: walrec.RMXact, info: 0x80, main: append(make([]byte, 8), 5, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF)},
+		"a transaction, cut short": {rm: walrec.RMXact, info: 0x80, main: append(make([]byte, 8), 5, 0, 0, 0, 0xFF, 0xFF, 0xFF, 0xFF)},
 		"parameters, cut short":    {rm: walrec.RMXLOG, info: 0x60, main: make([]byte, 20)},
 	} {
 		w := newWriter(17, mib, 7)
@@ -647,5 +651,99 @@ func TestStoredForm(t *testing.T) {
 		if _, err := walrec.Decode(append(form, 0)); err == nil {
 			t.Error("it is a summary with one byte more")
 		}
+	}
+}
+
+// Of very long records not all is kept, and yet all is checked.
+func TestLongRecords(t *testing.T) {
+	const size = 32 * mib
+	w := newWriter(17, size, 7)
+	w.message(20 * mib)                     // in one segment
+	w.message(20 * mib)                     // in two
+	w.message(80 * mib)                     // in four, of which two are within it
+	commit := func(relations uint32) body { // as of a schema with very many tables
+		main := append(make([]byte, 8), 4, 0, 0, 0)
+		main = le.AppendUint32(main, relations)
+		for i := range relations {
+			main = appendRelation(main, blockset.Relation{Tablespace: 1663, Database: 5, Number: 20000 + i})
+		}
+		return body{rm: walrec.RMXact, info: 0x81, main: main}
+	}
+	w.record(commit(50000))
+	w.switchWAL()
+	var lengths []uint32
+	all, err := readAll(t, w.wal, 0)
+	if !errors.Is(err, io.EOF) || !slices.Equal(all, w.lines) {
+		t.Fatalf("%d records, %v, want %d", len(all), err, len(w.lines))
+	}
+	j, err := joinAll(w.segments())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := j.Blocks.Len(); n != 3*50000 {
+		t.Errorf("%d forks, want 3 of each of 50000 relations", n)
+	}
+	for _, b := range w.segments() {
+		s, err := walrec.Summarize(bytes.NewReader(b), size)
+		if err != nil {
+			t.Fatal(err)
+		}
+		lengths = append(lengths, s.Tail.Length, s.Head.Length)
+		if n := len(s.Encode()); n > 2*walrec.MaxFragment+8*mib {
+			t.Errorf("a summary of %d bytes", n)
+		}
+	}
+	if max := slices.Max(lengths); max < 30*mib {
+		t.Errorf("fragments of at most %d bytes", max)
+	}
+	for _, at := range []int{3*mib + 999, 25*mib + 999, 40*mib + 77777, 50*mib + 999, 90*mib + 999, 118*mib + 999} {
+		w.wal[at] ^= 4
+		if _, err := readAll(t, w.wal, 0); err == nil || errors.Is(err, io.EOF) || !strings.Contains(err.Error(), "CRC-32C") {
+			t.Errorf("byte %d: %v", at, err)
+		}
+		if _, err := joinAll(w.segments()); err == nil || !strings.Contains(err.Error(), "CRC-32C") {
+			t.Errorf("byte %d: %v", at, err)
+		}
+		w.wal[at] ^= 4
+	}
+
+	// What a transaction dropped cannot be told from a part of its record.
+	w = newWriter(17, size, 7)
+	w.message(30 * mib)
+	w.record(commit(300_000))
+	w.switchWAL()
+	if _, err := joinAll(w.segments()); err == nil || !strings.Contains(err.Error(), "too long") {
+		t.Errorf("3.6 MB of dropped relations, of which 1 MiB was kept: %v", err)
+	}
+}
+
+var update = flag.Bool("update", false, "rewrite testdata with the stored form of today")
+
+// Summaries that are in archives stay readable, and new ones are stored as they are.
+func TestStoredFormStays(t *testing.T) {
+	const golden = "testdata/summary"
+	w := small(17)
+	w.record(body{rm: walrec.RMStorage, info: 0x21, main: le.AppendUint32(appendRelation([]byte{7, 0, 0, 0}, blockset.Relation{Tablespace: 1, Database: 2, Number: 3}), 1)})
+	w.message(mib)
+	s, err := walrec.Summarize(bytes.NewReader(w.wal), mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Head.Bytes, s.Head.Length = s.Head.Bytes[:100], 100 // a small one
+	s.Tail, s.Missing = walrec.Fragment{Bytes: []byte("tail"), Length: 4}, 4
+	if *update {
+		if err := os.WriteFile(golden, s.Encode(), 0o666); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := s.Encode(); !bytes.Equal(got, want) {
+		t.Errorf("got\n%x\nwant\n%x", got, want)
+	}
+	if _, err := walrec.Decode(want); err != nil {
+		t.Error(err)
 	}
 }

@@ -28,7 +28,8 @@ func keepWAL(major int) map[string]string {
 	return s
 }
 
-// workload makes the server write WAL of all kinds, much as PostgreSQL's own regression tests do. It crashes and restarts the server on the way.
+// workload makes the server write WAL of all kinds, much as PostgreSQL's own regression tests do. It crashes and restarts the server
+// on the way.
 func workload(t *testing.T, c *pgtest.Cluster) {
 	t.Helper()
 	major := c.Programs.Major
@@ -113,7 +114,9 @@ func workload(t *testing.T, c *pgtest.Cluster) {
 			rollback to savepoint b; insert into moved values (10003, 'after'); release savepoint a; commit;;
 		do $$ begin for i in 1..100 loop begin insert into moved values (20000 + i, 'x'); if i % 7 = 0 then raise exception 'no'; end if;
 			exception when raise_exception then null; end; end loop; end $$;;
-		create temporary table burnt (i int); do $$ begin for i in 1..33000 loop begin insert into burnt values (i); exception when raise_exception then null; end; end loop; end $$;;
+		create temporary table burnt (i int);
+		do $$ begin for i in 1..33000 loop begin insert into burnt values (i); exception when raise_exception then null; end;
+			end loop; end $$;;
 		begin; select * from moved where i < 30 for share; savepoint a; update moved set t = 'shared' where i < 30; commit;;
 		begin; create table twophase as select generate_series(1, 1000) i; prepare transaction 'one';;
 		begin; drop table u; create table other (i int); prepare transaction 'two';;
