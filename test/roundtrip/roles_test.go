@@ -35,7 +35,7 @@ func TestRoles(t *testing.T) {
 		here.Env = g.Env(g.URL, "AWS_ACCESS_KEY_ID="+user)
 		return &here
 	}
-	writer := site.In(t, pgtest.Require(t, 15), pgtest.Options{}, g.Root(), g.Env(g.URL, "AWS_ACCESS_KEY_ID=writer")...)
+	writer := site.In(t, pgtest.Require(t, 15), pgtest.Options{}, g.Root(), g.Env(g.URL, "AWS_ACCESS_KEY_ID=writer", "HOLDFAST_WAL_SUMMARIES=on", "WALG_USE_WAL_DELTA=true")...)
 	reader, expirer := as(writer, "reader"), as(writer, "expirer")
 	file := filepath.Join(writer.Dir, "file")
 	write(t, file, "of no use")
@@ -67,6 +67,7 @@ func TestRoles(t *testing.T) {
 	denied(writer, "rm", part)
 	denied(writer, "rm", sentinel)
 	denied(writer, "rm", "wal_005/"+segment+".zst")
+	denied(writer, "rm", "holdfast/summaries/00000001/"+segment+".zst")
 	if r := writer.Do(t, "backup-fetch", filepath.Join(pgtest.Dir(t), "data"), "LATEST"); r.Status == 0 {
 		t.Error("who may only write restores")
 	}
@@ -90,11 +91,13 @@ func TestRoles(t *testing.T) {
 	second := writer.Push(t)
 	denied(expirer, "cat", part)
 	denied(expirer, "cat", "wal_005/"+segment+".zst")
+	denied(expirer, "cat", "holdfast/summaries/00000001/"+segment+".zst")
 	denied(expirer, "put", file, "wal_005/file")
 	allowed(expirer, "cat", sentinel)
 	allowed(expirer, "rm", sentinel)
 	allowed(expirer, "rm", "basebackups_005/"+first)
 	allowed(expirer, "rm", "wal_005/"+segment+".zst")
+	allowed(expirer, "rm", "holdfast/summaries/00000001/"+segment+".zst")
 	if names := expirer.Backups(t); len(names) != 1 || names[0] != second {
 		t.Errorf("backups %q are left, want %s", names, second)
 	}
