@@ -25,6 +25,7 @@ import (
 // chain is a cluster with checksums, whose hint bits are logged, and an archive with backups that build on one another.
 type chain struct {
 	*pgtest.Cluster
+	store   *storetest.Memory
 	archive *archive.Archive
 	log     *bytes.Buffer
 	pushed  map[string]bool // WAL files
@@ -37,7 +38,11 @@ func newChain(t *testing.T, major int) *chain {
 		settings["summarize_wal"] = "on"
 	}
 	c := pgtest.New(t, pgtest.Require(t, major), pgtest.Options{Checksums: true, Archive: true, Settings: settings})
-	return &chain{Cluster: c, archive: archive.New(&storetest.Memory{}, archive.Options{}), log: &bytes.Buffer{}, pushed: map[string]bool{}}
+	return chainOf(c, &storetest.Memory{})
+}
+
+func chainOf(c *pgtest.Cluster, m *storetest.Memory) *chain {
+	return &chain{Cluster: c, store: m, archive: archive.New(m, archive.Options{}), log: &bytes.Buffer{}, pushed: map[string]bool{}}
 }
 
 // push takes a backup by source of the server as it is: nothing is written to disk meanwhile but what the backup itself causes.
