@@ -101,7 +101,7 @@ func summarize(src io.Reader, size wal.SegmentSize, bound wal.LSN) (*Summary, er
 			if !errors.Is(err, io.EOF) {
 				return nil, err
 			}
-			if bound == 0 && r.next != s.End {
+			if r.next < s.End { // the source is shorter
 				return nil, fmt.Errorf("WAL segment that begins at %s: %w at %s", s.Start, io.ErrUnexpectedEOF, r.next)
 			}
 			break

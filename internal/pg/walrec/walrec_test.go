@@ -375,9 +375,21 @@ func TestUnfinished(t *testing.T) {
 		if _, err := walrec.Summarize(bytes.NewReader(whole.wal[:n]), mib); err == nil {
 			t.Errorf("%d bytes are a segment", n)
 		}
+		if _, err := walrec.SummarizeTo(bytes.NewReader(whole.wal[:n]), mib, whole.start+mib); err == nil {
+			t.Errorf("%d bytes are a segment up to its end", n)
+		}
 	}
 	if _, err := walrec.Summarize(bytes.NewReader(whole.wal), 16*mib); err == nil {
 		t.Error("segment of another size")
+	}
+	w = newWriter(17, mib, 3)
+	for len(w.wal) < 5*pageLen {
+		w.message(3000)
+	}
+	for n := range 4 {
+		if _, err := walrec.SummarizeTo(bytes.NewReader(w.wal[:n*pageLen]), mib, w.begins[len(w.begins)-1]); err == nil {
+			t.Errorf("%d of 5 pages are enough", n)
+		}
 	}
 	for _, end := range []wal.LSN{0, 1, whole.start, whole.start + mib + 8} {
 		if _, err := walrec.SummarizeTo(bytes.NewReader(whole.wal), mib, end); err == nil {
