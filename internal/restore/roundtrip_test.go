@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -13,6 +14,7 @@ import (
 	"holdfast/internal/backup"
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/instance"
+	"holdfast/internal/pg/manifest"
 	"holdfast/internal/pg/server"
 	"holdfast/internal/restore"
 	"holdfast/internal/store/storetest"
@@ -82,6 +84,144 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("work_mem is %s", got)
 		}
 	})
+}
+
+// A chain of deltas comes back as the cluster was; and so it does into the data directory of a copy that went its own way since. What is written then
+// is what a restore into an empty directory writes, and pg_verifybackup agrees with both.
+func TestChainRoundTrip(t *testing.T) {
+	for _, major := range []int{11, 13, 15, 17, 18} {
+		t.Run(strconv.Itoa(major), func(t *testing.T) {
+			t.Parallel()
+			p := pgtest.Require(t, major)
+			c := pgtest.New(t, p, pgtest.Options{Archive: true, Checksums: true})
+			space, elsewhere := pgtest.Dir(t), pgtest.Dir(t)
+			c.Exec(t, "CREATE TABLESPACE ts LOCATION '"+space+"'",
+				"CREATE TABLE t TABLESPACE ts AS SELECT i, md5(i::text) AS h FROM generate_series(1, 20000) i", "CREATE INDEX ON t (i)",
+				"CREATE TABLE u AS SELECT * FROM t", "CREATE TABLE gone AS SELECT * FROM t", "CREATE TABLE cut AS SELECT * FROM t", "CREATE TABLE still AS SELECT * FROM t")
+			a := archive.New(&storetest.Memory{}, archive.Options{})
+			take := func() *backup.Report {
+				t.Helper()
+				conn, err := server.Connect(t.Context(), c.Config())
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				made, err := backup.Run(t.Context(), conn, a, c.Data, backup.Options{
+					Host: "here", NoWaitWAL: true, PartSize: 2 << 20, Delta: backup.Delta{MaxSteps: 10, Source: backup.PageLSN}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return made
+			}
+			take()
+			for _, statements := range [][]string{
+				{"UPDATE t SET h = 'changed' WHERE i % 997 = 0", "DROP TABLE gone", "DELETE FROM cut WHERE i > 5000"},
+				{"VACUUM cut", "INSERT INTO u SELECT i, 'grown' FROM generate_series(1, 5000) i", "CREATE TABLE fresh AS SELECT * FROM t LIMIT 1000"},
+				{"VACUUM FULL u", "TRUNCATE cut", "INSERT INTO cut SELECT i, 'anew' FROM generate_series(1, 1000) i", "ALTER TABLE fresh SET TABLESPACE ts"},
+				{"UPDATE t SET h = 'again' WHERE i BETWEEN 100 AND 200"},
+			} {
+				c.Exec(t, statements...)
+				c.Exec(t, "CHECKPOINT")
+				if made := take(); made.Delta == nil || made.Delta.Unchanged == 0 {
+					t.Fatalf("no delta: %+v", made)
+				}
+			}
+			c.Exec(t, "INSERT INTO t SELECT i, 'later' FROM generate_series(1, 10) i")
+			sum := "SELECT " + func() (all string) {
+				for _, table := range []string{"t", "u", "cut", "fresh", "still"} {
+					all += "(SELECT count(*) || md5(string_agg(x::text, ',' ORDER BY i, h)) FROM " + table + " x) || "
+				}
+				return all + "''"
+			}()
+			want := c.Value(t, sum)
+			c.Exec(t, "SELECT pg_create_restore_point('here')", "DROP TABLE t", "SELECT pg_switch_wal()")
+			pgtest.Eventually(t, "all WAL archived", func() bool {
+				left, _ := filepath.Glob(filepath.Join(c.Data, "pg_wal", "archive_status", "*.ready"))
+				return len(left) == 0
+			})
+			pushWAL(t, a, c.Archive)
+
+			data := filepath.Join(pgtest.Dir(t), "data")
+			bring := func(delta bool) *restore.Report {
+				t.Helper()
+				plan, err := restore.Decide(t.Context(), a, restore.Request{
+					Destination: data, Choice: choose(t, a, "", catalog.Target{Kind: catalog.AtName, Name: "here"}), Delta: delta,
+					TablespaceMapping: map[string]string{space: elsewhere},
+					Recovery:          &restore.Recovery{Command: `cp "` + c.Archive + `/%f" "%p"`, Action: "promote"},
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(plan.Chain) != 5 {
+					t.Errorf("the chain is %+v", plan.Chain)
+				}
+				report, err := restore.Run(t.Context(), a, plan, restore.Options{})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if p.Major >= 13 {
+					if out, err := pgtest.Command(t, pgtest.Verifier(t, p.Major), "-n", data).CombinedOutput(); err != nil {
+						t.Errorf("pg_verifybackup: %v: %s", err, out)
+					}
+				}
+				return report
+			}
+			start := func() *pgtest.Cluster {
+				r := pgtest.Attach(t, p, data, pgtest.Options{})
+				pgtest.Eventually(t, "promoted", func() bool { return r.Value(t, "SELECT pg_is_in_recovery()") == "false" })
+				if got := r.Value(t, sum); got != want {
+					t.Errorf("restored %s, want %s", got, want)
+				}
+				return r
+			}
+			bring(false)
+			fresh := contentsOf(t, data)
+			r := start()
+			r.Exec(t, "UPDATE t SET h = 'astray' WHERE i % 1500 = 0", "VACUUM FULL u", "CREATE TABLE more AS SELECT * FROM t", "DROP TABLE cut", "CHECKPOINT")
+			r.Stop(t)
+			report := bring(true)
+			if d := report.Delta; d.EqualFiles < 500 || d.StalePages == 0 || d.MissingFiles == 0 || d.ExtraFiles == 0 || d.Write > report.KeptBytes {
+				t.Errorf("%+v", d)
+			}
+			again := contentsOf(t, data)
+			for path, content := range fresh {
+				if again[path] != content {
+					t.Errorf("%s: %s", path, difference(again[path], content))
+				}
+				delete(again, path)
+			}
+			for path := range again {
+				t.Errorf("%s is too many", path)
+			}
+			start()
+		})
+	}
+}
+
+// contentsOf returns what is in a data directory and its tablespaces, by path, but for what names the time of its restore or is in no order.
+func contentsOf(t *testing.T, data string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	add := func(dir, prefix string) {
+		for path, content := range restored(dir) {
+			if path != manifest.Name && path != "postgresql.auto.conf" && path != "recovery.conf" && !strings.HasPrefix(path, "log/") {
+				all[prefix+path] = content
+			}
+		}
+	}
+	add(data, "")
+	links, err := filepath.Glob(filepath.Join(data, "pg_tblspc", "*"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, link := range links {
+		to, err := os.Readlink(link)
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(to, "pg_tblspc/"+filepath.Base(link)+"/")
+	}
+	return all
 }
 
 // pushWAL archives the files of a directory.
