@@ -10,6 +10,7 @@
 //	    config.tar.<ext>                     ours: configuration that lives outside the data directory
 //	    push.json                            ours: who is writing this backup right now
 //	    tar_partitions/part_001.tar.<ext> …  the data; pg_control.tar and backup_label.tar last
+//	catchup_005/ …                           as basebackups_005: what has changed since a position of the WAL, see Archive.CatchUps
 //	wal_005/<name of the WAL file>.<ext>
 //	wal_005/<name of the WAL file>.sum.json    ours: a note of its content, for hosts that cannot decrypt
 //	holdfast/cluster.json                    ours: the system identifier of the cluster that owns the archive
@@ -39,8 +40,9 @@ import (
 
 // Directories of the layout, each with its closing slash.
 const (
-	BackupDir = "basebackups_005/"
-	WALDir    = "wal_005/"
+	BackupDir  = "basebackups_005/"
+	CatchUpDir = "catchup_005/"
+	WALDir     = "wal_005/"
 )
 
 const sentinelSuffix = "_backup_stop_sentinel.json"
@@ -71,8 +73,9 @@ type Options struct {
 
 // Archive is one cluster's archive in a store.
 type Archive struct {
-	store store.Store
-	opts  Options
+	store   store.Store
+	opts    Options
+	backups string // directory of the backups
 }
 
 // New returns the archive whose root is the root of s.
@@ -80,7 +83,15 @@ func New(s store.Store, opts Options) *Archive {
 	if opts.Method == "" {
 		opts.Method = compress.Zstd
 	}
-	return &Archive{store: s, opts: opts}
+	return &Archive{store: s, opts: opts, backups: BackupDir}
+}
+
+// CatchUps returns the same archive with the catch-ups in place of the backups: what brings a standby forward that lags behind. They have the layout
+// of backups, in a directory of their own; see Sentinel.CatchUp.
+func (a *Archive) CatchUps() *Archive {
+	c := *a
+	c.backups = CatchUpDir
+	return &c
 }
 
 // WriteOnly says that what is encrypted cannot be read here: there is no key for that.
@@ -244,14 +255,15 @@ func IsDelta(name string) bool { return strings.Contains(name, "_D_") }
 // Folder is the directory of a backup's objects.
 func Folder(name string) string { return BackupDir + name + "/" }
 
-func partsDir(name string) string     { return Folder(name) + "tar_partitions/" }
-func sentinelName(name string) string { return BackupDir + name + sentinelSuffix }
+func (a *Archive) folder(name string) string       { return a.backups + name + "/" }
+func (a *Archive) partsDir(name string) string     { return a.folder(name) + "tar_partitions/" }
+func (a *Archive) sentinelName(name string) string { return a.backups + name + sentinelSuffix }
 
 // Backups yields a sentinel's object for each backup that exists, with the backup's name, in order of names. An
 // object that ends like a sentinel but whose name is not a backup's is passed over.
 func (a *Archive) Backups(ctx context.Context) iter.Seq2[Found, error] {
 	return func(yield func(Found, error) bool) {
-		for o, err := range a.store.List(ctx, BackupDir, "") {
+		for o, err := range a.store.List(ctx, a.backups, "") {
 			if err != nil {
 				yield(Found{}, fmt.Errorf("list backups: %w", err))
 				return
@@ -290,7 +302,7 @@ func (p Part) IsLabel() bool { return p.Base == "backup_label.tar" }
 // Parts lists what lies in a backup's tar_partitions, in order of names.
 func (a *Archive) Parts(ctx context.Context, name string) ([]Part, error) {
 	var parts []Part
-	for o, err := range a.store.List(ctx, partsDir(name), "") {
+	for o, err := range a.store.List(ctx, a.partsDir(name), "") {
 		if err != nil {
 			return nil, fmt.Errorf("list the parts of %s: %w", name, err)
 		}
@@ -305,7 +317,7 @@ func (a *Archive) Parts(ctx context.Context, name string) ([]Part, error) {
 
 // OpenPart reads a part's tar stream, decrypted and decompressed. The caller closes it.
 func (a *Archive) OpenPart(ctx context.Context, backup string, p Part) (io.ReadCloser, error) {
-	return a.open(ctx, partsDir(backup)+p.Name, p.Method)
+	return a.open(ctx, a.partsDir(backup)+p.Name, p.Method)
 }
 
 // open reads an object decrypted and decompressed.

@@ -113,7 +113,7 @@ func (d *Draft) PutPart(ctx context.Context, base string, tar io.Reader, members
 	name := base + d.archive.opts.Method.Extension()
 	body, n := d.archive.packed(tar, d.archive.opts.Method, max(1, d.Parallel))
 	defer body.Close() // gives its buffers back
-	if err := d.put(ctx, partsDir(d.name)+name, body); err != nil {
+	if err := d.put(ctx, d.archive.partsDir(d.name)+name, body); err != nil {
 		return err
 	}
 	return d.add(ManifestPart{Name: name, Size: n.n.Load(), Members: members()})
@@ -135,7 +135,9 @@ func (d *Draft) add(p ManifestPart) error {
 	return nil
 }
 
-func sumsName(backup, base string) string { return Folder(backup) + "page_sums/" + base + ".crc32c" }
+func (a *Archive) sumsName(backup, base string) string {
+	return a.folder(backup) + "page_sums/" + base + ".crc32c"
+}
 
 // PutSums stores the checksums of the pages in the part base, as tarpart.Packer.Sums has them. Without any it does nothing.
 func (d *Draft) PutSums(ctx context.Context, base string, sums []byte) error {
@@ -144,13 +146,13 @@ func (d *Draft) PutSums(ctx context.Context, base string, sums []byte) error {
 	}
 	body, _ := d.archive.packed(bytes.NewReader(sums), compress.None, 1)
 	defer body.Close() // gives its buffers back
-	return d.put(ctx, sumsName(d.name, base), body)
+	return d.put(ctx, d.archive.sumsName(d.name, base), body)
 }
 
 // OpenSums reads what PutSums stored for the part base, which is its name without the codec's extension. fs.ErrNotExist where nothing in it is made
 // of pages, and for backups whose manifest has form 1.
 func (a *Archive) OpenSums(ctx context.Context, backup, base string) (io.ReadCloser, error) {
-	name := sumsName(backup, base)
+	name := a.sumsName(backup, base)
 	raw, err := a.store.Open(ctx, name)
 	if err != nil {
 		return nil, err
@@ -193,7 +195,7 @@ const ConfigName = "config.tar"
 func (d *Draft) PutConfig(ctx context.Context, tar io.Reader) error {
 	body, _ := d.archive.packed(tar, d.archive.opts.Method, 1)
 	defer body.Close() // gives its buffers back
-	return d.put(ctx, Folder(d.name)+ConfigName+d.archive.opts.Method.Extension(), body)
+	return d.put(ctx, d.archive.folder(d.name)+ConfigName+d.archive.opts.Method.Extension(), body)
 }
 
 // OpenConfig reads the tar stream that PutConfig stored. A backup without it is fs.ErrNotExist.
@@ -207,11 +209,11 @@ func (a *Archive) OpenConfig(ctx context.Context, backup string) (io.ReadCloser,
 
 // findConfig returns the object that PutConfig stored.
 func (a *Archive) findConfig(ctx context.Context, backup string) (object string, method compress.Method, err error) {
-	for o, err := range a.store.List(ctx, Folder(backup), Folder(backup)+ConfigName[:len(ConfigName)-1]) {
+	for o, err := range a.store.List(ctx, a.folder(backup), a.folder(backup)+ConfigName[:len(ConfigName)-1]) {
 		if err != nil {
 			return "", "", err
 		}
-		base, method := compress.Split(strings.TrimPrefix(o.Name, Folder(backup)))
+		base, method := compress.Split(strings.TrimPrefix(o.Name, a.folder(backup)))
 		if base == ConfigName {
 			return o.Name, method, nil
 		}
@@ -255,14 +257,14 @@ func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 	if err != nil {
 		return fmt.Errorf("encode the metadata of %s: %w", d.name, err)
 	}
-	if err := d.putDocument(ctx, Folder(d.name)+"metadata.json", metadata); err != nil {
+	if err := d.putDocument(ctx, d.archive.folder(d.name)+"metadata.json", metadata); err != nil {
 		return err
 	}
 	sizes, err := d.putFileList(ctx)
 	if err != nil {
 		return fmt.Errorf("store the file list of %s: %w", d.name, err)
 	}
-	sentinel, err := json.Marshal(s)
+	sentinel, err := s.encode()
 	if err != nil {
 		return fmt.Errorf("encode the sentinel of %s: %w", d.name, err)
 	}
@@ -273,7 +275,7 @@ func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 		return err
 	}
 	d.sentinel = sentinel
-	if err := d.putDocument(ctx, sentinelName(d.name), sentinel); err != nil {
+	if err := d.putDocument(ctx, d.archive.sentinelName(d.name), sentinel); err != nil {
 		return err
 	}
 	// The backup exists. A marker that stays behind beside a sentinel means nothing, so its removal cannot fail it.
@@ -297,14 +299,14 @@ func (d *Draft) whole(ctx context.Context, sizes map[string]int64) error {
 	for _, p := range parts {
 		switch size, put := sizes[p.Name]; {
 		case !put:
-			return wrong("%s is not of this push", partsDir(d.name)+p.Name)
+			return wrong("%s is not of this push", d.archive.partsDir(d.name)+p.Name)
 		case size != p.Size:
-			return wrong("%s has %d bytes, and was put with %d", partsDir(d.name)+p.Name, p.Size, size)
+			return wrong("%s has %d bytes, and was put with %d", d.archive.partsDir(d.name)+p.Name, p.Size, size)
 		}
 		delete(sizes, p.Name)
 	}
 	for name := range sizes {
-		return wrong("%s is gone", partsDir(d.name)+name)
+		return wrong("%s is gone", d.archive.partsDir(d.name)+name)
 	}
 	return nil
 }
@@ -411,7 +413,7 @@ func (d *Draft) Abort(ctx context.Context) error {
 		return err
 	}
 	d.ended = true
-	there, err := store.ReadFile(ctx, d.archive.store, sentinelName(d.name), MaxSentinel)
+	there, err := store.ReadFile(ctx, d.archive.store, d.archive.sentinelName(d.name), MaxSentinel)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 	case err != nil:
@@ -419,12 +421,12 @@ func (d *Draft) Abort(ctx context.Context) error {
 	case !bytes.Equal(there, d.sentinel):
 		return &InUseError{d.name, "was made by another push meanwhile", "nothing was removed: see whether that backup restores"}
 	default:
-		if err := d.archive.store.Delete(ctx, sentinelName(d.name)); err != nil {
+		if err := d.archive.store.Delete(ctx, d.archive.sentinelName(d.name)); err != nil {
 			return err
 		}
 	}
 	var names []string
-	for o, err := range store.Walk(ctx, d.archive.store, Folder(d.name)) {
+	for o, err := range store.Walk(ctx, d.archive.store, d.archive.folder(d.name)) {
 		if err != nil {
 			return err
 		}
@@ -446,6 +448,9 @@ func (d *Draft) putManifest(ctx context.Context, s *Sentinel) error {
 		if s.SystemIdentifier != nil {
 			h.SystemIdentifier = *s.SystemIdentifier
 		}
+		if s.CatchUp() {
+			h.Since = s.DeltaLSN
+		}
 		if s.DeltaFrom != "" {
 			h.Parent = &ManifestParent{Backup: s.DeltaFrom, Sum: s.Parent}
 		}
@@ -463,7 +468,7 @@ func (d *Draft) putManifest(ctx context.Context, s *Sentinel) error {
 	}, func(r io.Reader) error {
 		z, _ := d.archive.packed(r, compress.Zstd, 1)
 		defer z.Close() // gives its buffers back
-		return d.put(ctx, Folder(d.name)+manifestName, z)
+		return d.put(ctx, d.archive.folder(d.name)+manifestName, z)
 	})
 	s.Manifest = hex.EncodeToString(sum.Sum(nil))
 	return err
@@ -581,7 +586,7 @@ func (d *Draft) putFileList(ctx context.Context) (sizes map[string]int64, err er
 		}
 		return b.w.Flush()
 	}, func(r io.Reader) error {
-		return d.put(ctx, Folder(d.name)+"files_metadata.json", r)
+		return d.put(ctx, d.archive.folder(d.name)+"files_metadata.json", r)
 	})
 	return sizes, err
 }

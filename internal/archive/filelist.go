@@ -37,10 +37,10 @@ type FileListVisitor struct {
 // It may be larger than memory, and is not held in it. ErrNoFileList where there is none; that a backup lacks its list
 // which must have one is another error. An error of a visitor ends the reading and is returned.
 func (a *Archive) ReadFileList(ctx context.Context, backup string, s *Sentinel, v FileListVisitor) error {
-	object := Folder(backup) + "files_metadata.json"
+	object := a.folder(backup) + "files_metadata.json"
 	switch {
 	case s.FilesEmbedded:
-		object = sentinelName(backup)
+		object = a.sentinelName(backup)
 	case s.FilesMetadataDisabled:
 		return ErrNoFileList
 	}

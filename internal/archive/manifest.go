@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"holdfast/internal/compress"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/tarpart"
 )
 
@@ -43,6 +44,7 @@ type ManifestHeader struct {
 	Parts            int             `json:"parts"`               // lines that follow
 	Parent           *ManifestParent `json:"parent,omitempty"`    // of a delta
 	Unchanged        int             `json:"unchanged,omitempty"` // lines behind the parts'
+	Since            *wal.LSN        `json:"since_lsn,omitempty"` // of a catch-up: what increments are on top of lies there, or later
 }
 
 // ManifestParent says on which backup a delta builds.
@@ -75,7 +77,7 @@ type Manifest struct {
 // OpenManifest begins to read a backup's manifest; Close it. Backups that Holdfast did not make have none:
 // fs.ErrNotExist.
 func (a *Archive) OpenManifest(ctx context.Context, backup string) (*Manifest, error) {
-	body, err := a.open(ctx, Folder(backup)+manifestName, compress.Zstd)
+	body, err := a.open(ctx, a.folder(backup)+manifestName, compress.Zstd)
 	if err != nil {
 		return nil, err
 	}

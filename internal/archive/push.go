@@ -86,7 +86,7 @@ func (p Push) gone(me Push) bool {
 
 // readPush reads who is writing a backup; fs.ErrNotExist where there is no marker of ours.
 func (a *Archive) readPush(ctx context.Context, name string) (p Push, modified time.Time, err error) {
-	o, err := a.store.Stat(ctx, markerName(name))
+	o, err := a.store.Stat(ctx, a.markerName(name))
 	if err != nil {
 		return p, modified, err
 	}
@@ -102,7 +102,7 @@ func (a *Archive) readPush(ctx context.Context, name string) (p Push, modified t
 	return p, o.Modified, err
 }
 
-func markerName(backup string) string { return Folder(backup) + "push.json" }
+func (a *Archive) markerName(backup string) string { return a.folder(backup) + "push.json" }
 
 // now returns the time by the store's clock: when an object that is put now counts as modified.
 func (a *Archive) now(ctx context.Context) (time.Time, error) {
@@ -168,7 +168,7 @@ func (a *Archive) newDraft(name string, p Push) (*Draft, error) {
 
 // left lists what a dead push left under d's name. A backup, or a push that may be alive, is an *InUseError.
 func (a *Archive) left(ctx context.Context, d *Draft) ([]string, error) {
-	switch taken, err := a.exists(ctx, sentinelName(d.name)); {
+	switch taken, err := a.exists(ctx, a.sentinelName(d.name)); {
 	case err != nil:
 		return nil, err
 	case taken:
@@ -178,9 +178,9 @@ func (a *Archive) left(ctx context.Context, d *Draft) ([]string, error) {
 	}
 	var names []string
 	var newest time.Time
-	for o, err := range store.Walk(ctx, a.store, Folder(d.name)) {
+	for o, err := range store.Walk(ctx, a.store, a.folder(d.name)) {
 		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", Folder(d.name), err)
+			return nil, fmt.Errorf("list %s: %w", a.folder(d.name), err)
 		}
 		names = append(names, o.Name)
 		if o.Modified.After(newest) {
@@ -244,7 +244,7 @@ func (d *Draft) hold(ctx context.Context) error {
 	return err
 }
 
-func (d *Draft) markerName() string { return markerName(d.name) }
+func (d *Draft) markerName() string { return d.archive.markerName(d.name) }
 
 // Beat leaves a sign of life, which keeps others from taking the push for dead. Call it about once a minute, also while Commit is at
 // work. An *InUseError says that it came too late: the name is another push's now.
@@ -265,7 +265,7 @@ func (d *Draft) Beat(ctx context.Context) error {
 func (a *Archive) SweepDead(ctx context.Context, host string) (removed []string, err error) {
 	var folders []string
 	whole := map[string]bool{}
-	for o, err := range a.store.List(ctx, BackupDir, "") {
+	for o, err := range a.store.List(ctx, a.backups, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list backups: %w", err)
 		}

@@ -36,7 +36,7 @@ func (a *Archive) Ranges(ctx context.Context, backup string, p Part) (*Ranges, e
 	if p.Method != compress.None && p.Method != compress.Zstd {
 		return nil, nil
 	}
-	r := &Ranges{archive: a, object: partsDir(backup) + p.Name, stored: p.Size, size: p.Size}
+	r := &Ranges{archive: a, object: a.partsDir(backup) + p.Name, stored: p.Size, size: p.Size}
 	if a.opts.Key != nil {
 		var ok bool
 		if r.key, ok = a.opts.Key.(crypt.RandomReader); !ok {

@@ -87,6 +87,21 @@ type Metadata struct {
 	UserData         json.RawMessage `json:"user_data,omitempty"`
 }
 
+// CatchUp reports whether s is of a catch-up: what has changed since DeltaLSN, on top of whatever the standby has that it is for.
+func (s *Sentinel) CatchUp() bool { return s.DeltaLSN != nil && s.DeltaFrom == "" }
+
+// encode returns the document. In that of a catch-up WAL-G has empty names, where those of deltas name others and full backups have none.
+func (s *Sentinel) encode() ([]byte, error) {
+	if !s.CatchUp() {
+		return json.Marshal(s)
+	}
+	return json.Marshal(struct {
+		*Sentinel
+		DeltaFrom     string
+		DeltaFullName string
+	}{Sentinel: s})
+}
+
 // Metadata returns what metadata.json says of the same backup.
 func (s *Sentinel) Metadata() Metadata {
 	m := Metadata{
@@ -295,7 +310,7 @@ func walEFinish(segment, offset string) *wal.LSN {
 
 // Sentinel reads a backup's sentinel. A backup that does not exist is fs.ErrNotExist.
 func (a *Archive) Sentinel(ctx context.Context, name string) (*Sentinel, error) {
-	body, err := a.store.Open(ctx, sentinelName(name))
+	body, err := a.store.Open(ctx, a.sentinelName(name))
 	if err != nil {
 		return nil, err
 	}
@@ -303,7 +318,7 @@ func (a *Archive) Sentinel(ctx context.Context, name string) (*Sentinel, error) 
 	sum := sha256.New()
 	s, err := ReadSentinel(io.TeeReader(body, sum)) // reads to the end
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", sentinelName(name), err)
+		return nil, fmt.Errorf("read %s: %w", a.sentinelName(name), err)
 	}
 	s.Sum = hex.EncodeToString(sum.Sum(nil))
 	return s, nil
@@ -312,7 +327,7 @@ func (a *Archive) Sentinel(ctx context.Context, name string) (*Sentinel, error) 
 // ServerVersion returns of which PostgreSQL a backup of WAL-E is, as server_version_num: its sentinel does not say, an object
 // beside it does. fs.ErrNotExist where there is none.
 func (a *Archive) ServerVersion(ctx context.Context, name string) (int, error) {
-	object := Folder(name) + "extended_version.txt"
+	object := a.folder(name) + "extended_version.txt"
 	b, err := store.ReadFile(ctx, a.store, object, 64<<10)
 	if err != nil {
 		return 0, err
@@ -329,7 +344,7 @@ func (a *Archive) ServerVersion(ctx context.Context, name string) (int, error) {
 
 // Metadata reads a backup's metadata.json. Backups before WAL-G 0.2.10 have none: fs.ErrNotExist.
 func (a *Archive) Metadata(ctx context.Context, name string) (*Metadata, error) {
-	object := Folder(name) + "metadata.json"
+	object := a.folder(name) + "metadata.json"
 	b, err := store.ReadFile(ctx, a.store, object, maxDocument)
 	if err != nil {
 		return nil, err
@@ -343,7 +358,7 @@ func (a *Archive) Metadata(ctx context.Context, name string) (*Metadata, error) 
 
 // MarkPermanent sets the permanent flag in a backup's metadata.json, and keeps the rest of it. A backup without that document is fs.ErrNotExist.
 func (a *Archive) MarkPermanent(ctx context.Context, name string) error {
-	object := Folder(name) + "metadata.json"
+	object := a.folder(name) + "metadata.json"
 	b, err := store.ReadFile(ctx, a.store, object, maxDocument)
 	if err != nil {
 		return err

@@ -14,10 +14,10 @@ const serverManifest = "backup_manifest.zst"
 func (d *Draft) PutServerManifest(ctx context.Context, manifest io.Reader) error {
 	body, _ := d.archive.packed(manifest, compress.Zstd, 1)
 	defer body.Close() // gives its buffers back
-	return d.put(ctx, Folder(d.name)+serverManifest, body)
+	return d.put(ctx, d.archive.folder(d.name)+serverManifest, body)
 }
 
 // OpenServerManifest reads what PutServerManifest stored. Backups that no server sent have none: fs.ErrNotExist.
 func (a *Archive) OpenServerManifest(ctx context.Context, backup string) (io.ReadCloser, error) {
-	return a.open(ctx, Folder(backup)+serverManifest, compress.Zstd)
+	return a.open(ctx, a.folder(backup)+serverManifest, compress.Zstd)
 }
