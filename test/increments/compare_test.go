@@ -1,0 +1,312 @@
+package increments_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"holdfast/internal/pg/page"
+	"holdfast/test/pgtest"
+)
+
+// What PostgreSQL leaves undefined in a data directory that was restored, recovered to the end of the archive, and shut down.
+//
+// Files: those that a server makes anew or that no backup contains (noFile has them, with the reason), and pg_control, which has the time of the
+// last checkpoint in it; what it says of transactions is compared by pg_controldata.
+//
+// Bytes, where the cluster has data checksums or wal_log_hints: of the first page of an SP-GiST index, which pages had room last, which PostgreSQL
+// keeps there without WAL and checks before it relies on it (SpGistUpdateMetaPage). All else agrees byte for byte, in all forks of all relations and in
+// pg_xact, pg_multixact, pg_commit_ts and pg_twophase.
+//
+// Without both PostgreSQL changes pages and writes no WAL of it: a reader notes what it found out of a row's transactions, of an index entry
+// without a row, of room on a page. An increment from WAL cannot know, and the change does not move the page's LSN. So there mask leaves out, in the
+// main fork:
+//
+//   - of a row: four bits of t_infomask, whether xmin and xmax are known to be committed or aborted. That a row is frozen is no hint, and is compared.
+//   - of an index entry: whether its line pointer is dead; of an index page: that it has such entries.
+//   - of a page: pd_prune_xid, and the flags that tell of free line pointers and of no room. PD_ALL_VISIBLE is no hint: the visibility map relies on it.
+//   - pd_checksum, which follows.
+//
+// The same is left out where a standby took over that had been restored from an older backup than the one the chain goes on from: of several such
+// changes to a page WAL has the first one after a checkpoint only. The former server had the others too, and the standby never.
+//
+// Unused room between pd_lower and pd_upper, which a replayed page image has as zeros, is compared everywhere: a chain and a full backup read
+// the same bytes of the same server.
+
+// noFile is what is left out of the comparison, by path in the data directory.
+var noFile = regexp.MustCompile(`^(` + strings.Join([]string{
+	`(pg_wal|pg_stat|pg_stat_tmp|pg_notify|pg_subtrans|pg_serial|pg_snapshots|pg_dynshmem|pg_replslot)/.*`, // emptied or made anew when a server starts
+	`(.*/)?pg_internal\.init(\.\d+)?`,            // a cache
+	`global/pg_control`,                          // see above
+	`postmaster\.(opts|pid)`, `current_logfiles`, // of the server that ran
+	`(backup_label|tablespace_map)\.old`, `backup_manifest`, // of the backup, not of the cluster
+	`postgresql\.auto\.conf(\.[^/]*)?`, `[a-z]+\.signal`, // of the restore
+}, "|") + `)$`)
+
+// relation is the path of a file of a relation: its fork and the number of its segment.
+var relation = regexp.MustCompile(`^(?:global|base/\d+|pg_tblspc/\d+/[^/]+/\d+)/\d+(_fsm|_vm|_init)?(?:\.(\d+))?$`)
+
+// files lists the files of a data directory and of its tablespaces, by their paths in it.
+func files(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	found := map[string]string{}
+	walk := func(root, prefix string) {
+		err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			rel, err := filepath.Rel(root, path)
+			if rel = filepath.Join(prefix, rel); err == nil && d.Type().IsRegular() && !noFile.MatchString(rel) {
+				found[rel] = path
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	walk(dir, "")
+	spaces, err := os.ReadDir(filepath.Join(dir, "pg_tblspc"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range spaces {
+		if s.Type()&fs.ModeSymlink != 0 {
+			link := filepath.Join(dir, "pg_tblspc", s.Name())
+			to, err := filepath.EvalSymlinks(link)
+			if err != nil {
+				t.Fatal(err)
+			}
+			walk(to, filepath.Join("pg_tblspc", s.Name()))
+		}
+	}
+	return found
+}
+
+// differences lists where two data directories differ, each a line: file by file, page by page. Of the pages of main forks hints are left out
+// unless exact. The servers must have been shut down.
+func differences(t testing.TB, got, want string, exact bool) (all []string) {
+	t.Helper()
+	a, b := files(t, got), files(t, want)
+	paths := maps.Clone(a)
+	maps.Copy(paths, b)
+	for _, path := range slices.Sorted(maps.Keys(paths)) {
+		switch {
+		case a[path] == "":
+			all = append(all, path+": is not there")
+			continue
+		case b[path] == "":
+			all = append(all, path+": is there, and should not be")
+			continue
+		}
+		x, err1 := os.ReadFile(a[path])
+		y, err2 := os.ReadFile(b[path])
+		if err1 != nil || err2 != nil {
+			t.Fatal(err1, err2)
+		}
+		if bytes.Equal(x, y) {
+			continue
+		}
+		if len(x) != len(y) {
+			all = append(all, fmt.Sprintf("%s: %d bytes, want %d", path, len(x), len(y)))
+		}
+		m := relation.FindStringSubmatch(path)
+		if m == nil {
+			all = append(all, fmt.Sprintf("%s: differs from byte %d on", path, firstDifference(x, y)))
+			continue
+		}
+		segment, _ := strconv.Atoi(m[2]) // "" is the first
+		all = append(all, differentPages(path, x, y, segment*131072, !exact && m[1] == "")...)
+	}
+	return all
+}
+
+// differentPages compares two files of a relation as far as both go; first is the number of their first block.
+func differentPages(path string, x, y []byte, first int, hints bool) (all []string) {
+	for i := 0; i+page.Size <= min(len(x), len(y)); i += page.Size {
+		p, q := x[i:i+page.Size], y[i:i+page.Size]
+		if bytes.Equal(p, q) {
+			continue
+		}
+		hp, _ := page.ReadHeader(p)
+		hq, _ := page.ReadHeader(q)
+		if p, q = withoutCache(p), withoutCache(q); bytes.Equal(p, q) {
+			continue
+		}
+		if hints {
+			if p, q = mask(p), mask(q); bytes.Equal(p, q) {
+				continue
+			}
+		}
+		at := firstDifference(p, q)
+		all = append(all, fmt.Sprintf("%s: block %d, a page of %s: %d bytes differ, from byte %d on, % x, want % x; LSN %s, want %s", path, first+i/page.Size,
+			kindOf(y[i:i+page.Size]), countDifferences(p, q), at, p[at:min(at+8, len(p))], q[at:min(at+8, len(q))], hp.LSN, hq.LSN))
+	}
+	return all
+}
+
+func firstDifference(x, y []byte) int {
+	for i := range min(len(x), len(y)) {
+		if x[i] != y[i] {
+			return i
+		}
+	}
+	return min(len(x), len(y))
+}
+
+func countDifferences(x, y []byte) (n int) {
+	for i := range x {
+		if x[i] != y[i] {
+			n++
+		}
+	}
+	return n
+}
+
+// kind is what a page is of, as far as it matters for hints.
+type kind string
+
+const (
+	heap     kind = "a table" // or a sequence
+	btree    kind = "a btree index"
+	hash     kind = "a hash index"
+	gist     kind = "a gist index"
+	spgist   kind = "an spgist index"
+	noHints  kind = "another index"
+	emptyOne kind = "nothing yet"
+)
+
+// kindOf tells by what access methods keep at the end of their pages, as PostgreSQL's own tools do (the comments at the page ids in
+// access/hash.h, gist.h, spgist_private.h, brin_page.h and nbtree.h say so).
+func kindOf(p []byte) kind {
+	h, err := page.ReadHeader(p)
+	if err != nil || h.IsNew() || h.Check() != nil {
+		return emptyOne
+	}
+	const sequenceMagic, hashID, gistID, spgistID, largestCycle = 0x1717, 0xFF80, 0xFF81, 0xFF82, 0xFF7F
+	switch special := p[h.Special:]; len(special) {
+	case 0:
+		return heap
+	case 8:
+		if binary.LittleEndian.Uint32(special) == sequenceMagic {
+			return heap
+		}
+		if binary.LittleEndian.Uint16(special[6:]) == spgistID {
+			return spgist
+		}
+	case 16:
+		switch id := binary.LittleEndian.Uint16(special[14:]); {
+		case id == hashID:
+			return hash
+		case id == gistID:
+			return gist
+		case id <= largestCycle:
+			return btree
+		}
+	}
+	return noHints
+}
+
+// withoutCache returns the first page of an SP-GiST index without what it says of the pages that were used last (SpGistMetaPageData in
+// access/spgist_private.h); other pages as they are.
+func withoutCache(p []byte) []byte {
+	const magic, isMeta, from, to = page.HeaderLen, 1, page.HeaderLen + 4, page.HeaderLen + 4 + 8*8
+	if kindOf(p) != spgist || binary.LittleEndian.Uint16(p[len(p)-8:])&isMeta == 0 || binary.LittleEndian.Uint32(p[magic:]) != 0xBA0BABEE {
+		return p
+	}
+	p = bytes.Clone(p)
+	clear(p[from:to])
+	clear(p[8:10]) // pd_checksum
+	return p
+}
+
+// mask returns a page without what a reader may change and writes no WAL of.
+func mask(original []byte) []byte {
+	k := kindOf(original)
+	if k == emptyOne {
+		return original
+	}
+	p := bytes.Clone(original)
+	le := binary.LittleEndian
+	h, _ := page.ReadHeader(p)
+	clearBits := func(at int, bits uint16) { le.PutUint16(p[at:], le.Uint16(p[at:])&^bits) }
+	const hasFreeLines, pageFull = 1, 2
+	le.PutUint16(p[8:], 0)  // pd_checksum
+	le.PutUint32(p[20:], 0) // pd_prune_xid
+	clearBits(10, hasFreeLines|pageFull)
+
+	// Flags of index pages are at the same place in all three: of entries that are dead, and of pages without entries.
+	flags := int(h.Special) + 12
+	const btreeGarbage, btreeMeta = 1 << 6, 1 << 3
+	const hashGarbage, hashNoEntries = 1 << 7, 1<<2 | 1<<3
+	const gistGarbage = 1 << 4
+	switch k {
+	case btree:
+		if le.Uint16(p[flags:])&btreeMeta != 0 {
+			return p
+		}
+		clearBits(flags, btreeGarbage)
+	case hash:
+		if le.Uint16(p[flags:])&hashNoEntries != 0 {
+			return p
+		}
+		clearBits(flags, hashGarbage)
+	case gist:
+		clearBits(flags, gistGarbage)
+	case spgist, noHints:
+		return p
+	}
+	const normal, dead = 1, 3
+	const xmin, xmax = 0x0300, 0x0C00 // HEAP_XMIN_FROZEN is both bits of xmin
+	for at := page.HeaderLen; at+4 <= int(h.Lower); at += 4 {
+		line := le.Uint32(p[at:]) // offset 15 bits, flags 2, length 15
+		offset, state := int(line&0x7FFF), line>>15&3
+		if k != heap {
+			if state == dead {
+				le.PutUint32(p[at:], line&^(3<<15)|normal<<15)
+			}
+			continue
+		}
+		if infomask := offset + 20; state == normal && infomask+2 <= len(p) {
+			if le.Uint16(p[infomask:])&xmin != xmin {
+				clearBits(infomask, xmin)
+			}
+			clearBits(infomask, xmax)
+		}
+	}
+	return p
+}
+
+// controlLines are those of pg_controldata that two recovered copies have in common.
+var controlLines = regexp.MustCompile(`(?m)^(Database system identifier|Database cluster state|Latest checkpoint's (TimeLineID|Next\w+|oldest\w+)|Data page checksum version|wal_level setting|wal_log_hints setting):.*$`)
+
+// controlData is what pg_control says of transactions.
+func controlData(t testing.TB, major int, dir string) string {
+	t.Helper()
+	out, err := pgtest.Command(t, pgtest.Tool(t, major, "pg_controldata"), "-D", dir).CombinedOutput()
+	if err != nil {
+		t.Fatalf("pg_controldata: %v\n%s", err, out)
+	}
+	return strings.Join(controlLines.FindAllString(string(out), -1), "\n")
+}
+
+// same fails the test when two directories of servers that were shut down differ.
+func same(t testing.TB, what string, major int, got, want string, exact bool) {
+	t.Helper()
+	if x, y := controlData(t, major, got), controlData(t, major, want); x != y {
+		t.Errorf("%s: pg_control:\n%s\nwant:\n%s", what, x, y)
+	}
+	d := differences(t, got, want, exact)
+	if len(d) > 0 {
+		t.Errorf("%s: %d differences from the full backup:\n    %s", what, len(d), strings.Join(d[:min(len(d), 30)], "\n    "))
+	}
+}
