@@ -89,10 +89,17 @@ func (b *Backup) load(ctx context.Context, a *archive.Archive) {
 	}
 }
 
-// sort brings the backups into the order they were made.
+// sort brings the backups into the order they were made. A full backup that was merged from a delta has its time, and comes behind it: it holds
+// the same, and builds on nothing.
 func (c *Catalog) sort() {
 	slices.SortStableFunc(c.Backups, func(x, y Backup) int {
-		return cmp.Or(x.Created().Compare(y.Created()), cmp.Compare(x.Name, y.Name))
+		if at := x.Created().Compare(y.Created()); at != 0 || x.IsDelta() == y.IsDelta() {
+			return cmp.Or(at, cmp.Compare(x.Name, y.Name))
+		}
+		if x.IsDelta() {
+			return -1
+		}
+		return 1
 	})
 }
 
