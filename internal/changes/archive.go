@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -213,7 +214,7 @@ func (f *finder) fits(s *walrec.Summary, no wal.SegmentNo) error {
 func (f *finder) readSegment(ctx context.Context, t wal.Timeline, no wal.SegmentNo, name string) found {
 	var deadline time.Time
 	for {
-		got, err := f.readOnce(ctx, no, name)
+		got, err := f.readOnce(ctx, t, no, name)
 		if err == nil {
 			return got
 		}
@@ -257,14 +258,14 @@ func (f *finder) passed(ctx context.Context, t wal.Timeline, name string) (bool,
 }
 
 // readOnce sums up a segment, if it is there.
-func (f *finder) readOnce(ctx context.Context, no wal.SegmentNo, name string) (found, error) {
+func (f *finder) readOnce(ctx context.Context, t wal.Timeline, no wal.SegmentNo, name string) (found, error) {
 	select {
 	case f.slots <- struct{}{}:
 		defer func() { <-f.slots }()
 	case <-ctx.Done():
 		return found{}, ctx.Err()
 	}
-	got, err := f.readLocal(no, name)
+	got, err := f.readLocal(ctx, t, no, name)
 	if err == nil || ctx.Err() != nil {
 		return got, err
 	}
@@ -293,12 +294,20 @@ func (f *finder) readOnce(ctx context.Context, no wal.SegmentNo, name string) (f
 	return found{summary: s, read: int64(f.SegmentSize), segment: true, note: note}, nil
 }
 
-// readLocal sums up a file of pg_wal, up to the end of the stretch: beyond the server may still be writing. A file that is not there is fs.ErrNotExist.
-func (f *finder) readLocal(no wal.SegmentNo, name string) (found, error) {
-	if f.DataDir == "" {
-		return found{}, fs.ErrNotExist
+// openLocal opens a segment of the server's.
+func (f *finder) openLocal(ctx context.Context, t wal.Timeline, no wal.SegmentNo, name string) (io.ReadCloser, error) {
+	switch {
+	case f.DataDir != "":
+		return os.Open(filepath.Join(f.DataDir, "pg_wal", name))
+	case f.WAL != nil:
+		return f.WAL(ctx, t, no)
 	}
-	r, err := os.Open(filepath.Join(f.DataDir, "pg_wal", name))
+	return nil, fs.ErrNotExist
+}
+
+// readLocal sums up a file of pg_wal, up to the end of the stretch: beyond the server may still be writing. A file that is not there is fs.ErrNotExist.
+func (f *finder) readLocal(ctx context.Context, t wal.Timeline, no wal.SegmentNo, name string) (found, error) {
+	r, err := f.openLocal(ctx, t, no, name)
 	if err != nil {
 		return found{}, err
 	}

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"path/filepath"
 	"strings"
@@ -60,6 +61,10 @@ type Origin struct {
 	Server  *server.Conn     // nil: none to ask
 	DataDir string           // of the server, on this host; "" for none
 	Archive *archive.Archive // nil: none
+
+	// WAL returns segment no of timeline t as the server has it, up to the end of the stretch at least, where there is no DataDir;
+	// fs.ErrNotExist where it has not. nil: it cannot be asked.
+	WAL func(ctx context.Context, t wal.Timeline, no wal.SegmentNo) (io.ReadCloser, error)
 }
 
 // Options tunes the search. The zero value is ready to use.

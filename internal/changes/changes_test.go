@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -421,6 +422,61 @@ func TestGapsAndDamage(t *testing.T) {
 	s.System = 42
 	if _, err := ask(changes.Options{}); err == nil || !strings.Contains(err.Error(), "of cluster") {
 		t.Errorf("another cluster's WAL: %v", err)
+	}
+}
+
+// A file of pg_wal is believed only where it is whole and what its name says; else the archived segment is read.
+func TestSpoiltFilesOfTheServer(t *testing.T) {
+	p := newPrimary(t, 15, "HOLDFAST_WAL_SUMMARIES=off")
+	from := p.backup(t)
+	p.work(t)
+	to := p.backup(t)
+	p.all(t)
+	s := stretch(from, to)
+	m := p.copied(t)
+	whole, err := changes.FromArchive(t.Context(), changes.Origin{Archive: archive.New(m, archive.Options{})}, s, changes.Options{ReadOnly: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	no := size.Segment(from) + 2
+	name := size.Name(1, no)
+	content := func(name string) []byte {
+		r, err := archive.New(m, archive.Options{}).OpenWAL(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		b, err := io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	good := content(name)
+	flipped := slices.Clone(good)
+	flipped[len(flipped)/2] ^= 1
+	for what, spoilt := range map[string][]byte{
+		"cut at a page": good[:len(good)/2], "cut within a page": good[:len(good)/2+100], "empty": nil, "flipped": flipped,
+		"recycled": content(size.Name(1, no+1)), "being recycled": slices.Concat(content(size.Name(1, no+1))[:len(good)/2], good[len(good)/2:]),
+		"zeros at its end": slices.Concat(good[:len(good)/2], make([]byte, len(good)/2)),
+	} {
+		data := t.TempDir()
+		if err := os.Mkdir(filepath.Join(data, "pg_wal"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(data, "pg_wal", name), spoilt, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		origin := changes.Origin{DataDir: data, Archive: archive.New(m, archive.Options{})}
+		got, err := changes.FromArchive(t.Context(), origin, s, changes.Options{ReadOnly: true})
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		same(t, what, got.Blocks, whole.Blocks)
+		if len(got.Notes) != 1 || !strings.Contains(got.Notes[0], name+" in pg_wal") {
+			t.Errorf("%s: notes %q", what, got.Notes)
+		}
 	}
 }
 
