@@ -57,6 +57,7 @@ type Report struct {
 	Name             string             `json:"backup_name"`
 	SystemIdentifier uint64             `json:"system_identifier"`
 	Timeline         wal.Timeline       `json:"timeline"`
+	Since            string             `json:"from_lsn,omitempty"` // of a catch-up
 	StartLSN         string             `json:"start_lsn"`
 	FinishLSN        string             `json:"finish_lsn"`
 	StartTime        time.Time          `json:"start_time"`
@@ -88,8 +89,8 @@ type CorruptFile struct {
 // was stopped on the server, by closing conn, and nothing of it is left in the archive; should removing what was stored fail too,
 // the error says so.
 func Run(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir string, opts Options) (*Report, error) {
-	r, err := prepare(ctx, conn, a, dataDir, opts)
-	if err != nil {
+	r := &run{Options: opts, conn: conn, archive: a, backups: a}
+	if err := r.prepare(ctx, dataDir); err != nil {
 		return nil, err
 	}
 	return r.run(ctx)
@@ -100,7 +101,8 @@ type run struct {
 	Options
 	conn    *server.Conn
 	archive *archive.Archive
-	dir     *datadir.Dir // its root has no symbolic links
+	backups *archive.Archive // where the draft is made: archive, or its catch-ups
+	dir     *datadir.Dir     // its root has no symbolic links
 	facts   server.Facts
 	draft   *archive.Draft
 	start   server.Start
@@ -112,53 +114,55 @@ type run struct {
 
 	catalog *catalog.Catalog // nil where no delta is wanted
 	delta   *delta           // nil for a full backup
+	standby *Standby         // nil for what is no catch-up
+
+	configuration []string // files of the server, where a standby's own are to stay
 
 	mu     sync.Mutex // guards report while workers run
 	report Report
 }
 
 // prepare checks everything that can be checked before the server is disturbed.
-func prepare(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir string, opts Options) (*run, error) {
-	r := &run{Options: opts, conn: conn, archive: a}
+func (r *run) prepare(ctx context.Context, dataDir string) error {
 	r.defaults()
 	r.phase("preparing")
 	if err := r.checkUserData(); err != nil {
-		return nil, err
+		return err
 	}
 	resolved, err := filepath.EvalSymlinks(dataDir)
 	if err != nil {
-		return nil, fmt.Errorf("find the data directory: %w", err)
+		return fmt.Errorf("find the data directory: %w", err)
 	}
 	if r.dir, err = datadir.Open(resolved); err != nil {
-		return nil, err
+		return err
 	}
 	id, root := r.dir.Control.SystemIdentifier, r.dir.Root
 	asking, answered := r.patiently(ctx)
 	defer answered()
-	if r.facts, err = conn.Facts(asking); err != nil {
-		return nil, err
+	if r.facts, err = r.conn.Facts(asking); err != nil {
+		return err
 	}
 	if r.facts.SystemIdentifier != id {
-		return nil, &wrongServerError{dir: root, dirID: id, serverID: r.facts.SystemIdentifier}
+		return &wrongServerError{dir: root, dirID: id, serverID: r.facts.SystemIdentifier}
 	}
 	// A standby on the same host has the same identifier: the directory tells them apart.
 	served, err := filepath.EvalSymlinks(r.facts.DataDirectory)
 	if err != nil {
-		return nil, fmt.Errorf("find the data directory the server names: %w", err)
+		return fmt.Errorf("find the data directory the server names: %w", err)
 	}
 	if served != root {
-		return nil, &wrongServerError{dir: root, dirID: id, serverID: id, served: r.facts.DataDirectory}
+		return &wrongServerError{dir: root, dirID: id, serverID: id, served: r.facts.DataDirectory}
 	}
 	if err := r.judge(asking); err != nil {
-		return nil, err
+		return err
 	}
-	switch mine, err := conn.LockBackup(asking); {
+	switch mine, err := r.conn.LockBackup(asking); {
 	case err != nil:
-		return nil, err
+		return err
 	case !mine:
-		return nil, errRunning
+		return errRunning
 	}
-	return r, r.claim(ctx)
+	return r.claim(ctx)
 }
 
 // checkUserData refuses what is too much to be stored with a backup.
@@ -195,7 +199,7 @@ func (r *run) claim(ctx context.Context) error {
 	if err := r.archive.Claim(ctx, r.facts.SystemIdentifier, r.Host, r.Adopt); err != nil {
 		return err
 	}
-	dead, err := r.archive.SweepDead(ctx, r.Host)
+	dead, err := r.backups.SweepDead(ctx, r.Host)
 	for _, d := range dead {
 		r.Logger.Info("removed what a backup-push that died had left of " + d)
 	}
@@ -347,7 +351,13 @@ func (r *run) startBackup(ctx context.Context) (err error) {
 
 // begin decides what the backup that the server has begun builds on, and opens its draft.
 func (r *run) begin(ctx context.Context) error {
-	if err := r.chooseParent(ctx, r.start.LSN, r.start.Timeline); err != nil {
+	var err error
+	if r.standby != nil {
+		err = r.sinceStandby()
+	} else {
+		err = r.chooseParent(ctx, r.start.LSN, r.start.Timeline)
+	}
+	if err != nil {
 		return err
 	}
 	return r.begun(ctx)
@@ -360,7 +370,7 @@ func (r *run) begun(ctx context.Context) (err error) {
 	r.report.SystemIdentifier, r.report.Timeline = r.facts.SystemIdentifier, r.start.Timeline
 	r.report.FirstWAL = r.start.Segment
 	r.Logger.Info(fmt.Sprintf("Started backup with name %s at LSN %s", name, r.start.LSN))
-	if r.draft, err = r.archive.Begin(ctx, name, r.Host); err != nil {
+	if r.draft, err = r.backups.Begin(ctx, name, r.Host); err != nil {
 		return err
 	}
 	return r.besideParent(ctx)

@@ -45,7 +45,7 @@ func (r *run) copyData(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if err := r.putControl(ctx); err != nil {
+	if err := r.putControl(ctx); err != nil || r.standby != nil {
 		return err
 	}
 	return r.putConfig(ctx)
@@ -72,6 +72,9 @@ func (r *run) walk(skipped func(path, why string)) iter.Seq2[datadir.Entry, erro
 				continue
 			}
 			if below, ok := strings.CutPrefix(e.Path, "pg_tblspc/"); ok && !r.surveyed(below) {
+				continue
+			}
+			if err == nil && r.stays(e) {
 				continue
 			}
 			if !yield(e, err) {

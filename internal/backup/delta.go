@@ -72,7 +72,7 @@ type DeltaReport struct {
 // delta is a backup that builds on another one, at work.
 type delta struct {
 	*run
-	parent *catalog.Parent
+	parent *catalog.Parent // nil for a catch-up
 	files  *known
 	since  wal.LSN // where the parent starts
 	sealed int64   // what was written before, in nanoseconds since 1970, was so when the parent read it
@@ -84,6 +84,9 @@ type delta struct {
 	mu     sync.Mutex
 	missed map[blockset.Relation]bool // becomes suspect
 	same   map[string]bool            // directories of databases: whether they were not made anew since
+
+	dating sync.Once // sets oldest
+	oldest time.Time // of a catch-up: what is older had been made by then; zero where that is not known
 }
 
 // sealMargin is how long before the parent's start a file must have been written last for its times to say that it has not been written to
@@ -94,6 +97,7 @@ const sealMargin = 10 * time.Second
 func (r *run) loadCatalog(ctx context.Context) (err error) {
 	d := r.Delta
 	switch {
+	case r.standby != nil:
 	case d.Full:
 		return nil
 	case d.MaxSteps <= 0 && (d.Name != "" || d.UserData != nil):
@@ -187,7 +191,7 @@ func (r *run) pathTo(t wal.Timeline) (catalog.Path, error) {
 
 // backupName names the backup that begins in segment.
 func (r *run) backupName(segment string) string {
-	if r.delta != nil {
+	if r.delta != nil && r.delta.parent != nil {
 		return archive.DeltaName(segment, r.delta.parent.Name)
 	}
 	return archive.BackupName(segment)
@@ -196,7 +200,7 @@ func (r *run) backupName(segment string) string {
 // besideParent makes sure that the draft of a delta lies where its parent does: of several storages either may be lost alone. Where it
 // does not the backup becomes a full one.
 func (r *run) besideParent(ctx context.Context) error {
-	if r.delta == nil || r.delta.parent.Storage == "" {
+	if r.delta == nil || r.delta.parent == nil || r.delta.parent.Storage == "" {
 		return nil
 	}
 	where, err := r.draft.Storage(ctx)
@@ -224,11 +228,11 @@ func (r *run) findChanges(ctx context.Context) error {
 	if d == nil {
 		return nil
 	}
-	r.phase("finding what has changed since " + d.parent.Name)
+	r.phase("finding what has changed since " + d.base())
 	rep := r.report.Delta
 	if r.facts.BlockSize != page.Size && r.Delta.Source != PageLSN {
 		rep.NotBetter = append(rep.NotBetter, fmt.Sprintf("pages have %d bytes, not %d: changed files are stored whole", r.facts.BlockSize, page.Size))
-		r.Logger.Info("Delta backup on " + d.parent.Name + ": " + rep.NotBetter[0])
+		r.Logger.Info("Changes since " + d.base() + ": " + rep.NotBetter[0])
 		return nil
 	}
 	path, err := r.pathTo(r.start.Timeline)
@@ -260,18 +264,18 @@ func (r *run) findChanges(ctx context.Context) error {
 			}
 		}
 	case err != nil:
-		return fmt.Errorf("find what has changed since %s: %w", d.parent.Name, err)
+		return fmt.Errorf("find what has changed since %s: %w", d.base(), err)
 	}
 	for _, why := range rep.NotBetter {
 		r.Logger.Info("not used to find what has changed: " + why)
 	}
 	if result == nil {
-		r.Logger.Info(fmt.Sprintf("Delta backup on %s: all relations are read for pages changed since %s", d.parent.Name, d.since))
+		r.Logger.Info(fmt.Sprintf("Changes since %s: all relations are read for pages changed since %s", d.base(), d.since))
 		return nil
 	}
 	d.set = result.Blocks
 	rep.Source, rep.SourceBytes, rep.Blocks, rep.Notes = Source(result.Source), result.Read, result.Blocks.Blocks(), result.Notes
-	r.Logger.Info(fmt.Sprintf("Delta backup on %s: %s blocks of %d files or forks changed since %s, by %s", d.parent.Name,
+	r.Logger.Info(fmt.Sprintf("Changes since %s: %s blocks of %d files or forks changed since %s, by %s", d.base(),
 		humanize.Comma(int64(rep.Blocks)), result.Blocks.Len(), d.since, map[Source]string{
 			Summaries: "PostgreSQL's WAL summaries", WALArchive: "the summaries of the archived WAL"}[rep.Source]))
 	for _, note := range rep.Notes {
@@ -282,7 +286,7 @@ func (r *run) findChanges(ctx context.Context) error {
 
 // markAncestors marks permanent what a permanent delta builds on, the oldest first.
 func (r *run) markAncestors(ctx context.Context) error {
-	if r.delta == nil || !r.Permanent {
+	if r.delta == nil || r.delta.parent == nil || !r.Permanent {
 		return nil
 	}
 	chain, err := r.catalog.Chain(r.delta.parent.Backup)
@@ -302,7 +306,7 @@ func (d *delta) pack(ctx context.Context, e datadir.Entry, t tarpart.Entry) (tar
 	if e.Kind != datadir.File && e.Kind != datadir.Relation {
 		return t, true, nil
 	}
-	was := d.files.find(e.Path)
+	was := d.was(e.Path)
 	if was == nil {
 		return t, true, nil
 	}
@@ -428,12 +432,16 @@ func (d *delta) sameDatabase(e datadir.Entry) bool {
 	defer d.mu.Unlock()
 	same, known := d.same[dir]
 	if !known {
-		was := d.files.find(dir + "/PG_VERSION")
 		info, err := os.Lstat(filepath.Join(filepath.Dir(e.OSPath), "PG_VERSION"))
-		same = was != nil && err == nil && was.modified != 0 && was.modified == nanoseconds(info.ModTime())
+		if d.standby != nil {
+			same = err == nil && !d.madeSince(info.ModTime())
+		} else {
+			was := d.files.find(dir + "/PG_VERSION")
+			same = was != nil && err == nil && was.modified != 0 && was.modified == nanoseconds(info.ModTime())
+		}
 		d.same[dir] = same
 		if !same {
-			d.Logger.Info(fmt.Sprintf("%s was made anew since %s, or restored: its relations are stored whole", dir, d.parent.Name))
+			d.Logger.Info(fmt.Sprintf("%s was made anew since %s, or restored: its relations are stored whole", dir, d.base()))
 		}
 	}
 	return same

@@ -126,7 +126,11 @@ func (r *run) sentinel(stop server.Stop) *archive.Sentinel {
 		StartTime: r.report.StartTime, FinishTime: r.report.FinishTime, Hostname: r.Host, DataDir: r.dir.Root, IsPermanent: r.Permanent,
 		SegmentSize: uint64(r.facts.SegmentSize), CorruptBlocks: r.report.CorruptBlocks, WALIncomplete: r.report.WALIncomplete, Tool: r.Tool,
 	}
-	if d := r.delta; d != nil {
+	switch d := r.delta; {
+	case d == nil:
+	case d.parent == nil:
+		s.DeltaLSN, s.DeltaCount, s.DeltaSource = &d.since, 1, string(r.report.Delta.Source) // DeltaCount as WAL-G's
+	default:
 		s.DeltaFrom, s.DeltaLSN, s.DeltaFullName, s.DeltaCount = d.parent.Name, &d.since, d.parent.Full, d.parent.Count
 		s.Parent, s.DeltaSource = d.parent.Sentinel.Sum, string(r.report.Delta.Source)
 	}

@@ -129,7 +129,7 @@ func (s *sampler) look(e datadir.Entry) {
 	if s == nil || !ok || s.set.Whole(rel) {
 		return
 	}
-	was := s.files.find(e.Path)
+	was := s.was(e.Path)
 	if was == nil || s.untouched(was, e.Size, e.ModTime, e.Inode, e.Changed) {
 		return
 	}

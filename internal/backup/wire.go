@@ -31,7 +31,7 @@ import (
 func Wire(ctx context.Context, conn *server.Replication, a *archive.Archive, opts Options) (*Report, error) {
 	rate := opts.DiskRate
 	opts.DiskRate = 0 // the server keeps to it
-	w := &wire{run: run{Options: opts, archive: a}, repl: conn, seed: maphash.MakeSeed(), noConf: true}
+	w := &wire{run: run{Options: opts, archive: a, backups: a}, repl: conn, seed: maphash.MakeSeed(), noConf: true}
 	w.defaults()
 	if err := w.prepare(ctx); err != nil {
 		return nil, err
