@@ -153,6 +153,14 @@ func testChains(t *testing.T, p instance.Programs, seed uint64) {
 		}
 		copies[i].Stop(t)
 	}
+	// The directory of a copy that has gone its own way becomes, page by page, what a restore gives.
+	for _, c := range chains {
+		w.fetchInto(filepath.Dir(want.Data), c.last(), "--delta")
+		w.verify("--delta from "+c.source, want.Data)
+		if d := differences(t, want.Data, w.fetch(c.last()), true); len(d) > 0 {
+			t.Errorf("--delta from %s: %d differences from a restore:\n    %s", c.source, len(d), strings.Join(d[:min(len(d), 30)], "\n    "))
+		}
+	}
 	if t.Failed() {
 		t.Logf("%s, done: %s", t.Name(), strings.Join(w.done, ", "))
 	}
@@ -312,7 +320,12 @@ func (w *world) failover(backup string) {
 // fetch restores a backup and its tablespaces into new directories.
 func (w *world) fetch(backup string, args ...string) string {
 	w.t.Helper()
-	dir := pgtest.Dir(w.t)
+	return w.fetchInto(pgtest.Dir(w.t), backup, args...)
+}
+
+// fetchInto restores a backup into directories of dir, the data directory being data.
+func (w *world) fetchInto(dir, backup string, args ...string) string {
+	w.t.Helper()
 	all := append([]string{"backup-fetch", filepath.Join(dir, "data"), backup}, args...)
 	spaces, err := os.ReadDir(filepath.Join(w.site.Data, "pg_tblspc"))
 	if err != nil {
@@ -331,9 +344,7 @@ func (w *world) fetch(backup string, args ...string) string {
 func (w *world) restore(what, backup string) *pgtest.Cluster {
 	w.t.Helper()
 	dir := w.fetch(backup, "--target", "latest")
-	if out, err := pgtest.Command(w.t, pgtest.Verifier(w.t, w.site.Programs.Major), "-n", dir).CombinedOutput(); err != nil {
-		w.t.Errorf("%s: pg_verifybackup: %v\n%s", what, err, out)
-	}
+	w.verify(what, dir)
 	settings := maps.Clone(w.server)
 	settings["archive_mode"] = "off"
 	delete(settings, "summarize_wal")
@@ -341,6 +352,14 @@ func (w *world) restore(what, backup string) *pgtest.Cluster {
 	site.AwaitRecovery(w.t, c)
 	c.Stop(w.t)
 	return c
+}
+
+// verify has pg_verifybackup look at a directory that was restored.
+func (w *world) verify(what, dir string) {
+	w.t.Helper()
+	if out, err := pgtest.Command(w.t, pgtest.Verifier(w.t, w.site.Programs.Major), "-n", dir).CombinedOutput(); err != nil {
+		w.t.Errorf("%s: pg_verifybackup: %v\n%s", what, err, out)
+	}
 }
 
 // amcheck has PostgreSQL look at every table and index of every database: that index entries are in order and every row has its own, and from
