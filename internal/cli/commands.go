@@ -12,6 +12,7 @@ func (a *app) commands() []*cobra.Command {
 		a.backupPush(),
 		a.backupFetch(),
 		a.backupList(),
+		a.backupMerge(),
 		a.walPush(),
 		a.walFetch(),
 		a.walPrefetch(),
