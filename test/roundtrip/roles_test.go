@@ -1,8 +1,10 @@
 package roundtrip_test
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -59,6 +61,8 @@ func TestRoles(t *testing.T) {
 		t.Errorf("backup-push by who may only write:\n%s", r.Stderr)
 	}
 	first := reader.Backups(t)[0]
+	writer.Exec(t, `update keepsake set what = 'new' where id < 100`)
+	delta := pushedDelta(t, writer)
 	segment := writer.Switch(t)
 	pushedAgain(t, writer, segment)
 	part := "basebackups_005/" + first + "/tar_partitions/part_001.tar.zst"
@@ -94,14 +98,31 @@ func TestRoles(t *testing.T) {
 	denied(expirer, "cat", "holdfast/summaries/00000001/"+segment+".zst")
 	denied(expirer, "put", file, "wal_005/file")
 	allowed(expirer, "cat", sentinel)
-	allowed(expirer, "rm", sentinel)
-	allowed(expirer, "rm", "basebackups_005/"+first)
+	for _, name := range []string{delta, first} {
+		allowed(expirer, "rm", "basebackups_005/"+name+"_backup_stop_sentinel.json")
+		allowed(expirer, "rm", "basebackups_005/"+name)
+	}
 	allowed(expirer, "rm", "wal_005/"+segment+".zst")
 	allowed(expirer, "rm", "holdfast/summaries/00000001/"+segment+".zst")
 	if names := expirer.Backups(t); len(names) != 1 || names[0] != second {
 		t.Errorf("backups %q are left, want %s", names, second)
 	}
 	writer.NoTrace(t, second)
+}
+
+// pushedDelta takes a delta, without complaints, and returns its name.
+func pushedDelta(t *testing.T, s *site.Site) string {
+	t.Helper()
+	here := *s
+	here.Env = append(slices.Clone(s.Env), "WALG_DELTA_MAX_STEPS=5")
+	r := here.OK(t, "backup-push", "--json", s.Data)
+	var report struct {
+		Name string `json:"backup_name"`
+	}
+	if err := json.Unmarshal([]byte(r.Stdout), &report); err != nil || !strings.Contains(report.Name, "_D_") || strings.Contains(r.Stderr, "WARN") || strings.Contains(r.Stderr, "ERROR") {
+		t.Errorf("a delta: %v, %s\n%s", err, r.Stdout, r.Stderr)
+	}
+	return report.Name
 }
 
 // pushedAgain pushes a segment that is archived again, which is fine, and with other content, which is refused.
@@ -126,6 +147,7 @@ func TestBlindHost(t *testing.T) {
 	s := site.In(t, pgtest.Require(t, 15), pgtest.Options{}, g.Root(), g.Env(g.URL, "AWS_ACCESS_KEY_ID=writer", recipients)...)
 	s.OK(t, "key", "check", "--write")
 	m := accident(t, s)
+	pushedDelta(t, s)
 	segment := s.Switch(t)
 	pushedAgain(t, s, segment)
 
