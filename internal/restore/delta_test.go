@@ -422,7 +422,7 @@ func TestDamagedPagesAreFound(t *testing.T) {
 	}
 	dir := filepath.Join(t.TempDir(), "data")
 	_, _, err := fetch(m, dir, "LATEST", nil)
-	if err == nil || !strings.Contains(err.Error(), "part_001.tar of "+g.names[0]+": base/5/1: page 30 of") || exists(filepath.Join(dir, control.Name)) {
+	if err == nil || !strings.Contains(err.Error(), "part_001.tar of "+g.names[0]+": base/5/1: block 30 has") || exists(filepath.Join(dir, control.Name)) {
 		t.Errorf("restored: %v", err)
 	}
 	// Where the damaged page is not needed it does not matter.
@@ -629,5 +629,60 @@ func TestChainsFitTogether(t *testing.T) {
 		if _, _, err := fetch(g.store, dir, "LATEST", nil); err == nil || !strings.Contains(err.Error(), x.says) || exists(dir) {
 			t.Errorf("%s: %v, want %q in it; something written: %t", what, err, x.says, exists(dir))
 		}
+	}
+}
+
+// A delta of ours comes back on top of what WAL-G took, and one of WAL-G on top of ours, whose parts are checked then too.
+func TestMixedChains(t *testing.T) {
+	one, two := "base/5/1", "base/5/2"
+	for _, method := range []compress.Method{compress.Zstd, compress.None} {
+		m := &storetest.Memory{}
+		theirs := &walG{store: m, method: compress.LZ4}
+		ours := &maker{store: m, method: method, perPart: 100}
+		versions := []int{1, 1, 1, 1, 1}
+		steady := somePages(two, []int{1, 1})
+		ours.names = append(ours.names, theirs.full([]member{{path: one, content: somePages(one, versions), mode: 0o600}, {path: two, content: steady, mode: 0o600}}))
+		versions[1], ours.n = 2, 1
+		theirs.last = ours.backup([]packed{{path: one, content: somePages(one, versions), mode: 0o600, increment: true, blocks: []uint32{1}},
+			{path: two, content: steady, mode: 0o600, unchanged: true}}, true)
+		versions[2], theirs.n = 3, 2
+		theirs.delta([]member{{path: one, content: incrementOf(somePages(one, versions), []uint32{2}), incremented: true, mode: 0o600}, {path: two, skipped: true}})
+		dir := filepath.Join(t.TempDir(), "data")
+		p, report, err := fetch(m, dir, "LATEST", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		holds(t, filepath.Join(dir, one), string(somePages(one, versions)))
+		holds(t, filepath.Join(dir, two), string(steady))
+		if report.Verified || len(p.Chain) != 3 {
+			t.Errorf("verified %t, chain %+v", report.Verified, p.Chain)
+		}
+		if method == compress.Zstd {
+			continue
+		}
+		object := archive.Folder(ours.names[1]) + "tar_partitions/part_001.tar"
+		b := must2(store.ReadFile(t.Context(), m, object, 1<<20))
+		b[bytes.Index(b, []byte("base/5/1 block 1 version 2"))+50] ^= 1
+		if err := m.Put(t.Context(), object, bytes.NewReader(b)); err != nil {
+			t.Fatal(err)
+		}
+		if _, _, err := fetch(m, filepath.Join(t.TempDir(), "data"), "LATEST", nil); err == nil || !strings.Contains(err.Error(), "base/5/1: its content has the checksum") {
+			t.Errorf("with a damaged page of ours: %v", err)
+		}
+	}
+}
+
+// A mask looks at files of a chain too, each put together, and reads no others.
+func TestMaskedChain(t *testing.T) {
+	g := &maker{store: &storetest.Memory{}, method: compress.Zstd, perPart: 1}
+	want := chained(g)
+	dir := filepath.Join(t.TempDir(), "data")
+	p, report, err := fetch(g.store, dir, "LATEST", func(r *restore.Request) { r.Mask = "base/5/1" })
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds(t, filepath.Join(dir, "base/5/1"), want["base/5/1"])
+	if len(restored(dir)) != 1 || !report.Verified || report.Files != 1 || p.Chain[2].Parts != 1 {
+		t.Errorf("%d files, %+v; plan %+v", len(restored(dir)), report, p.Chain)
 	}
 }

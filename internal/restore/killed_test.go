@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 
@@ -23,11 +24,11 @@ import (
 // deadly is a store whose n-th opening of an object kills the process.
 type deadly struct {
 	store.Store
-	n int
+	n atomic.Int64 // openings that are left
 }
 
 func (d *deadly) turn() {
-	if d.n--; d.n < 0 {
+	if d.n.Add(-1) < 0 {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}
@@ -51,7 +52,8 @@ func TestMain(m *testing.M) {
 	}
 	root, dir, _ := strings.Cut(place, "\n")
 	dir, n, _ := strings.Cut(dir, "\n")
-	d := &deadly{n: must2(strconv.Atoi(n))}
+	d := &deadly{}
+	d.n.Store(must2(strconv.ParseInt(n, 10, 64)))
 	var err error
 	if d.Store, err = filestore.Open(root); err == nil {
 		_, _, err = fetch(d, dir, "LATEST", delta)

@@ -146,7 +146,7 @@ func (t *tree) placeMarker(p *Plan) (*os.File, error) {
 
 // isMarker reports whether f is the marker that is in place now.
 func (t *tree) isMarker(f *os.File) bool {
-	there, err1 := t.data.Lstat(markerName)
+	there, err1 := t.data.Lstat(t.marker)
 	ours, err2 := f.Stat()
 	return err1 == nil && err2 == nil && os.SameFile(there, ours)
 }
@@ -185,7 +185,7 @@ func (p *Plan) writeMarker(f *os.File) error {
 
 // removeMarker declares the restore finished.
 func (t *tree) removeMarker() error {
-	if err := t.data.Remove(markerName); err != nil {
+	if err := t.data.Remove(t.marker); err != nil {
 		return err
 	}
 	return syncPath(t.data, ".")

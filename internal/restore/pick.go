@@ -571,8 +571,8 @@ func (s *picker) look(p *pick, b []byte) error {
 			break
 		}
 		if want := p.sums[s.pages]; s.page != want {
-			return fmt.Errorf("page %d of the %d in the part has the checksum %08X, the backup's list says %08X: %w",
-				p.runs[s.run].Page+s.length/page.Size-1, p.Pages, s.page, want, errDamaged)
+			return fmt.Errorf("block %d has the checksum %08X, the backup's list says %08X: %w",
+				(p.runs[s.run].File+s.length)/page.Size-1, s.page, want, errDamaged)
 		}
 		s.sum = page.AppendCRC(s.sum, s.page)
 		s.page = 0

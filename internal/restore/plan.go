@@ -276,9 +276,8 @@ func within(dir, outer string) bool {
 	return dir == outer || strings.HasPrefix(dir, strings.TrimSuffix(outer, "/")+"/")
 }
 
-// checkDestinations refuses directories that are in use or overlap. After an interrupted restore they hold what
-// that one wrote.
-func (p *Plan) checkDestinations() error {
+// checkPlaces refuses places for tablespaces that overlap with others.
+func (p *Plan) checkPlaces() error {
 	for i, ts := range p.Tablespaces {
 		if !filepath.IsAbs(ts.To) {
 			return fmt.Errorf("tablespace %s: its location %s is not an absolute path", ts.OID, ts.To)
@@ -292,6 +291,15 @@ func (p *Plan) checkDestinations() error {
 			}
 		}
 	}
+	return nil
+}
+
+// checkDestinations refuses directories that are in use or overlap. After an interrupted restore they hold what
+// that one wrote.
+func (p *Plan) checkDestinations() error {
+	if err := p.checkPlaces(); err != nil {
+		return err
+	}
 	if p.Delta != nil {
 		return p.checkExisting()
 	}
@@ -301,7 +309,7 @@ func (p *Plan) checkDestinations() error {
 	case errors.Is(err, fs.ErrNotExist), torn:
 	case err != nil:
 		return err
-	case !p.Resume:
+	case !p.Resume && !m.Delta:
 		return &RefusedError{
 			fmt.Sprintf("%s holds a restore of %s that was interrupted", p.Destination, m.Backup),
 			"continue it with --resume, or remove the directory's content",

@@ -176,22 +176,27 @@ func named(o *Owner) *Owner {
 // closed to others, and to be its own.
 func (p *Plan) make() error {
 	for _, dir := range append([]string{p.Destination}, p.locations()...) {
-		if !isDir(dir) {
-			if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
-				return err
-			}
-			if err := os.Mkdir(dir, 0o700); err != nil {
-				return err
-			}
-		}
-		if err := os.Chmod(dir, 0o700); err != nil {
+		if err := p.makeDir(dir); err != nil {
 			return err
 		}
-		if p.Owner != nil {
-			if err := os.Chown(dir, p.Owner.UID, p.Owner.GID); err != nil {
-				return err
-			}
+	}
+	return nil
+}
+
+func (p *Plan) makeDir(dir string) error {
+	if !isDir(dir) {
+		if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+			return err
 		}
+		if err := os.Mkdir(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := os.Chmod(dir, 0o700); err != nil {
+		return err
+	}
+	if p.Owner != nil {
+		return os.Chown(dir, p.Owner.UID, p.Owner.GID)
 	}
 	return nil
 }

@@ -435,6 +435,26 @@ func (r *run) finish(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := r.writeLabels(); err != nil {
+		return err
+	}
+	if err := r.restoreConfig(ctx); err != nil {
+		return err
+	}
+	if err := r.tree.writeRecovery(r.plan); err != nil {
+		return err
+	}
+	if r.plan.Mask != "" && r.files.Load()+r.keptFiles.Load() == 0 && len(r.held) == 0 {
+		r.notes.add("no file of the backup matches %q", r.plan.Mask)
+	}
+	if _, err := r.tree.data.Lstat("postgresql.conf"); errors.Is(err, fs.ErrNotExist) && r.plan.Mask == "" {
+		r.notes.add("there is no postgresql.conf in %s: provide one, or start the server with -c config_file=…", r.plan.Destination)
+	}
+	return nil
+}
+
+// writeLabels writes what PostgreSQL begins to recover by: the backup's label, and where its tablespaces are now.
+func (r *run) writeLabels() error {
 	if m := r.held[mapFile]; m != nil && r.plan.Mask == "" {
 		moved, strays, err := r.plan.moveMap(m.content.Bytes())
 		if err != nil {
@@ -457,18 +477,6 @@ func (r *run) finish(ctx context.Context) error {
 				return err
 			}
 		}
-	}
-	if err := r.restoreConfig(ctx); err != nil {
-		return err
-	}
-	if err := r.tree.writeRecovery(r.plan); err != nil {
-		return err
-	}
-	if r.plan.Mask != "" && r.files.Load()+r.keptFiles.Load() == 0 && len(r.held) == 0 {
-		r.notes.add("no file of the backup matches %q", r.plan.Mask)
-	}
-	if _, err := r.tree.data.Lstat("postgresql.conf"); errors.Is(err, fs.ErrNotExist) && r.plan.Mask == "" {
-		r.notes.add("there is no postgresql.conf in %s: provide one, or start the server with -c config_file=…", r.plan.Destination)
 	}
 	return nil
 }

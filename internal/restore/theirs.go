@@ -310,11 +310,15 @@ func (f *building) put(b []byte, at int64) error {
 // patch takes an increment of size bytes: the pages of it that are owed, and with the first one how long the file is.
 func (f *building) patch(content io.Reader, size int64, want uint32, listed bool) error {
 	in := &summing{Reader: content}
-	content = in
-	h, err := increment.Read(content, size)
+	h, err := increment.Read(in, size)
 	if err != nil {
 		return err
 	}
+	return f.pages(in, h, want, listed)
+}
+
+// pages takes the pages of an increment whose header was read.
+func (f *building) pages(in *summing, h *increment.Header, want uint32, listed bool) error {
 	blocks := uint64(h.FileSize / page.Size)
 	if f.owed == nil {
 		if err := f.file.Truncate(h.FileSize); err != nil {
@@ -326,7 +330,7 @@ func (f *building) patch(content io.Reader, size int64, want uint32, listed bool
 	for rest := h.Blocks; len(rest) > 0; {
 		n := min(len(rest), len(f.buf)/page.Size)
 		b := f.buf[:n*page.Size]
-		if _, err := io.ReadFull(content, b); err != nil {
+		if _, err := io.ReadFull(in, b); err != nil {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
 			}

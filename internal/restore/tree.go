@@ -21,12 +21,13 @@ type tree struct {
 	tablespaces map[string]*os.Root // by object identifier
 	dirs        []*os.File          // each of them, opened before anything is written: see syncAll
 	owner       *Owner              // nil: whoever runs this
+	marker      string              // name of the file that is there while it is written
 	overwrite   bool                // files may be there already, of an earlier attempt
 }
 
 // openTree opens the destination and the tablespaces' directories, all of which exist: to look at them only those that do.
 func openTree(p *Plan, look bool) (_ *tree, err error) {
-	t := &tree{tablespaces: map[string]*os.Root{}, owner: p.Owner, overwrite: p.Resume || p.Delta != nil}
+	t := &tree{tablespaces: map[string]*os.Root{}, owner: p.Owner, marker: markerName, overwrite: p.Resume || p.Delta != nil}
 	if t.data, err = os.OpenRoot(p.Destination); err != nil {
 		return nil, err
 	}
