@@ -24,6 +24,7 @@ import (
 	"holdfast/internal/pg/blockset"
 	"holdfast/internal/pg/datadir"
 	"holdfast/internal/pg/page"
+	"holdfast/internal/pg/server"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/tarpart"
 )
@@ -252,22 +253,19 @@ func (r *run) findChanges(ctx context.Context) error {
 	case WALArchive:
 		result, err = changes.FromArchive(ctx, from, stretch, opts)
 	}
-	for _, why := range refused {
-		rep.NotBetter = append(rep.NotBetter, fmt.Sprintf("%s: %v", why.Source, why.Err))
-	}
 	var none *changes.NoneError
 	switch {
 	case errors.As(err, &none) && ctx.Err() == nil && !r.Delta.Force:
-		if len(refused) == 0 {
-			for _, why := range none.Refusals {
-				rep.NotBetter = append(rep.NotBetter, fmt.Sprintf("%s: %v", why.Source, why.Err))
-			}
-		}
+		refused = none.Refusals
 	case err != nil:
 		return fmt.Errorf("find what has changed since %s: %w", d.base(), err)
 	}
-	for _, why := range rep.NotBetter {
-		r.Logger.Info("not used to find what has changed: " + why)
+	for _, why := range refused {
+		words := fmt.Sprintf("%s: %v", why.Source, why.Err)
+		rep.NotBetter = append(rep.NotBetter, words)
+		if r.facts.Version >= 170000 || !errors.Is(why.Err, server.ErrNoSummaries) { // before 17 there are none to be missed
+			r.Logger.Info("not used to find what has changed: " + words)
+		}
 	}
 	if result == nil {
 		r.Logger.Info(fmt.Sprintf("Changes since %s: all relations are read for pages changed since %s", d.base(), d.since))

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"holdfast/internal/pg/blockset"
+	"holdfast/internal/pg/server"
 	"holdfast/internal/pg/walsum"
 )
 
@@ -22,7 +23,10 @@ func FromServer(ctx context.Context, from Origin, s Stretch, o Options) (*Result
 	if from.Server == nil || from.DataDir == "" {
 		return nil, errors.New("there is no server on this host")
 	}
-	if err := from.Server.WaitSummaries(ctx, s.To, o.Patience); err != nil {
+	switch err := from.Server.WaitSummaries(ctx, s.To, o.Patience); {
+	case errors.Is(err, server.ErrNoSummaries):
+		return nil, fmt.Errorf("%w (summarize_wal = on, PostgreSQL 17 and later)", server.ErrNoSummaries)
+	case err != nil:
 		return nil, err
 	}
 	dir := os.DirFS(filepath.Join(from.DataDir, filepath.FromSlash(walsum.Dir)))
