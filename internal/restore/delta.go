@@ -66,6 +66,9 @@ func (p *Plan) otherCluster(is uint64) error {
 // checkControl refuses a directory that is not the cluster's.
 func (p *Plan) checkControl() error {
 	c, _, err := control.Read(filepath.Join(p.Destination, control.Name))
+	if m, errMarker := readCatchUpMarker(p.Destination); err != nil && errMarker == nil { // this restore takes its place
+		c.SystemIdentifier, err = m.System, nil
+	}
 	if err != nil {
 		return &RefusedError{fmt.Sprintf("%s does not prove to be a data directory of the cluster: %v", p.Destination, err),
 			"restore into an empty directory, without --delta"}

@@ -42,6 +42,7 @@ type Data struct {
 
 	MinRecoveryEnd         wal.LSN      // replay must reach at least this; 0 when nothing is being recovered
 	MinRecoveryEndTimeline wal.Timeline // 0 with MinRecoveryEnd 0
+	BackupStart            wal.LSN      // of the base backup that replay has not made consistent yet; 0 for none
 
 	WALLevel         WALLevel
 	SegmentSize      wal.SegmentSize
@@ -188,6 +189,7 @@ func Decode(b []byte) (Data, error) {
 
 	d.MinRecoveryEnd = lsn(l.unlogged + 8)
 	d.MinRecoveryEndTimeline = wal.Timeline(u32(l.unlogged + 16))
+	d.BackupStart = lsn(l.unlogged + 24)
 	d.WALLevel = WALLevel(u32(l.unlogged + 44))
 
 	d.BlockSize = u32(l.sizes)
