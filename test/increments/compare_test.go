@@ -48,7 +48,7 @@ var noFile = regexp.MustCompile(`^(` + strings.Join([]string{
 	`(.*/)?pg_internal\.init(\.\d+)?`,            // a cache
 	`global/pg_control`,                          // see above
 	`postmaster\.(opts|pid)`, `current_logfiles`, // of the server that ran
-	`(backup_label|tablespace_map)\.old`, `backup_manifest`, // of the backup, not of the cluster
+	`backup_label\.old`, `tablespace_map(\.old)?`, `backup_manifest`, // of the backup, not of the cluster
 	`postgresql\.auto\.conf(\.[^/]*)?`, `[a-z]+\.signal`, // of the restore
 }, "|") + `)$`)
 
