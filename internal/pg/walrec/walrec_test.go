@@ -86,7 +86,7 @@ func random(t *rapid.T) (*writer, *blockset.Set) {
 			for range rapid.IntRange(0, 5).Draw(t, "blocks") {
 				ref := walrec.BlockRef{
 					ID: uint8(id), Rel: relation(), Fork: blockset.Fork(rapid.IntRange(0, 3).Draw(t, "fork")),
-					Block: uint32(rapid.IntRange(0, 300).Draw(t, "block")), Image: rapid.Bool().Draw(t, "image"),
+					Block: uint32(rapid.IntRange(0, 12).Draw(t, "block")), Image: rapid.Bool().Draw(t, "image"),
 				}
 				ref.Apply = ref.Image && rapid.Bool().Draw(t, "apply")
 				b.block(w.version, ref, rapid.IntRange(0, 300).Draw(t, "data"), rapid.IntRange(1, 8192).Draw(t, "image length"))
@@ -106,7 +106,7 @@ func random(t *rapid.T) (*writer, *blockset.Set) {
 				want.Truncate(blockset.Key{Relation: rel, Fork: fork}, 0)
 			}
 		case 2: // a relation is truncated
-			rel, limit, forks := relation(), uint32(rapid.IntRange(0, 300).Draw(t, "limit")), rapid.Uint32Range(0, 7).Draw(t, "forks")
+			rel, limit, forks := relation(), uint32(rapid.IntRange(0, 12).Draw(t, "limit")), rapid.Uint32Range(0, 7).Draw(t, "forks")
 			w.record(body{rm: walrec.RMStorage, info: 0x21, main: le.AppendUint32(appendRelation(le.AppendUint32(nil, limit), rel), forks)})
 			if forks&1 != 0 {
 				want.Truncate(blockset.Key{Relation: rel}, limit)
@@ -627,6 +627,130 @@ func TestImpossibleRecords(t *testing.T) {
 	}
 }
 
+// Pages and records that are each as they should be, and do not fit together.
+func TestImpossibleSequences(t *testing.T) {
+	lost := func(lsn wal.LSN) body {
+		return body{rm: walrec.RMXLOG, info: 0xD0, main: le.AppendUint64(nil, uint64(lsn))}
+	}
+	for what, write := range map[string]func(w *writer){
+		"another predecessor": func(w *writer) {
+			w.prev -= 8
+			w.message(10)
+		},
+		"another predecessor of a long record": func(w *writer) {
+			w.prev -= 8
+			w.message(10000)
+		},
+		"another predecessor of a record whose header is split": func(w *writer) {
+			w.fill(16)
+			w.prev -= 8
+			w.message(10)
+		},
+		"an earlier timeline": func(w *writer) {
+			w.timeline--
+			w.fill(0)
+			w.message(10)
+		},
+		"more of the rest": func(w *writer) {
+			w.message(10000)
+			le.PutUint32(w.wal[pageLen+16:], le.Uint32(w.wal[pageLen+16:])+1)
+		},
+		"no rest": func(w *writer) {
+			w.message(10000)
+			w.wal[pageLen+2] &^= 1
+		},
+		"a rest of nothing": func(w *writer) {
+			w.fill(0)
+			w.page(1, 100)
+			w.message(10)
+		},
+		"nothing is overwritten": func(w *writer) {
+			w.fill(0)
+			at := w.lsn() - 8
+			w.page(8, 0)
+			w.record(lost(at))
+		},
+		"another record is overwritten": func(w *writer) {
+			w.fill(8)
+			at := w.lsn()
+			w.raw(w.encode(body{rm: 10, main: make([]byte, 100)}), 0)
+			w.page(8, 0)
+			w.record(lost(at - 8))
+		},
+		"it does not say what is overwritten": func(w *writer) {
+			w.fill(8)
+			w.raw(w.encode(body{rm: 10, main: make([]byte, 100)}), 0)
+			w.page(8, 0)
+			w.message(10)
+		},
+		"unknown flags": func(w *writer) {
+			w.fill(0)
+			w.page(0x10, 0)
+			w.message(10)
+		},
+		"a long header": func(w *writer) {
+			w.fill(0)
+			w.page(2, 0)
+			w.message(10)
+		},
+		"a short header": func(w *writer) {
+			for len(w.wal) < mib {
+				w.fill(0)
+				w.message(8000)
+			}
+			w.wal[mib+2] &^= 2
+		},
+		"another system": func(w *writer) {
+			for len(w.wal) < mib {
+				w.fill(0)
+				w.message(8000)
+			}
+			w.wal[mib+24]++
+		},
+		"another page": func(w *writer) {
+			w.fill(0)
+			w.message(10)
+			w.wal[pageLen+10]++
+		},
+		"another version": func(w *writer) {
+			w.fill(0)
+			w.version++
+			w.message(10)
+		},
+		"something after zeros": func(w *writer) {
+			w.fill(4096)
+			w.wal = append(w.wal, make([]byte, 4095)...)
+			w.wal = append(w.wal, 1)
+		},
+		"a length of 23": func(w *writer) {
+			at := len(w.wal)
+			w.message(10)
+			w.wal[at] = 23
+		},
+		"a length of 23 at the end of a page": func(w *writer) {
+			w.fill(16)
+			at := len(w.wal)
+			w.message(10)
+			w.wal[at] = 23
+		},
+		"a length beyond all measure": func(w *writer) {
+			at := len(w.wal)
+			w.message(10)
+			w.wal[at+3] = 0x41
+		},
+	} {
+		w := newWriter(17, mib, 7)
+		w.message(10)
+		w.message(10)
+		write(w)
+		w.pad()
+		got, err := readAll(t, w.wal, 0)
+		if err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, walrec.ErrEnd) || len(got) < 2 {
+			t.Errorf("%s: %d records, %v", what, len(got), err)
+		}
+	}
+}
+
 // A summary comes out of its stored form as it went in, and no other form is taken for one.
 func TestStoredForm(t *testing.T) {
 	w := small(18)
@@ -726,6 +850,62 @@ func TestLongRecords(t *testing.T) {
 	w.switchWAL()
 	if _, err := joinAll(w.segments()); err == nil || !strings.Contains(err.Error(), "too long") {
 		t.Errorf("3.6 MB of dropped relations, of which 1 MiB was kept: %v", err)
+	}
+}
+
+// What contradicts itself is no summary, even where its checksum is right.
+func TestStoredNonsense(t *testing.T) {
+	w := small(18)
+	w.message(mib)
+	w.message(2 * mib)
+	w.switchWAL()
+	all := w.segments() // the second one has the end of a record and the beginning of another, the third is within one
+	for what, spoil := range map[string]func(s, within *walrec.Summary) *walrec.Summary{
+		"a version to come":        func(s, _ *walrec.Summary) *walrec.Summary { s.Version = 19; return s },
+		"a version long gone":      func(s, _ *walrec.Summary) *walrec.Summary { s.Version = 9; return s },
+		"a segment of 3 bytes":     func(s, _ *walrec.Summary) *walrec.Summary { s.SegmentSize = 3; return s },
+		"a start within a segment": func(s, _ *walrec.Summary) *walrec.Summary { s.Start += 8; return s },
+		"an end before its start":  func(s, _ *walrec.Summary) *walrec.Summary { s.End = s.Start; return s },
+		"an end in the next one":   func(s, _ *walrec.Summary) *walrec.Summary { s.End += 8; return s },
+		"a timeline before itself": func(s, _ *walrec.Summary) *walrec.Summary { s.FirstTimeline = s.Timeline + 1; return s },
+		"a record before it":       func(s, _ *walrec.Summary) *walrec.Summary { s.First = s.Start - 8; return s },
+		"a record after it":        func(s, _ *walrec.Summary) *walrec.Summary { s.Last = s.End; return s },
+		"a first without a last":   func(s, _ *walrec.Summary) *walrec.Summary { s.Last = 0; return s },
+		"a last before the first":  func(s, _ *walrec.Summary) *walrec.Summary { s.Last = s.First - 8; return s },
+		"a head before the last":   func(s, _ *walrec.Summary) *walrec.Summary { s.HeadLSN = s.Last; return s },
+		"a head without a place":   func(s, _ *walrec.Summary) *walrec.Summary { s.HeadLSN = 0; return s },
+		"a head of 7 bytes": func(s, _ *walrec.Summary) *walrec.Summary {
+			s.Head.Bytes, s.Head.Length = s.Head.Bytes[:7], 7
+			return s
+		},
+		"the rest of a whole head":   func(s, _ *walrec.Summary) *walrec.Summary { s.Head.Rest = 1; return s },
+		"the rest of a whole tail":   func(s, _ *walrec.Summary) *walrec.Summary { s.Tail.Rest = 1; return s },
+		"more tail than missing":     func(s, _ *walrec.Summary) *walrec.Summary { s.Missing--; return s },
+		"records beside all":         func(s, _ *walrec.Summary) *walrec.Summary { s.Missing++; return s },
+		"overwritten, and a tail":    func(s, _ *walrec.Summary) *walrec.Summary { s.Overwritten = s.Start - 8; return s },
+		"a predecessor after it":     func(s, _ *walrec.Summary) *walrec.Summary { s.Prev = s.First; return s },
+		"all, and a record":          func(_, s *walrec.Summary) *walrec.Summary { s.First, s.Last = s.Start+40, s.Start+40; return s },
+		"more bytes than there are":  func(_, s *walrec.Summary) *walrec.Summary { s.Tail.Length = mib + 1; return s },
+		"fewer bytes than are there": func(s, _ *walrec.Summary) *walrec.Summary { s.Tail.Bytes = append(s.Tail.Bytes, 1); return s },
+	} {
+		second, err := walrec.Summarize(bytes.NewReader(all[1]), mib)
+		if err != nil {
+			t.Fatal(err)
+		}
+		third, err := walrec.Summarize(bytes.NewReader(all[2]), mib)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if second.First != 0 || second.Head.Length == 0 || !third.All() {
+			t.Fatal("not the segments that are wanted")
+		}
+		second.First, second.Last, second.Prev = second.Start+800, second.Start+816, second.Start-8
+		if _, err := walrec.Decode(second.Encode()); err != nil {
+			t.Fatal(err)
+		}
+		if s, err := walrec.Decode(spoil(second, third).Encode()); err == nil {
+			t.Errorf("%s: accepted %+v", what, s)
+		}
 	}
 }
 
