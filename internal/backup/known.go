@@ -104,50 +104,58 @@ func (k *known) find(path string) *knownFile {
 	return k.of(i)
 }
 
-// readKnown reads what the backup b knows of its files: from its manifest, or where there is none, or this host cannot read what is
-// encrypted, from WAL-G's list of files, which has names and times only.
+// readKnown reads what the backup b knows of its files.
 func readKnown(ctx context.Context, a *archive.Archive, b *catalog.Backup) (*known, error) {
 	k := newKnown()
+	if err := eachFile(ctx, a, b, func(m *tarpart.Member) error { k.addMember(m); return nil }); err != nil {
+		return nil, err
+	}
+	return k, k.sort()
+}
+
+// eachFile calls do for each file of the backup b: from its manifest, or where there is none, or this host cannot read what is encrypted,
+// from WAL-G's list of files, which has names and times only, so that their size is unknownSize.
+func eachFile(ctx context.Context, a *archive.Archive, b *catalog.Backup, do func(*tarpart.Member) error) error {
 	if !a.WriteOnly() {
-		switch err := k.readManifest(ctx, a, b); {
-		case err == nil:
-			return k, k.sort()
-		case !errors.Is(err, fs.ErrNotExist):
-			return nil, err
+		if err := eachInManifest(ctx, a, b, do); !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	}
-	err := a.ReadFileList(ctx, b.Name, b.Sentinel, archive.FileListVisitor{File: func(f archive.ListedFile) error {
+	return a.ReadFileList(ctx, b.Name, b.Sentinel, archive.FileListVisitor{File: func(f archive.ListedFile) error {
 		if f.Bare {
 			return errors.New("it was taken over the wire by WAL-G, and nothing can be based on such a one")
 		}
-		k.add(f.Path, knownFile{size: unknownSize, modified: nanoseconds(f.ModTime)})
-		return nil
+		return do(&tarpart.Member{Path: f.Path, Size: unknownSize, ModTime: f.ModTime})
 	}})
-	if err == nil {
-		err = k.sort()
-	}
-	return k, err
 }
 
-// readManifest enters the files of a backup's manifest, after making sure that it is the one the backup was made with.
-func (k *known) readManifest(ctx context.Context, a *archive.Archive, b *catalog.Backup) error {
+// eachInManifest is eachFile by the manifest, and makes sure that it is the one the backup was made with.
+func eachInManifest(ctx context.Context, a *archive.Archive, b *catalog.Backup, do func(*tarpart.Member) error) error {
 	m, err := a.OpenManifest(ctx, b.Name)
 	if err != nil {
 		return err
 	}
 	defer m.Close() // only read
+	files := func(members []tarpart.Member) error {
+		for i := range members {
+			if members[i].Type == tarpart.File {
+				if err := do(&members[i]); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	}
 	for {
 		p, err := m.Next()
 		if err == io.EOF {
 			break
 		}
+		if err == nil {
+			err = files(p.Members)
+		}
 		if err != nil {
 			return err
-		}
-		for i := range p.Members {
-			if p.Members[i].Type == tarpart.File {
-				k.addMember(&p.Members[i])
-			}
 		}
 	}
 	for m.Header.Unchanged > 0 {
@@ -155,11 +163,11 @@ func (k *known) readManifest(ctx context.Context, a *archive.Archive, b *catalog
 		if err == io.EOF {
 			break
 		}
+		if err == nil {
+			err = files(same)
+		}
 		if err != nil {
 			return err
-		}
-		for i := range same {
-			k.addMember(&same[i])
 		}
 	}
 	if want := b.Sentinel.Manifest; want != "" && m.Sum() != want {

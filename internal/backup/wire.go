@@ -64,6 +64,7 @@ type wire struct {
 	seed    maphash.Seed
 	sums    []fileSum // of the files, in the order they came
 	noConf  bool      // no postgresql.conf was among them
+	zeroed  uint64    // pages that cutOff found
 }
 
 // heldMember is a file that is stored in a place of its own.
@@ -95,7 +96,14 @@ func (w *wire) prepare(ctx context.Context) (err error) {
 	if err := w.judge(asking); err != nil {
 		return err
 	}
-	return w.claim(ctx)
+	if err := w.claim(ctx); err != nil {
+		return err
+	}
+	w.dir = &datadir.Dir{} // nowhere on this host
+	if err := w.timed("catalog", func() error { return w.loadCatalog(ctx) }); err != nil {
+		return err
+	}
+	return w.timed("parent", func() error { return w.choose(ctx) })
 }
 
 // take takes the backup and cleans up when it fails.
@@ -123,15 +131,11 @@ func (w *wire) take(ctx context.Context) (_ *Report, err error) {
 }
 
 // begin has the server begin, which names the backup.
-func (w *wire) begin(ctx context.Context) (err error) {
-	w.phase("waiting for the server's checkpoint")
+func (w *wire) begin(ctx context.Context) error {
 	w.report.StartTime = time.Now().UTC()
 	if err := w.open(ctx); err != nil {
 		return err
 	}
-	size := w.facts.SegmentSize
-	w.start = server.Start{LSN: w.stream.Start, Timeline: w.stream.Timeline, Standby: w.facts.Standby}
-	w.start.Segment = size.Name(w.start.Timeline, size.Segment(w.start.LSN))
 	for _, s := range w.stream.Spaces {
 		if s.OID != 0 {
 			t := datadir.Tablespace{OID: s.OID, Location: s.Location}
@@ -144,13 +148,61 @@ func (w *wire) begin(ctx context.Context) (err error) {
 	if len(w.spaces) > 0 && w.facts.DataDirectory == "" {
 		w.Logger.Warn("the server does not tell this role where its data directory is: to restore this backup WAL-G needs a --restore-spec; GRANT pg_read_all_settings makes it tell")
 	}
-	w.dir = &datadir.Dir{Root: w.facts.DataDirectory}
 	w.Progress.total.Store(w.stream.Size)
-	return w.begun(ctx)
+	partly := w.delta != nil
+	if err := w.begun(ctx); err != nil || partly == (w.delta != nil) {
+		return err
+	}
+	// Its place is not beside the parent, so that it is a full one after all, which the server has to begin anew.
+	if err := w.draft.Abort(ctx); err != nil {
+		return err
+	}
+	w.draft, w.spaces = nil, nil
+	if err := w.stream.Cancel(); err != nil {
+		return err
+	}
+	return w.begin(ctx)
 }
 
-// open has the server begin to send, compressed as it was asked for.
+// open has the server begin to send: what has changed since the parent, where there is one and it can, or everything.
 func (w *wire) open(ctx context.Context) error {
+	if w.delta == nil {
+		return w.openAs(ctx, false)
+	}
+	w.phase("telling the server what " + w.delta.parent.Name + " holds")
+	err := w.promise(ctx)
+	if err == nil {
+		err = w.openAs(ctx, true)
+	}
+	reason := fmt.Sprintf("The server does not send what has changed since %s.", w.delta.parent.Name)
+	switch {
+	case err == nil:
+		if err = w.findLimits(ctx); err == nil {
+			w.report.Delta.Source = Summaries
+			return nil
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		reason = fmt.Sprintf("The archive does not tell what was truncated since %s, which the server leaves out.", w.delta.parent.Name)
+		if stop := w.stream.Cancel(); stop != nil {
+			return errors.Join(err, stop)
+		}
+	case !server.Refused(err):
+		return err
+	}
+	if w.Delta.Force || w.Delta.Name != "" || w.Delta.UserData != nil {
+		return err
+	}
+	reason += " Doing full backup."
+	w.Logger.Warn(reason, "err", err)
+	w.delta, w.report.Delta, w.report.FullBecause = nil, nil, fmt.Sprintf("%s %v", reason, err)
+	return w.openAs(ctx, false)
+}
+
+// openAs has the server begin to send, compressed as it was asked for.
+func (w *wire) openAs(ctx context.Context, incremental bool) error {
+	w.phase("waiting for the server's checkpoint")
 	codecs := []string{w.WireCodec}
 	switch {
 	case w.WireCodec == "auto" && w.facts.Major() >= 15:
@@ -163,14 +215,20 @@ func (w *wire) open(ctx context.Context) error {
 	}
 	for i, codec := range codecs {
 		opts := server.BaseBackupOptions{
-			Label: "holdfast " + w.report.StartTime.Format(time.RFC3339), MaxRate: w.rate, Compression: codec, Silence: w.Patience,
+			Label: "holdfast " + w.report.StartTime.Format(time.RFC3339), MaxRate: w.rate, Compression: codec, Incremental: incremental, Silence: w.Patience,
 			Warning: func(text string) { w.Logger.Warn("PostgreSQL says: " + text) },
 		}
 		if codec != "" {
 			opts.Level = "1" // for the network's sake, not the archive's, which compresses by itself
 		}
-		var err error
-		if w.stream, err = w.repl.BaseBackup(ctx, opts); err == nil || i == len(codecs)-1 || !server.Unsupported(err) {
+		stream, err := w.repl.BaseBackup(ctx, opts)
+		if err == nil {
+			size := w.facts.SegmentSize
+			w.stream, w.start = stream, server.Start{LSN: stream.Start, Timeline: stream.Timeline, Standby: w.facts.Standby}
+			w.start.Segment = size.Name(w.start.Timeline, size.Segment(w.start.LSN))
+			return nil
+		}
+		if i == len(codecs)-1 || !server.Unsupported(err) {
 			return err
 		}
 	}
@@ -190,7 +248,17 @@ func (w *wire) rest(ctx context.Context) error {
 	if err := w.timed("wal", func() error { return w.awaitWAL(ctx, stop.LSN) }); err != nil {
 		return err
 	}
-	return w.timed("commit", func() error { return w.draft.Commit(ctx, w.sentinel(stop)) })
+	return w.timed("commit", func() error {
+		if err := w.markAncestors(ctx); err != nil {
+			return err
+		}
+		s := w.sentinel(stop)
+		s.DataDir = w.facts.DataDirectory
+		if s.Spec != nil {
+			s.Spec.BasePrefix = w.facts.DataDirectory
+		}
+		return w.draft.Commit(ctx, s)
+	})
 }
 
 // copyStream stores what the server sends: parts one after the other, then pg_control, then the server's manifest.
@@ -337,7 +405,9 @@ func (w *wire) entry(h *tar.Header) (e tarpart.Entry, store bool, err error) {
 	if w.current.OID == 0 && (name == labelFile || name == mapFile) {
 		return e, false, w.hold(e, h.Size)
 	}
-	kind, _, segment, why := datadir.ByName(name, e.Type == tarpart.Dir)
+	file, partly := w.partly(name)
+	e.Path = file
+	kind, _, segment, why := datadir.ByName(file, e.Type == tarpart.Dir)
 	switch {
 	case why != "":
 		return e, false, nil
@@ -355,7 +425,10 @@ func (w *wire) entry(h *tar.Header) (e tarpart.Entry, store bool, err error) {
 		w.noConf = false
 	}
 	w.file = &passing{Reader: w.tar, sum: fileSum{path: w.hash(name)}}
-	e.Stream, e.Size = w.file, h.Size
+	if e.Stream, e.Size = w.file, h.Size; partly {
+		store, err = w.packIncrement(&e, h.Size)
+		return e, store, err
+	}
 	return e, true, nil
 }
 
@@ -400,7 +473,7 @@ func (w *wire) stop(ctx context.Context) (stop server.Stop, err error) {
 	}
 	size := w.facts.SegmentSize
 	stop.Segment = size.Name(stop.Timeline, size.LastSegment(stop.LSN))
-	stop.Label = string(w.held[labelFile].Content)
+	stop.Label = withoutIncremental(string(w.held[labelFile].Content))
 	if m := w.held[mapFile]; m != nil {
 		stop.TablespaceMap = string(m.Content)
 	}
@@ -413,6 +486,9 @@ func (w *wire) stop(ctx context.Context) (stop server.Stop, err error) {
 	}
 	if w.start.Standby = label.Standby; stop.LSN < w.start.LSN {
 		return stop, fmt.Errorf("the server says that the backup begins at %s and ends at %s", w.start.LSN, stop.LSN)
+	}
+	if w.zeroed > 0 {
+		w.report.Delta.Notes = append(w.report.Delta.Notes, fmt.Sprintf("%d pages lie behind where their files were truncated since %s, and were not written to: they are zeros", w.zeroed, w.delta.parent.Name))
 	}
 	if w.stream.Corrupt() && w.report.CorruptBlocks == 0 {
 		w.Logger.Warn("the server found pages whose checksum does not hold, and says above in which files; as they came they verify")

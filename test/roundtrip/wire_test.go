@@ -35,9 +35,17 @@ func (s wired) command(t *testing.T, args ...string) *exec.Cmd {
 
 type wireReport struct {
 	Name  string `json:"backup_name"`
-	Files int64  `json:"files"`
 	Bytes int64  `json:"uncompressed_size"`
-	Notes []string
+	Full  string `json:"full_because"`
+	Delta *struct {
+		Parent      string   `json:"parent"`
+		Source      string   `json:"source"`
+		Whole       int64    `json:"files_whole"`
+		Incremental int64    `json:"files_incremental"`
+		Unchanged   int64    `json:"files_unchanged"`
+		Pages       int64    `json:"pages"`
+		Notes       []string `json:"notes"`
+	}
 }
 
 // push takes a backup over the wire.
@@ -96,4 +104,107 @@ func TestWire(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// Increments over the wire restore to what a full backup restores to, upon full ones of either kind and below deltas of either kind.
+func TestWireDelta(t *testing.T) {
+	for _, major := range []int{17, 18} {
+		t.Run("PG"+itoa(major), func(t *testing.T) {
+			s := newWired(t, pgtest.Require(t, major), pgtest.Options{Checksums: true, Settings: map[string]string{"summarize_wal": "on", "autovacuum": "off"}})
+			s.Env = append(s.Env, "WALG_DELTA_MAX_STEPS=9")
+			dir := pgtest.Dir(t)
+			s.Exec(t, `create tablespace side location '`+dir+`'`,
+				`create table t as select g as id, md5(g::text) as what from generate_series(1, 100000) g`, `create index on t (id)`,
+				`create table aside tablespace side as select g as id, md5(g::text) as what from generate_series(1, 30000) g`,
+				`create table shrinks as select g as id, md5(g::text) as what from generate_series(1, 50000) g`,
+				`create table goes as select 1 as id`, `create database other`)
+			names := []string{s.push(t).Name}
+			change := func(n int) {
+				s.Exec(t, `update t set what = 'changed' where id between `+itoa(n*1000)+` and `+itoa(n*1000+300),
+					`insert into aside select g, 'new' from generate_series(1, 3000) g`,
+					`delete from shrinks where id > `+itoa(50000-n*7000), `vacuum shrinks`, `vacuum t`,
+					`create table new`+itoa(n)+` as select g as id, md5(g::text) as what from generate_series(1, 1000) g`)
+			}
+			wire := func() {
+				t.Helper()
+				r := s.push(t)
+				if r.Delta == nil || r.Delta.Parent != names[len(names)-1] || r.Delta.Source != "summaries" {
+					t.Fatalf("a delta on %s was expected, got %+v: %s", names[len(names)-1], r.Delta, r.Full)
+				}
+				if r.Delta.Unchanged < 500 || r.Delta.Incremental == 0 || r.Bytes > 40<<20 {
+					t.Errorf("%s: %+v, %d bytes", r.Name, r.Delta, r.Bytes)
+				}
+				names = append(names, r.Name)
+			}
+			local := func() {
+				t.Helper()
+				names = append(names, s.Push(t))
+			}
+			check := func() {
+				t.Helper()
+				s.Switch(t)
+				c := s.Restored(t, "--target", "latest", "--tablespace-mapping", dir+"="+filepath.Join(pgtest.Dir(t), "side"))
+				for _, table := range []string{"t", "aside", "shrinks", "new1"} {
+					if got, want := site.Rows(t, c, table), site.Rows(t, s.Cluster, table); got != want {
+						t.Errorf("%s: %s came back as %s, was %s", names[len(names)-1], table, got, want)
+					}
+				}
+				run(t, c, pgtest.Tool(t, major, "pg_amcheck"), "--install-missing", "--heapallindexed", "--database", "postgres")
+				into := s.Fetch(t, names[len(names)-1], "--tablespace-mapping", dir+"="+filepath.Join(pgtest.Dir(t), "side"))
+				if out, err := pgtest.Command(t, pgtest.Verifier(t, major), "-n", into).CombinedOutput(); err != nil {
+					t.Errorf("pg_verifybackup: %v\n%s", err, out)
+				}
+			}
+			change(1)
+			s.Exec(t, `drop table goes`)
+			wire()
+			change(2)
+			wire()
+			check()
+			change(3)
+			local() // by reading files, upon what came over the wire
+			if !strings.Contains(names[3], "_D_") {
+				t.Errorf("%s is no delta", names[3])
+			}
+			change(4)
+			wire() // and the other way round
+			check()
+		})
+	}
+}
+
+// What PostgreSQL's own increments would bring back wrong comes back right: pages of a file that was truncated and made longer again
+// without being written to, which it takes from the backup before, with rows that were deleted; and bits of a visibility map that no
+// longer hold.
+func TestWireDeltaKnowsBetter(t *testing.T) {
+	for _, major := range []int{17, 18} {
+		t.Run("PG"+itoa(major), func(t *testing.T) {
+			s := newWired(t, pgtest.Require(t, major), pgtest.Options{Checksums: true, Settings: map[string]string{"summarize_wal": "on", "autovacuum": "off"}})
+			s.Env = append(s.Env, "WALG_DELTA_MAX_STEPS=9")
+			file := filepath.Join(pgtest.Dir(t), "rows")
+			s.Exec(t, `create extension pg_visibility`,
+				`create table cut as select g as id, md5(g::text) as what from generate_series(1, 50000) g`,
+				`create table seen as select g as id, md5(g::text) as what from generate_series(1, 50000) g`,
+				`copy (select g as id, md5(g::text) as what from generate_series(100000, 103000) g) to '`+file+`'`, `vacuum cut, seen`)
+			s.push(t)
+			s.Exec(t, `delete from cut where id > 1000`, `vacuum cut`, `copy cut from '`+file+`'`, `delete from seen where id % 5000 = 0`)
+			if got := s.Value(t, `pg_relation_size('cut') / 8192 - 1 > (select max((ctid::text::point)[0]) from cut)`); got != "true" {
+				t.Fatal("COPY did not make the file longer than it needed: this test shows nothing")
+			}
+			r := s.push(t)
+			if r.Delta == nil || len(r.Delta.Notes) != 1 || !strings.Contains(r.Delta.Notes[0], "they are zeros") {
+				t.Errorf("%+v: %+v", r, r.Delta)
+			}
+			s.Switch(t)
+			c := s.Restored(t, "--target", "latest")
+			for _, table := range []string{"cut", "seen"} {
+				if got, want := site.Rows(t, c, table), site.Rows(t, s.Cluster, table); got != want {
+					t.Errorf("%s came back as %s, was %s", table, got, want)
+				}
+				if n := c.Value(t, `select count(*) from pg_check_visible('`+table+`')`); n != "0" {
+					t.Errorf("%s: %s rows on pages that are all visible by the map are not", table, n)
+				}
+			}
+		})
+	}
 }

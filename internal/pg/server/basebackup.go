@@ -480,6 +480,16 @@ func (b *BaseBackup) end() (wal.LSN, wal.Timeline, error) {
 // Corrupt reports, after End, whether the server found pages whose checksum does not hold. All was sent regardless.
 func (b *BaseBackup) Corrupt() bool { return b.corrupt }
 
+// Cancel gives the backup up before its end and leaves the session free for another one.
+func (b *BaseBackup) Cancel() error {
+	b.abandon()
+	if !b.idle {
+		return &Error{Op: "cancel the backup", Err: fmt.Errorf("the server did not stop sending within %s", closeTimeout)}
+	}
+	b.release()
+	return nil
+}
+
 // release gives the session free.
 func (b *BaseBackup) release() {
 	b.watch.stop()

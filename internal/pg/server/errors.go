@@ -57,6 +57,12 @@ func Unsupported(err error) bool {
 	return errors.As(err, &pg) && pg.Code == "0A000" // feature_not_supported
 }
 
+// Refused reports whether err is the server's answer, so that its session can go on.
+func Refused(err error) bool {
+	var pg *pgconn.PgError
+	return errors.As(err, &pg) && pg.SeverityUnlocalized == "ERROR"
+}
+
 // error describes what a statement came to.
 func (c *Conn) error(ctx context.Context, op string, err error) error {
 	// A cancelled statement reports that somebody cancelled it; that was us.

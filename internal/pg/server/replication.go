@@ -24,7 +24,8 @@ import (
 // needs a role with the attribute REPLICATION and nothing else, and may come from another host. It is for one goroutine. Close it.
 type Replication struct {
 	pg      *pgconn.PgConn
-	version int // server_version_num
+	cfg     Config // to open another one
+	version int    // server_version_num
 	stream  *BaseBackup
 }
 
@@ -54,7 +55,7 @@ func ConnectReplication(ctx context.Context, cfg Config) (*Replication, error) {
 		return nil, replicationError(connectError(ctx, op, err), pgcfg)
 	}
 	pg.Frontend().SetMaxBodyLen(maxMessage)
-	c := &Replication{pg: pg}
+	c := &Replication{pg: pg, cfg: cfg}
 	version, err := c.show(ctx, "server_version_num")
 	if err == nil {
 		c.version, err = strconv.Atoi(version)
@@ -142,18 +143,10 @@ func (c *Replication) show(ctx context.Context, name string) (string, error) {
 func (c *Replication) Facts(ctx context.Context) (Facts, error) {
 	const op = "ask PostgreSQL about itself"
 	f := Facts{Version: c.version}
-	rows, err := c.rows(ctx, "IDENTIFY_SYSTEM")
-	if err == nil && (len(rows) != 1 || len(rows[0]) < 3) {
-		err = errors.New("IDENTIFY_SYSTEM returned something else than one row")
-	}
-	if err != nil {
+	var err error
+	if f.SystemIdentifier, f.Timeline, _, err = c.identify(ctx); err != nil {
 		return Facts{}, c.error(ctx, op, err)
 	}
-	timeline, err1 := strconv.ParseUint(string(rows[0][1]), 10, 32)
-	if f.SystemIdentifier, err = strconv.ParseUint(string(rows[0][0]), 10, 64); err != nil || err1 != nil {
-		return Facts{}, c.error(ctx, op, fmt.Errorf("IDENTIFY_SYSTEM returned %.40q and %.40q", rows[0][0], rows[0][1]))
-	}
-	f.Timeline = wal.Timeline(timeline)
 	recovery := "in_hot_standby"
 	if f.Major() < 14 {
 		recovery = "transaction_read_only" // see ConnectReplication
@@ -212,6 +205,44 @@ func (c *Replication) Facts(ctx context.Context) (Facts, error) {
 		f.ArchiveCommand = ""
 	}
 	return f, nil
+}
+
+// identify asks for the cluster, the timeline, and how far its write-ahead log is flushed, or on a standby replayed.
+func (c *Replication) identify(ctx context.Context) (system uint64, t wal.Timeline, at wal.LSN, err error) {
+	rows, err := c.rows(ctx, "IDENTIFY_SYSTEM")
+	if err != nil {
+		return 0, 0, 0, err
+	}
+	if len(rows) != 1 || len(rows[0]) < 3 {
+		return 0, 0, 0, errors.New("IDENTIFY_SYSTEM returned something else than one row")
+	}
+	if system, err = strconv.ParseUint(string(rows[0][0]), 10, 64); err != nil {
+		return 0, 0, 0, fmt.Errorf("IDENTIFY_SYSTEM returned the system identifier %.40q", rows[0][0])
+	}
+	at, t, err = position([][][]byte{{rows[0][2], rows[0][1]}})
+	return system, t, at, err
+}
+
+// Position returns how far the write-ahead log is flushed, or on a standby replayed, and on which timeline.
+func (c *Replication) Position(ctx context.Context) (wal.LSN, wal.Timeline, error) {
+	_, t, at, err := c.identify(ctx)
+	if err != nil {
+		return 0, 0, c.error(ctx, "ask PostgreSQL for its position", err)
+	}
+	return at, t, nil
+}
+
+// History returns the content of the history file of timeline t, which is not the first.
+func (c *Replication) History(ctx context.Context, t wal.Timeline) ([]byte, error) {
+	const op = "ask PostgreSQL for the history of its timeline"
+	rows, err := c.rows(ctx, fmt.Sprintf("TIMELINE_HISTORY %d", uint32(t)))
+	if err == nil && (len(rows) != 1 || len(rows[0]) < 2) {
+		err = errors.New("TIMELINE_HISTORY returned something else than one row")
+	}
+	if err != nil {
+		return nil, c.error(ctx, op, err)
+	}
+	return rows[0][1], nil
 }
 
 // parseBytes reads a size as SHOW prints it: a number with B, kB, MB, GB or TB behind it.
