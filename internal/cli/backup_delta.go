@@ -28,13 +28,8 @@ func (d *deltaFlags) add(f *pflag.FlagSet) {
 
 // options joins flags and settings. A flag wins over either of the settings.
 func (d *deltaFlags) options(s config.Delta) (backup.Delta, error) {
-	o := backup.Delta{
-		Full: d.full, MaxSteps: s.MaxSteps, OnFull: s.Origin == "LATEST_FULL", Name: s.Name, UserData: s.UserData,
-		Source: backup.Source(s.Source), Force: s.Force, Sample: s.Sample,
-	}
-	if s.Source == "auto" {
-		o.Source = backup.Auto
-	}
+	o := deltaSource(s)
+	o.Full, o.MaxSteps, o.OnFull, o.Name, o.UserData = d.full, s.MaxSteps, s.Origin == "LATEST_FULL", s.Name, s.UserData
 	if d.name != "" || d.userData != "" {
 		o.Name, o.UserData = d.name, nil
 	}
@@ -53,14 +48,27 @@ func (d *deltaFlags) options(s config.Delta) (backup.Delta, error) {
 	return o, nil
 }
 
+// deltaSource says how what has changed is found.
+func deltaSource(s config.Delta) backup.Delta {
+	o := backup.Delta{Source: backup.Source(s.Source), Force: s.Force, Sample: s.Sample}
+	if s.Source == "auto" {
+		o.Source = backup.Auto
+	}
+	return o
+}
+
 // deltaWords says in a few lines what a delta is made of.
 func deltaWords(r *backup.Report) []string {
 	d := r.Delta
 	if d == nil {
 		return nil
 	}
-	words := []string{fmt.Sprintf("%s files whole, %s in part with %s pages, %s unchanged since %s; %s read",
-		humanize.Comma(d.Whole), humanize.Comma(d.Incremental), humanize.Comma(d.Pages), humanize.Comma(d.Unchanged), d.Parent, humanize.IBytes(uint64(r.BytesRead)))}
+	unchanged := ""
+	if d.Parent != "" {
+		unchanged = fmt.Sprintf(", %s unchanged since %s", humanize.Comma(d.Unchanged), d.Parent)
+	}
+	words := []string{fmt.Sprintf("%s files whole, %s in part with %s pages%s; %s read",
+		humanize.Comma(d.Whole), humanize.Comma(d.Incremental), humanize.Comma(d.Pages), unchanged, humanize.IBytes(uint64(r.BytesRead)))}
 	if len(d.Missed) > 0 {
 		relations := make([]string, len(d.Missed))
 		for i, m := range d.Missed {

@@ -21,20 +21,32 @@ import (
 )
 
 func (a *app) backupList() *cobra.Command {
+	return a.listing("backup-list", "List the backups of the archive",
+		"Lists the backups, oldest first. Times are those of their creation, also in a copy of the archive. A backup whose documents\n"+
+			"cannot be read is listed all the same, with the reason on standard error, and in JSON under the key error.",
+		"  holdfast backup-list\n  holdfast backup-list --detail --json | jq -r '.[].backup_name'",
+		func(ar *archive.Archive) *archive.Archive { return ar })
+}
+
+// listing makes a command that lists what of makes of an archive.
+func (a *app) listing(use, short, long, example string, of func(*archive.Archive) *archive.Archive) *cobra.Command {
 	var pretty, asJSON, detail bool
 	cmd := &cobra.Command{
-		Use:   "backup-list",
-		Short: "List the backups of the archive",
-		Long: "Lists the backups, oldest first. Times are those of their creation, also in a copy of the archive. A backup whose documents\n" +
-			"cannot be read is listed all the same, with the reason on standard error, and in JSON under the key error.",
-		Example: "  holdfast backup-list\n  holdfast backup-list --detail --json | jq -r '.[].backup_name'",
+		Use:     use,
+		Short:   short,
+		Long:    long,
+		Example: example,
 		Args:    a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			s, err := a.load(cmd)
 			if err != nil {
 				return err
 			}
-			return a.list(cmd.Context(), s, pretty, asJSON, detail)
+			ar, err := a.openArchive(cmd.Context(), s, toList)
+			if err != nil {
+				return err
+			}
+			return a.list(cmd.Context(), s, of(ar), pretty, asJSON, detail)
 		},
 	}
 	f := cmd.Flags()
@@ -55,11 +67,7 @@ type listed struct {
 	Error string `json:"error,omitempty"`
 }
 
-func (a *app) list(ctx context.Context, s *config.Settings, pretty, asJSON, detail bool) error {
-	ar, err := a.openArchive(ctx, s, toList)
-	if err != nil {
-		return err
-	}
+func (a *app) list(ctx context.Context, s *config.Settings, ar *archive.Archive, pretty, asJSON, detail bool) error {
 	c, err := catalog.Load(ctx, ar)
 	if err != nil {
 		return err

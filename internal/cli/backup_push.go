@@ -2,15 +2,12 @@ package cli
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"os/signal"
 	"syscall"
 	"time"
 
-	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/archive"
@@ -54,12 +51,8 @@ func (a *app) backupPush() *cobra.Command {
 			if wire {
 				dir = ""
 			}
-			opts.UserData = s.Backup.UserData
-			if userData != "" {
-				if !json.Valid([]byte(userData)) {
-					return fmt.Errorf(`--add-user-data %s: want JSON, such as {"ticket":7} or "text" with its quotes`, userData)
-				}
-				opts.UserData = json.RawMessage(userData)
+			if opts.UserData, err = userDataOf(s, userData); err != nil {
+				return err
 			}
 			report, err := a.push(cmd.Context(), s, dir, delta, opts)
 			if err != nil {
@@ -96,22 +89,12 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta de
 	if err != nil {
 		return nil, err
 	}
-	if opts.Host, err = os.Hostname(); err != nil {
+	if opts.Delta, err = delta.options(s.Backup.Delta); err != nil {
 		return nil, err
 	}
-	b := s.Backup
-	if opts.Delta, err = delta.options(b.Delta); err != nil {
+	if err := a.tune(&opts, s); err != nil {
 		return nil, err
 	}
-	opts.Workers, opts.PartSize, opts.DiskRate, opts.AllCorrupt = b.Workers, b.PartSize, b.DiskRate, opts.AllCorrupt || b.AllCorrupt
-	opts.WALTimeout, opts.Alive, opts.Stop, opts.Tool = b.WALTimeout, b.Alive, b.Stop, release()
-	if b.Wire != "off" {
-		opts.WireCodec = b.Wire
-	}
-	if b.Alive == 0 {
-		opts.Alive = -1 // the setting's 0 is never
-	}
-	opts.Logger, opts.Progress = a.log, &backup.Progress{}
 	begin := time.Now()
 	stop := a.progress(ctx, "backup", opts.Progress)
 	report, err := backUp(ctx, s, ar, dir, opts)
@@ -119,9 +102,7 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta de
 	if err != nil {
 		return nil, err
 	}
-	took := time.Duration(report.Seconds["copy"] * float64(time.Second))
-	a.log.Info(fmt.Sprintf("%d files, %s, stored as %s in %s", report.Files, humanize.IBytes(uint64(report.UncompressedSize)),
-		humanize.IBytes(uint64(report.CompressedSize)), took.Round(10*time.Millisecond)))
+	a.log.Info(storedLine(report))
 	for _, words := range deltaWords(report) {
 		a.log.Info(words)
 	}

@@ -3,7 +3,7 @@ package cli
 import "github.com/spf13/cobra"
 
 // onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
-var onlyWALG = []string{"backup-mark", "catchup-fetch", "catchup-list", "catchup-push", "catchup-receive", "catchup-send", "copy", "daemon",
+var onlyWALG = []string{"backup-mark", "catchup-receive", "catchup-send", "copy", "daemon",
 	"delete", "pgbackrest", "wal-receive", "wal-restore", "wal-show", "wal-verify"}
 
 // commands lists the commands in the order of the help.
@@ -13,6 +13,9 @@ func (a *app) commands() []*cobra.Command {
 		a.backupFetch(),
 		a.backupList(),
 		a.backupMerge(),
+		a.catchupPush(),
+		a.catchupFetch(),
+		a.catchupList(),
 		a.walPush(),
 		a.walFetch(),
 		a.walPrefetch(),

@@ -68,12 +68,13 @@ func (s *Setting) get() string {
 
 // Commands that settings are for.
 var (
-	pushes   = []string{"backup-push", "wal-push"}
+	pushes   = []string{"backup-push", "catchup-push", "wal-push"}
 	push     = []string{"backup-push"}
+	takes    = []string{"backup-push", "catchup-push"}
 	fetch    = []string{"backup-fetch"}
 	walPush  = []string{"wal-push"}
 	walFetch = []string{"wal-fetch"}
-	server   = []string{"backup-push"}
+	server   = []string{"backup-push", "catchup-push"}
 )
 
 // Table returns all settings, by section. Defaults of how much is done at once follow from the number of cores.
@@ -302,43 +303,43 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Store with each segment which blocks it changes, so that a delta backup need not read the segment to know: `auto` is `on` where WALG_USE_WAL_DELTA is, or WALG_DELTA_MAX_STEPS is above 0."},
 			{Name: "WALG_USE_WAL_DELTA", Default: "false", Used: walPush, into: &s.WAL.Deltas,
 				Meaning: "Store for every 16 segments the `_delta` object by which WAL-G takes delta backups. Delta backups of ours go by the summaries, with it or without; without summaries nothing is stored."},
-			{Name: "WALG_DOWNLOAD_CONCURRENCY", Default: "10", Min: 1, Max: 1000, Used: []string{"wal-fetch", "backup-fetch"}, into: &s.WAL.Prefetch,
-				Meaning: "Segments that wal-fetch fetches ahead at most; 1 fetches none ahead. Where it is set, also the parts that backup-fetch restores at once; else that is one per core."},
+			{Name: "WALG_DOWNLOAD_CONCURRENCY", Default: "10", Min: 1, Max: 1000, Used: []string{"wal-fetch", "backup-fetch", "catchup-fetch"}, into: &s.WAL.Prefetch,
+				Meaning: "Segments that wal-fetch fetches ahead at most; 1 fetches none ahead. Where it is set, also the parts that backup-fetch and catchup-fetch restore at once; else that is one per core."},
 			{Name: "WALG_PREFETCH_DIR", Type: Path, Used: walFetch, into: &s.WAL.PrefetchDir,
 				Meaning: "Where `.wal-g/prefetch` is kept; the directory of the destination when not set. It must be on the file system of the destination."},
 		}),
 		section("Backups", []Setting{
-			{Name: "WALG_UPLOAD_DISK_CONCURRENCY", Default: strconv.Itoa(max(cores, 4)), Min: 1, Max: 1000, Used: push, into: &s.Backup.Workers,
+			{Name: "WALG_UPLOAD_DISK_CONCURRENCY", Default: strconv.Itoa(max(cores, 4)), Min: 1, Max: 1000, Used: takes, into: &s.Backup.Workers,
 				Meaning: "Parts filled and stored at once: where there are few cores some more than those, as one waits for the disk while another is compressed. WAL-G's default is 1."},
-			{Name: "WALG_TAR_SIZE_THRESHOLD", Default: "1073741823", Min: 64 << 10, Max: 128 << 30, Used: push, into: &s.Backup.PartSize,
+			{Name: "WALG_TAR_SIZE_THRESHOLD", Default: "1073741823", Min: 64 << 10, Max: 128 << 30, Used: takes, into: &s.Backup.PartSize,
 				Meaning: "Bytes of content after which a part is closed."},
-			{Name: "WALG_DISK_RATE_LIMIT", Default: "0", Used: push, into: &s.Backup.DiskRate,
+			{Name: "WALG_DISK_RATE_LIMIT", Default: "0", Used: takes, into: &s.Backup.DiskRate,
 				Meaning: "Bytes a second read from the data directory at most; 0 is no limit. Over the wire the server keeps to it, from 32 KiB a second to 1 GiB."},
 			{Name: "HOLDFAST_WIRE_COMPRESSION", Default: "off", Values: []string{"off", "auto", "gzip", "lz4", "zstd"}, Used: push, into: &s.Backup.Wire,
 				Meaning: "How the server compresses what it sends, of a backup over the wire and from PostgreSQL 15 on: it pays where the network is slower than one core of the server compresses. `auto` takes the best the server was built with."},
-			{Name: "WALG_STORE_ALL_CORRUPT_BLOCKS", Default: "false", Used: push, into: &s.Backup.AllCorrupt,
+			{Name: "WALG_STORE_ALL_CORRUPT_BLOCKS", Default: "false", Used: takes, into: &s.Backup.AllCorrupt,
 				Meaning: "Record every corrupt block of a file, not the first ten."},
-			{Name: "WALG_DELTA_MAX_STEPS", Default: "0", Max: 10000, Used: pushes, into: &s.Backup.Delta.MaxSteps,
+			{Name: "WALG_DELTA_MAX_STEPS", Default: "0", Max: 10000, Used: []string{"backup-push", "wal-push"}, into: &s.Backup.Delta.MaxSteps,
 				Meaning: "How many delta backups may build on one another before a full one is taken; 0 takes full ones only. A delta holds what changed since the backup it builds on, and is restored with all those below it."},
 			{Name: "WALG_DELTA_ORIGIN", Default: "LATEST", Values: []string{"LATEST", "LATEST_FULL"}, Used: push, into: &s.Backup.Delta.Origin,
 				Meaning: "What a delta builds on: the newest backup, or the full backup below that."},
 			{Name: "WALG_DELTA_FROM_NAME", Used: push, into: &s.Backup.Delta.Name, Meaning: "The backup that a delta builds on, by its name."},
 			{Name: "WALG_DELTA_FROM_USER_DATA", Used: push, into: &s.Backup.Delta.UserData,
 				Meaning: "A delta builds on the newest backup that has this user data. Goes with no WALG_DELTA_FROM_NAME."},
-			{Name: "HOLDFAST_DELTA_SOURCE", Default: "auto", Values: []string{"auto", "summaries", "archive", "lsn"}, Used: push, into: &s.Backup.Delta.Source,
+			{Name: "HOLDFAST_DELTA_SOURCE", Default: "auto", Values: []string{"auto", "summaries", "archive", "lsn"}, Used: takes, into: &s.Backup.Delta.Source,
 				Meaning: "How a delta knows what has changed: by PostgreSQL's WAL summaries (17 and later, `summarize_wal = on`), by the summaries of archived WAL " +
 					"(`archive`, see HOLDFAST_WAL_SUMMARIES), or by reading all relations and comparing each page's LSN. `auto` takes the first of these that knows."},
-			{Name: "WALG_FORCE_WAL_DELTA", Default: "false", Used: push, into: &s.Backup.Delta.Force,
+			{Name: "WALG_FORCE_WAL_DELTA", Default: "false", Used: takes, into: &s.Backup.Delta.Force,
 				Meaning: "Fail when neither kind of summaries covers the time since the backup to build on, rather than read all relations."},
-			{Name: "HOLDFAST_DELTA_SAMPLE", Default: "0.001", Used: push, into: &s.Backup.Delta.Sample,
+			{Name: "HOLDFAST_DELTA_SAMPLE", Default: "0.001", Used: takes, into: &s.Backup.Delta.Sample,
 				Meaning: "Of the blocks that have not changed by the summaries, how many are read to see whether that is so; 0 is none, 1 all. " +
 					"Where one has changed the relation is read as a whole, and an error is logged."},
-			{Name: "WALG_SENTINEL_USER_DATA", Used: push, into: &s.Backup.UserData, Meaning: "Data of yours stored with the backup."},
-			{Name: "WALG_STOP_BACKUP_TIMEOUT", Default: "0s", Used: push, into: &s.Backup.Stop,
+			{Name: "WALG_SENTINEL_USER_DATA", Used: takes, into: &s.Backup.UserData, Meaning: "Data of yours stored with the backup."},
+			{Name: "WALG_STOP_BACKUP_TIMEOUT", Default: "0s", Used: takes, into: &s.Backup.Stop,
 				Meaning: "How long stopping the backup may take on the server; 0 is no limit."},
-			{Name: "WALG_ALIVE_CHECK_INTERVAL", Default: "1m0s", Used: push, into: &s.Backup.Alive,
+			{Name: "WALG_ALIVE_CHECK_INTERVAL", Default: "1m0s", Used: takes, into: &s.Backup.Alive,
 				Meaning: "How often the session that holds the backup is asked whether it is still there; 0 is never."},
-			{Name: "HOLDFAST_WAL_WAIT_TIMEOUT", Default: "1h0m0s", Min: int64(time.Second), Used: push, into: &s.Backup.WALTimeout,
+			{Name: "HOLDFAST_WAL_WAIT_TIMEOUT", Default: "1h0m0s", Min: int64(time.Second), Used: takes, into: &s.Backup.WALTimeout,
 				Meaning: "How long a backup waits at its end for the WAL it needs to be in the archive, before it fails."},
 		}),
 		section("Restore", []Setting{
@@ -346,7 +347,7 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Restore the backup with this user data."},
 		}),
 		section("PostgreSQL", []Setting{
-			{Name: "PGDATA", Type: Path, Used: []string{"backup-push", "wal-fetch"}, into: &s.Postgres.DataDir,
+			{Name: "PGDATA", Type: Path, Used: []string{"backup-push", "catchup-push", "wal-fetch"}, into: &s.Postgres.DataDir,
 				Meaning: "The data directory, where the command line does not name it. wal-fetch looks there for what the server is doing when it is not called from there."},
 			{Name: "PGHOST", Meaning: "Host name, or directory of the socket."},
 			{Name: "PGPORT", check: port, Meaning: "Port."},
