@@ -360,7 +360,9 @@ func (w *walk) take(part *Part, m *tarpart.Member) error {
 		if m.Size%page.Size != 0 && rest.Contains(uint32(m.Size/page.Size)) {
 			return fmt.Errorf("it ends within block %d, which a newer backup builds on", m.Size/page.Size)
 		}
-		t.Zeros = cut(rest, m.Size/page.Size)
+		if t.Zeros, err = w.cut(rest, m.Size/page.Size, part.Level); err != nil {
+			return err
+		}
 		t.Blocks = rest
 		w.done(s)
 	} else {
@@ -368,7 +370,9 @@ func (w *walk) take(part *Part, m *tarpart.Member) error {
 		if err != nil {
 			return err
 		}
-		t.Zeros = cut(rest, m.Increment.Size/page.Size)
+		if t.Zeros, err = w.cut(rest, m.Increment.Size/page.Size, part.Level); err != nil {
+			return err
+		}
 		t.Blocks = roaring.And(rest, stored)
 		if rest.AndNot(stored); rest.IsEmpty() {
 			w.done(s)
@@ -401,13 +405,18 @@ func (w *walk) owes(e *entry, s *progress) (*roaring.Bitmap, error) {
 	return all, nil
 }
 
-// cut takes the blocks from end on out of set and returns them; nil for none.
-func cut(set *roaring.Bitmap, end int64) *roaring.Bitmap {
+// cut takes the blocks from end on, where a file ended in the backup at level, out of set and returns them; nil for none. They came to the file later, and the
+// backup that builds on this one has nothing of them. Where it was taken by what is known to be logged, they never were, and are zeros. Where pages were
+// looked at, or segments read, it would have stored them: something is missing.
+func (w *walk) cut(set *roaring.Bitmap, end int64, level int) (*roaring.Bitmap, error) {
 	if end > 1<<32-1 || set.IsEmpty() || int64(set.Maximum()) < end {
-		return nil
+		return nil, nil
 	}
 	over := set.Clone()
 	over.RemoveRange(0, uint64(end))
 	set.RemoveRange(uint64(end), 1<<32)
-	return over
+	if newer := w.Backups[level-1]; newer.Sentinel.DeltaSource == "lsn" || newer.Sentinel.DeltaSource == "archive" {
+		return nil, fmt.Errorf("it ends before block %d, which %s has not either, and which is part of the file there", over.Minimum(), newer.Name)
+	}
+	return over, nil
 }

@@ -235,7 +235,7 @@ func (c *cluster) backup(delta bool) string {
 		parent := c.names[len(c.names)-1]
 		name = archive.DeltaName(size.Name(1, size.Segment(start)), parent)
 		read := must(a.Sentinel(ctx, parent))
-		s.DeltaFrom, s.DeltaLSN, s.DeltaFullName, s.DeltaCount, s.Parent, s.DeltaSource = parent, read.LSN, c.names[0], read.DeltaCount+1, read.Sum, "lsn"
+		s.DeltaFrom, s.DeltaLSN, s.DeltaFullName, s.DeltaCount, s.Parent, s.DeltaSource = parent, read.LSN, c.names[0], read.DeltaCount+1, read.Sum, "summaries"
 	}
 	d := must(a.Begin(ctx, name, "here"))
 	put := func(base string, entries []tarpart.Entry) {

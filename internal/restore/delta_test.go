@@ -604,6 +604,11 @@ func TestChainsFitTogether(t *testing.T) {
 				m.Type, m.Size, m.Pages = tarpart.Dir, 0, 0
 			}
 		}, "it is no file"},
+		"a page that nobody has": {2, func(m *tarpart.Member) {
+			if m.Path == "base/5/1" { // one page longer than in the parent, and without that page
+				m.Increment.Size += page.Size
+			}
+		}, "it ends before block 40"},
 		"a full backup of increments": {0, func(m *tarpart.Member) {
 			if m.Path == "base/5/1" {
 				m.Increment = &tarpart.Increment{Size: 40 * page.Size, Set: must2(roaring.New().ToBytes())}
@@ -616,7 +621,7 @@ func TestChainsFitTogether(t *testing.T) {
 			}
 		}, "set of blocks"},
 	} {
-		g := &maker{store: &storetest.Memory{}, method: compress.Zstd, perPart: 100}
+		g := &maker{store: &storetest.Memory{}, method: compress.Zstd, perPart: 100, source: "lsn"}
 		g.tweak = func(part string, all []tarpart.Member) {
 			for i := range all {
 				if g.n == x.level && strings.HasPrefix(part, "part_") {

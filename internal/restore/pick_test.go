@@ -39,6 +39,7 @@ type maker struct {
 	method  compress.Method
 	perPart int // members
 	noSums  bool
+	source  string // how it was known what has changed
 	tweak   func(part string, m []tarpart.Member) // what the manifest says
 	n       int                                   // backups made
 	last    *archive.Sentinel
@@ -97,6 +98,7 @@ func (g *maker) backup(members []packed, delta bool) string {
 		name += "_D_" + parent[len("base_"):][:24]
 		read := must2(a.Sentinel(ctx, parent))
 		s.DeltaFrom, s.DeltaLSN, s.DeltaFullName, s.DeltaCount, s.Parent = parent, read.LSN, g.names[0], g.n, read.Sum
+		s.DeltaSource = g.source
 	}
 	d := must2(a.Begin(ctx, name, "here"))
 	put := func(base string, entries []tarpart.Entry) {
@@ -245,8 +247,9 @@ func (m *model) change(t *rapid.T) {
 	}
 }
 
-// members returns what a backup of the model holds, one that builds on the one of was unless that is nil.
-func (m *model) members(t *rapid.T, was map[string]*relation) []packed {
+// members returns what a backup of the model holds, one that builds on the one of was unless that is nil. With zeros it may leave out pages that came as
+// zeros.
+func (m *model) members(t *rapid.T, was map[string]*relation, zeros bool) []packed {
 	all := []packed{{path: ".", dir: true, mode: 0o700}, {path: "base", dir: true, mode: 0o700}, {path: "base/5", dir: true, mode: 0o750},
 		{path: "base/6", dir: true, mode: 0o700}, {path: "pg_xact", dir: true, mode: 0o700}, {path: "global", dir: true, mode: 0o700},
 		{path: "pg_wal", dir: true, mode: 0o700}, {path: "pg_wal/archive_status", dir: true, mode: 0o700}}
@@ -264,7 +267,7 @@ func (m *model) members(t *rapid.T, was map[string]*relation) []packed {
 					b := p.content[i*page.Size:][:page.Size]
 					grown := (i+1)*page.Size > len(before)
 					changed := grown || !bytes.Equal(b, before[i*page.Size:][:page.Size])
-					if grown && r.versions[i] == 0 && rapid.Bool().Draw(t, "zeros by size") {
+					if grown && zeros && r.versions[i] == 0 && rapid.Bool().Draw(t, "zeros by size") {
 						changed = false
 					}
 					if changed || rapid.IntRange(0, 9).Draw(t, "stored though unchanged") == 0 {
@@ -413,7 +416,8 @@ func TestPickedChainsComeBack(t *testing.T) {
 			if i > 0 {
 				was = were[i-1]
 			}
-			g.backup(m.members(t, was), i > 0)
+			g.source = rapid.SampledFrom([]string{"lsn", "archive", "summaries"}).Draw(t, "source")
+			g.backup(m.members(t, was, g.source == "summaries"), i > 0)
 			were = append(were, m.clone())
 			m.change(t)
 		}
