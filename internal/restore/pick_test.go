@@ -39,7 +39,8 @@ type maker struct {
 	method  compress.Method
 	perPart int // members
 	noSums  bool
-	source  string // how it was known what has changed
+	form1   bool                                  // files that are stored whole are not known to be made of pages, as in manifests of form 1; without sums
+	source  string                                // how it was known what has changed
 	tweak   func(part string, m []tarpart.Member) // what the manifest says
 	n       int                                   // backups made
 	last    *archive.Sentinel
@@ -112,6 +113,11 @@ func (g *maker) backup(members []packed, delta bool) string {
 		}, tarpart.Options{})
 		err := d.PutPart(ctx, base, p, func() []tarpart.Member {
 			all := p.Members()
+			for i := range all {
+				if g.form1 && all[i].Increment == nil {
+					all[i].Pages = 0
+				}
+			}
 			if g.tweak != nil {
 				g.tweak(base, all)
 			}
@@ -409,6 +415,7 @@ func TestPickedChainsComeBack(t *testing.T) {
 		}
 		g := &maker{store: &storetest.Memory{}, perPart: rapid.IntRange(1, 8).Draw(t, "per part"),
 			method: rapid.SampledFrom([]compress.Method{compress.Zstd, compress.LZ4, compress.None}).Draw(t, "method"), noSums: rapid.IntRange(0, 4).Draw(t, "sums") == 0}
+		g.form1 = g.noSums && rapid.Bool().Draw(t, "form 1")
 		m := newModel(t)
 		var were []map[string]*relation
 		for i := range rapid.IntRange(1, 6).Draw(t, "backups") {
