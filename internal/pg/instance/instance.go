@@ -25,6 +25,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Options says how to run a server.
@@ -254,7 +256,7 @@ func (i *Instance) Kill() {
 	pid := i.cmd.Process.Pid
 	_ = i.cmd.Process.Signal(syscall.SIGSTOP)
 	await(func() bool { state, _ := processState(pid); return state != 'R' && state != 'S' && state != 'D' })
-	children := childrenOf(pid)
+	children, segment := childrenOf(pid), i.sharedMemory()
 	_ = i.cmd.Process.Kill()
 	for _, child := range children {
 		_ = syscall.Kill(-child, syscall.SIGKILL) // each leads a group of its own, with the commands it runs
@@ -262,6 +264,25 @@ func (i *Instance) Kill() {
 	}
 	<-i.done
 	await(func() bool { return !anyLeft(children) })
+	if segment >= 0 {
+		_, _ = unix.SysvShmCtl(segment, unix.IPC_RMID, nil) // a power cut takes it along; a next start does without
+	}
+}
+
+// sharedMemory returns the id of the System V segment by which the server tells others that it lives, -1 for none: the second number of line 7 of
+// postmaster.pid (LOCK_FILE_LINE_SHMEM_KEY in src/include/utils/pidfile.h). A system has some thousands of them for all.
+func (i *Instance) sharedMemory() int {
+	b, err := os.ReadFile(filepath.Join(i.opts.DataDir, "postmaster.pid"))
+	lines := strings.Split(string(b), "\n")
+	if err != nil || len(lines) < 7 || lines[0] != strconv.Itoa(i.cmd.Process.Pid) {
+		return -1
+	}
+	if words := strings.Fields(lines[6]); len(words) == 2 {
+		if id, err := strconv.Atoi(words[1]); err == nil {
+			return id
+		}
+	}
+	return -1
 }
 
 // await polls until done, but not longer than processes may take to vanish.

@@ -145,7 +145,7 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// Kill leaves no process, not even of an archive command, and the next start recovers.
+// Kill leaves no process, not even of an archive command, and no shared memory, and the next start recovers.
 func TestKillLeavesNothing(t *testing.T) {
 	pgtest.Each(t, func(t *testing.T, p instance.Programs) {
 		dir := pgtest.Dir(t)
@@ -164,7 +164,14 @@ func TestKillLeavesNothing(t *testing.T) {
 			pids = append(pids, pid)
 		}
 		pids = append(pids, c.Server.Pid(), pidOf(t, pidFile))
+		id := fmt.Sprintf("\n %d ", segmentOf(t, c.Data))
+		if !strings.Contains(segments(t), id) {
+			t.Errorf("the server has no segment%s:\n%s", id, segments(t))
+		}
 		c.Server.Kill()
+		if strings.Contains(segments(t), id) {
+			t.Errorf("the segment%s is left", id)
+		}
 		for _, pid := range pids {
 			if b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid)); err == nil && !strings.Contains(string(b), ") Z ") {
 				t.Errorf("process %d is left: %s", pid, b)
@@ -176,6 +183,33 @@ func TestKillLeavesNothing(t *testing.T) {
 			t.Errorf("%s rows after the crash, want 1", got)
 		}
 	})
+}
+
+// segmentOf reads the id of a server's shared memory.
+func segmentOf(t *testing.T, data string) (id int) {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(data, "postmaster.pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var key int
+	if _, err := fmt.Sscan(strings.Split(string(b), "\n")[6], &key, &id); err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// segments lists the System V segments there are, as " id " at the beginning of lines.
+func segments(t *testing.T) (list string) {
+	t.Helper()
+	b, err := os.ReadFile("/proc/sysvipc/shm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		list += "\n " + strings.Fields(line)[1] + " "
+	}
+	return list
 }
 
 // pidOf reads the process id that a file begins with, 0 when there is none yet.
