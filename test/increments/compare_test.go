@@ -36,11 +36,9 @@ import (
 //   - of a page: pd_prune_xid, and the flags that tell of free line pointers and of no room. PD_ALL_VISIBLE is no hint: the visibility map relies on it.
 //   - pd_checksum, which follows.
 //
-// The same is left out where a standby took over that had been restored from an older backup than the one the chain goes on from: of several such
-// changes to a page WAL has the first one after a checkpoint only. The former server had the others too, and the standby never.
-//
-// Unused room between pd_lower and pd_upper, which a replayed page image has as zeros, is compared everywhere: a chain and a full backup read
-// the same bytes of the same server.
+// Where a standby took over that had been restored from another backup than the one the chain goes on from, its pages come from WAL and those of the
+// chain from the former server. Then the same is left out, since of several such changes to a page WAL has the first one after a checkpoint only; and
+// unused room between pd_lower and pd_upper, which in a replayed image of a page is zeros. Elsewhere that room is compared too.
 
 // noFile is what is left out of the comparison, by path in the data directory.
 var noFile = regexp.MustCompile(`^(` + strings.Join([]string{
@@ -92,9 +90,18 @@ func files(t testing.TB, dir string) map[string]string {
 	return found
 }
 
-// differences lists where two data directories differ, each a line: file by file, page by page. Of the pages of main forks hints are left out
-// unless exact. The servers must have been shut down.
-func differences(t testing.TB, got, want string, exact bool) (all []string) {
+// leniency is what of pages is left out of a comparison.
+type leniency int
+
+const (
+	exactly   leniency = iota
+	noHints            // what is no WAL of
+	noHistory          // and what a page that was replayed has lost
+)
+
+// differences lists where two data directories differ, each a line: file by file, page by page. Leniency is for the pages of main forks. The servers
+// must have been shut down.
+func differences(t testing.TB, got, want string, how leniency) (all []string) {
 	t.Helper()
 	a, b := files(t, got), files(t, want)
 	paths := maps.Clone(a)
@@ -125,13 +132,17 @@ func differences(t testing.TB, got, want string, exact bool) (all []string) {
 			continue
 		}
 		segment, _ := strconv.Atoi(m[2]) // "" is the first
-		all = append(all, differentPages(path, x, y, segment*131072, !exact && m[1] == "")...)
+		pages := how
+		if m[1] != "" {
+			pages = exactly
+		}
+		all = append(all, differentPages(path, x, y, segment*131072, pages)...)
 	}
 	return all
 }
 
 // differentPages compares two files of a relation as far as both go; first is the number of their first block.
-func differentPages(path string, x, y []byte, first int, hints bool) (all []string) {
+func differentPages(path string, x, y []byte, first int, how leniency) (all []string) {
 	for i := 0; i+page.Size <= min(len(x), len(y)); i += page.Size {
 		p, q := x[i:i+page.Size], y[i:i+page.Size]
 		if bytes.Equal(p, q) {
@@ -142,10 +153,14 @@ func differentPages(path string, x, y []byte, first int, hints bool) (all []stri
 		if p, q = withoutCache(p), withoutCache(q); bytes.Equal(p, q) {
 			continue
 		}
-		if hints {
-			if p, q = mask(p), mask(q); bytes.Equal(p, q) {
-				continue
-			}
+		if how != exactly {
+			p, q = mask(p), mask(q)
+		}
+		if how == noHistory {
+			p, q = withoutRoom(p), withoutRoom(q)
+		}
+		if bytes.Equal(p, q) {
+			continue
 		}
 		at := firstDifference(p, q)
 		all = append(all, fmt.Sprintf("%s: block %d, a page of %s: %d bytes differ, from byte %d on, % x, want % x; LSN %s, want %s", path, first+i/page.Size,
@@ -181,7 +196,7 @@ const (
 	hash     kind = "a hash index"
 	gist     kind = "a gist index"
 	spgist   kind = "an spgist index"
-	noHints  kind = "another index"
+	others   kind = "another index"
 	emptyOne kind = "nothing yet"
 )
 
@@ -213,7 +228,7 @@ func kindOf(p []byte) kind {
 			return btree
 		}
 	}
-	return noHints
+	return others
 }
 
 // withoutCache returns the first page of an SP-GiST index without what it says of the pages that were used last (SpGistMetaPageData in
@@ -226,6 +241,17 @@ func withoutCache(p []byte) []byte {
 	p = bytes.Clone(p)
 	clear(p[from:to])
 	clear(p[8:10]) // pd_checksum
+	return p
+}
+
+// withoutRoom returns a page with zeros between pd_lower and pd_upper.
+func withoutRoom(p []byte) []byte {
+	if kindOf(p) == emptyOne {
+		return p
+	}
+	h, _ := page.ReadHeader(p)
+	p = bytes.Clone(p)
+	clear(p[h.Lower:h.Upper])
 	return p
 }
 
@@ -262,7 +288,7 @@ func mask(original []byte) []byte {
 		clearBits(flags, hashGarbage)
 	case gist:
 		clearBits(flags, gistGarbage)
-	case spgist, noHints:
+	case spgist, others:
 		return p
 	}
 	const normal, dead = 1, 3
@@ -300,13 +326,99 @@ func controlData(t testing.TB, major int, dir string) string {
 }
 
 // same fails the test when two directories of servers that were shut down differ.
-func same(t testing.TB, what string, major int, got, want string, exact bool) {
+func same(t testing.TB, what string, major int, got, want string, how leniency) {
 	t.Helper()
 	if x, y := controlData(t, major, got), controlData(t, major, want); x != y {
 		t.Errorf("%s: pg_control:\n%s\nwant:\n%s", what, x, y)
 	}
-	d := differences(t, got, want, exact)
+	d := differences(t, got, want, how)
 	if len(d) > 0 {
 		t.Errorf("%s: %d differences from the full backup:\n    %s", what, len(d), strings.Join(d[:min(len(d), 30)], "\n    "))
+	}
+}
+
+// The comparison sees every byte of a page but for the few it is meant not to see, whatever the page is of; and every file.
+func TestComparisonSeesDamage(t *testing.T) {
+	t.Parallel()
+	p := pgtest.Require(t, 17)
+	c := pgtest.New(t, p, pgtest.Options{Settings: map[string]string{"autovacuum": "off"}})
+	c.Exec(t, `create table t (id int primary key, v text, tags int[], at point)`,
+		`insert into t select g, md5(g::text), array[g % 17], point(g % 100, g % 37) from generate_series(1, 500) g`, `create sequence s`,
+		`create index on t using hash (v)`, `create index on t using gin (tags)`, `create index on t using gist (at)`, `create index on t using spgist (at)`,
+		`create index on t using brin (id)`, `delete from t where id % 5 = 0`, `vacuum t`)
+	c.Stop(t)
+	seen := map[kind]int{}
+	for path, at := range files(t, c.Data) {
+		m := relation.FindStringSubmatch(path)
+		if m == nil || m[1] != "" {
+			continue
+		}
+		b, err := os.ReadFile(at)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for ; len(b) >= page.Size; b = b[page.Size:] {
+			p := b[:page.Size]
+			k := kindOf(p)
+			if seen[k]++; seen[k] > 3 {
+				continue
+			}
+			h, _ := page.ReadHeader(p)
+			may := map[leniency]int{exactly: 0, noHints: 7, noHistory: 7 + int(h.Upper-h.Lower)} // pd_checksum, flags, pd_prune_xid
+			if k == spgist {
+				may[exactly] = 64 + 2
+				may[noHints], may[noHistory] = may[noHints]+64, may[noHistory]+64
+			}
+			if k == heap || k == btree || k == hash || k == gist {
+				lines := int(h.Lower-page.HeaderLen)/4 + 1 // and the flags of an index page
+				may[noHints], may[noHistory] = may[noHints]+lines, may[noHistory]+lines
+			}
+			if k == emptyOne {
+				may = map[leniency]int{}
+			}
+			for how, most := range may {
+				unseen := 0
+				for i := range p {
+					q := bytes.Clone(p)
+					q[i] ^= 0xFF
+					if len(differentPages(path, q, p, 0, how)) == 0 {
+						unseen++
+					}
+				}
+				if unseen > most {
+					t.Errorf("%s, a page of %s: a change to %d of its bytes is not seen at leniency %d, %d may be", path, k, unseen, how, most)
+				}
+			}
+		}
+	}
+	for _, k := range []kind{heap, btree, hash, gist, spgist, others} {
+		if seen[k] == 0 {
+			t.Errorf("there was no page of %s", k)
+		}
+	}
+	other := filepath.Join(pgtest.Dir(t), "data")
+	if out, err := pgtest.Command(t, "cp", "-a", c.Data, other).CombinedOutput(); err != nil {
+		t.Fatalf("cp: %v: %s", err, out)
+	}
+	if d := differences(t, other, c.Data, exactly); len(d) > 0 {
+		t.Errorf("a copy differs: %v", d)
+	}
+	for _, damage := range []func(path string) error{
+		os.Remove,
+		func(path string) error { return os.WriteFile(path+"0", nil, 0o600) },
+		func(path string) error { return os.Truncate(path, page.Size) },
+	} {
+		if err := damage(filepath.Join(other, "base/5/1259")); err != nil { // pg_class
+			t.Fatal(err)
+		}
+		if d := differences(t, other, c.Data, noHistory); len(d) == 0 {
+			t.Error("what was done to a file is not seen")
+		}
+		if out, err := pgtest.Command(t, "cp", "-a", filepath.Join(c.Data, "base/5/1259"), filepath.Join(other, "base/5/1259")).CombinedOutput(); err != nil {
+			t.Fatalf("cp: %v: %s", err, out)
+		}
+		if err := os.RemoveAll(filepath.Join(other, "base/5/12590")); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
