@@ -331,7 +331,7 @@ func (p *Plan) checkDestinations() error {
 			"restore without --resume, into an empty or a new directory"}
 	}
 	if !empty {
-		return &RefusedError{fmt.Sprintf("the destination %s is not empty", p.Destination), "restore into an empty or a new directory"}
+		return &RefusedError{fmt.Sprintf("the destination %s is not empty", p.Destination), "restore into an empty or a new directory, or with --delta into one of this cluster"}
 	}
 	for _, ts := range p.Tablespaces {
 		empty, err := emptyDir(ts.To)
