@@ -1,6 +1,7 @@
 package roundtrip_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"os"
 	"os/exec"
@@ -207,4 +208,88 @@ func TestWireDeltaKnowsBetter(t *testing.T) {
 			}
 		})
 	}
+}
+
+// The server's compression changes nothing but the way.
+func TestWireCompressed(t *testing.T) {
+	for _, test := range []struct {
+		major int
+		codec string
+	}{{15, "auto"}, {17, "gzip"}, {18, "lz4"}, {18, "zstd"}, {14, "zstd"}} {
+		s := newWired(t, pgtest.Require(t, test.major), pgtest.Options{Checksums: true})
+		s.Env = append(s.Env, "HOLDFAST_WIRE_COMPRESSION="+test.codec)
+		s.Exec(t, `create table t as select g as id, md5(g::text) as what from generate_series(1, 100000) g`)
+		s.push(t)
+		s.Switch(t)
+		if got, want := site.Rows(t, s.Restored(t, "--target", "latest"), "t"), site.Rows(t, s.Cluster, "t"); got != want {
+			t.Errorf("%d, %s: t came back as %s, was %s", test.major, test.codec, got, want)
+		}
+	}
+}
+
+// A standby sends a backup as a primary does; one that is promoted meanwhile gives none.
+func TestWireOfStandby(t *testing.T) {
+	oldAndNew(t, func(t *testing.T, p instance.Programs) {
+		s := newWired(t, p, pgtest.Options{Checksums: true})
+		standby := wired{standbyOf(t, s.Site)}
+		s.Exec(t, `create table t as select g as id, md5(g::text) as what from generate_series(1, 10000) g`)
+		s.CatchUp(t, standby.Cluster)
+		begin := func(env ...string) (*exec.Cmd, *bytes.Buffer) {
+			t.Helper()
+			cmd := standby.command(t)
+			cmd.Env = append(cmd.Env, env...)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			return cmd, &stderr
+		}
+		cmd, stderr := begin()
+		ended := make(chan error, 1)
+		go func() { ended <- cmd.Wait() }()
+		pgtest.Eventually(t, "the backup ends", func() bool {
+			s.Exec(t, `select pg_switch_wal()`) // a standby cannot
+			select {
+			case err := <-ended:
+				if err != nil {
+					t.Fatalf("backup-push: %v\n%s", err, stderr)
+				}
+				return true
+			default:
+				return false
+			}
+		})
+		s.Switch(t)
+		if got, want := site.Rows(t, s.Restored(t, "--target", "latest"), "t"), site.Rows(t, s.Cluster, "t"); got != want {
+			t.Errorf("t came back as %s, was %s", got, want)
+		}
+		names := s.Backups(t)
+
+		s.Exec(t, `checkpoint`) // or the next one would begin where this one began
+		s.CatchUp(t, standby.Cluster)
+		cmd, stderr = begin("WALG_DISK_RATE_LIMIT=6000000")
+		pgtest.Eventually(t, "the backup has begun", func() bool { return anyObject(t, s.Site, "/push.json") })
+		if err := standby.Server.Promote(t.Context()); err != nil {
+			t.Error(err)
+		}
+		_ = cmd.Wait() // how it ended is checked below
+		site.Ended(cmd, "", stderr.String()).Check(t, "backup-push", 1, "promoted")
+		s.NoTrace(t, names...)
+	})
+}
+
+// A command line that makes no sense is refused, and so is a role that may not replicate, with what to do about it.
+func TestWireRefused(t *testing.T) {
+	s := newWired(t, pgtest.Require(t, 16), pgtest.Options{})
+	s.Exec(t, `create role plain login`)
+	s.Refused(t, 1, []string{"--wire", "name none"}, "backup-push", "--wire", s.Data)
+	cmd := s.command(t)
+	cmd.Env = append(cmd.Env, "PGUSER=plain")
+	r := site.Run(t, cmd)
+	r.Check(t, "backup-push by a role that may not replicate", 1, "permission denied to start WAL sender")
+	if !strings.Contains(r.Stderr, `ALTER ROLE "plain" REPLICATION`) {
+		t.Errorf("there is no word of what to do:\n%s", r.Stderr)
+	}
+	s.NoTrace(t)
 }
