@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -70,7 +71,9 @@ func (b *bench) increments(ctx context.Context) (*incremental, error) {
 	}
 	name := "increments-" + strconv.Itoa(b.scale)
 	err = own.make(ctx, name, func() error {
-		return own.with(ctx, name, loading, func(c *cluster) error {
+		settings := maps.Clone(loading)
+		settings["wal_level"] = "replica" // or pages would have no LSN
+		return own.with(ctx, name, settings, func(c *cluster) error {
 			// There is room on every page, so that an update changes no other.
 			return own.run(own.command(ctx, c.env(), "pgbench", "-i", "-q", "-F", "90", "-s", strconv.Itoa(b.scale), "postgres"))
 		})
@@ -151,6 +154,9 @@ func (i *incrementRound) run(ctx context.Context) (err error) {
 	if err := i.restores(ctx, names); err != nil {
 		return err
 	}
+	if err := i.catchUp(ctx); err != nil {
+		return err
+	}
 	for _, ch := range further {
 		if err := errors.Join(i.change(ctx, ch), ctx.Err()); err != nil {
 			return err
@@ -209,6 +215,16 @@ func (i *incrementRound) all(ctx context.Context, ch change) error {
 	add(backrestBlock, i.pushBackrest(ctx, "incr"))
 	add(basebackupIncrement, i.pushBase(ctx))
 	return ctx.Err()
+}
+
+// catchUp takes increments that nobody measures, of what only the chain from summaries has.
+func (i *incrementRound) catchUp(ctx context.Context) error {
+	for _, o := range incrementSources[1:] {
+		if s := i.ours(ctx, o.row, o.source); s.Err != nil {
+			return s.Err
+		}
+	}
+	return errors.Join(i.pushBackrest(ctx, "incr").Err, i.pushBase(ctx).Err)
 }
 
 // ours takes an increment of ours onto the chain of a row.
