@@ -228,8 +228,11 @@ type walk struct {
 type progress struct {
 	rest  uint32 // its set in rest; 0 where all of the file is owed
 	named uint16 // number of the last backup that names it, counted from 1
-	done  bool
+	held  uint16 // of the last that has an increment of it; found once nothing is owed
 }
+
+// found is more than there are backups.
+const found = 1<<16 - 1
 
 // backup walks through the parts of one backup.
 func (w *walk) backup(ctx context.Context, level int, do func(*Part) error) error {
@@ -287,7 +290,7 @@ func (w *walk) backup(ctx context.Context, level int, do func(*Part) error) erro
 		return fmt.Errorf("the manifest of %s is not the one that its sentinel names", name)
 	}
 	for i := range w.state {
-		if s := &w.state[i]; !s.done && int(s.named) != level+1 {
+		if s := &w.state[i]; s.held != found && int(s.named) != level+1 {
 			return w.forsaken(ctx, i, level)
 		}
 	}
@@ -329,12 +332,12 @@ func (w *walk) take(part *Part, m *tarpart.Member) error {
 	if i < 0 && part.Level == 0 {
 		return errors.New("the manifest has changed")
 	}
-	if i < 0 || w.state[i].done && part.Level > 0 {
+	if i < 0 || w.state[i].held == found && part.Level > 0 {
 		return nil
 	}
 	e, s := w.files.of(i), &w.state[i]
 	switch {
-	case s.done || int(s.named) == part.Level+1:
+	case s.held == found || int(s.named) == part.Level+1:
 		return errors.New("the manifest names it twice")
 	case kindOf(m.Type) != e.kind || m.Type != tarpart.File && part.Level > 0:
 		return errors.New("it is no file, though a newer backup builds on it as one")
@@ -360,7 +363,7 @@ func (w *walk) take(part *Part, m *tarpart.Member) error {
 		if m.Size%page.Size != 0 && rest.Contains(uint32(m.Size/page.Size)) {
 			return fmt.Errorf("it ends within block %d, which a newer backup builds on", m.Size/page.Size)
 		}
-		if t.Zeros, err = w.cut(rest, m.Size/page.Size, part.Level); err != nil {
+		if t.Zeros, err = w.cut(rest, m.Size/page.Size, s); err != nil {
 			return err
 		}
 		t.Blocks = rest
@@ -370,10 +373,11 @@ func (w *walk) take(part *Part, m *tarpart.Member) error {
 		if err != nil {
 			return err
 		}
-		if t.Zeros, err = w.cut(rest, m.Increment.Size/page.Size, part.Level); err != nil {
+		if t.Zeros, err = w.cut(rest, m.Increment.Size/page.Size, s); err != nil {
 			return err
 		}
 		t.Blocks = roaring.And(rest, stored)
+		s.held = uint16(part.Level + 1)
 		if rest.AndNot(stored); rest.IsEmpty() {
 			w.done(s)
 		} else if s.rest, err = w.rest.Put(s.rest, rest); err != nil {
@@ -391,7 +395,7 @@ func unlike(size, want int64) error {
 }
 
 func (w *walk) done(s *progress) {
-	s.done = true
+	s.held = found
 	w.owed--
 }
 
@@ -405,17 +409,17 @@ func (w *walk) owes(e *entry, s *progress) (*roaring.Bitmap, error) {
 	return all, nil
 }
 
-// cut takes the blocks from end on, where a file ended in the backup at level, out of set and returns them; nil for none. They came to the file later, and the
-// backup that builds on this one has nothing of them. Where it was taken by what is known to be logged, they never were, and are zeros. Where pages were
-// looked at, or segments read, it would have stored them: something is missing.
-func (w *walk) cut(set *roaring.Bitmap, end int64, level int) (*roaring.Bitmap, error) {
+// cut takes the blocks from end on, where a file ended in a backup, out of set and returns them; nil for none. They came to the file later, and the
+// backup that has an increment of the file then has nothing of them. Where it was taken by what is known to be logged, they never were, and are zeros. Where
+// pages were looked at, or segments read, it would have stored them: something is missing.
+func (w *walk) cut(set *roaring.Bitmap, end int64, s *progress) (*roaring.Bitmap, error) {
 	if end > 1<<32-1 || set.IsEmpty() || int64(set.Maximum()) < end {
 		return nil, nil
 	}
 	over := set.Clone()
 	over.RemoveRange(0, uint64(end))
 	set.RemoveRange(uint64(end), 1<<32)
-	if newer := w.Backups[level-1]; newer.Sentinel.DeltaSource == "lsn" || newer.Sentinel.DeltaSource == "archive" {
+	if newer := w.Backups[s.held-1]; newer.Sentinel.DeltaSource == "lsn" || newer.Sentinel.DeltaSource == "archive" {
 		return nil, fmt.Errorf("it ends before block %d, which %s has not either, and which is part of the file there", over.Minimum(), newer.Name)
 	}
 	return over, nil

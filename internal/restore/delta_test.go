@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/RoaringBitmap/roaring/v2"
@@ -490,6 +491,7 @@ func TestSumsOfPagesAreNotTrusted(t *testing.T) {
 // counting counts what is read of each object.
 type counting struct {
 	*storetest.Memory
+	mu   sync.Mutex
 	read map[string]int64
 }
 
@@ -507,6 +509,8 @@ func (c *counting) counted(name string) func(io.ReadCloser, error) (io.ReadClose
 			return nil, err
 		}
 		b, err := io.ReadAll(r)
+		c.mu.Lock()
+		defer c.mu.Unlock()
 		c.read[name] += int64(len(b))
 		return io.NopCloser(bytes.NewReader(b)), errors.Join(err, r.Close())
 	}
@@ -536,7 +540,7 @@ func TestOnlyWhatIsNeededIsRead(t *testing.T) {
 	}
 	last := g.backup([]packed{{path: one, content: all, mode: 0o600, increment: true, blocks: every[:pages-10]},
 		{path: two, content: somePages(two, versions(pages)), mode: 0o600, unchanged: true}}, true)
-	c := &counting{m, map[string]int64{}}
+	c := &counting{Memory: m, read: map[string]int64{}}
 	dir := filepath.Join(t.TempDir(), "data")
 	part := func(n int) string {
 		return fmt.Sprintf("%star_partitions/part_%03d.tar", archive.Folder(g.names[0]), n)
