@@ -511,6 +511,19 @@ type fileEntry struct {
 	MTime         time.Time
 	CorruptBlocks *corruptBlocks `json:",omitempty"`
 	UpdatesCount  uint64
+	Size          *int64 `json:"HoldfastSize,omitempty"` // ours: bytes of the whole file, for hosts that cannot read the manifest
+}
+
+func newFileEntry(m *tarpart.Member) fileEntry {
+	e := fileEntry{MTime: m.ModTime, IsIncremented: m.Increment != nil}
+	if m.Type == tarpart.File {
+		size := m.Total()
+		e.Size = &size
+	}
+	if m.CorruptCount > 0 {
+		e.CorruptBlocks = &corruptBlocks{m.CorruptCount, m.Corrupt}
+	}
+	return e
 }
 
 type corruptBlocks struct {
@@ -535,14 +548,10 @@ func (d *Draft) putFileList(ctx context.Context) (sizes map[string]int64, err er
 				if partRank(p.Name) != 0 {
 					continue // control file and labels are restored whether listed or not
 				}
-				e := fileEntry{MTime: m.ModTime, IsIncremented: m.Increment != nil}
-				if m.CorruptCount > 0 {
-					e.CorruptBlocks = &corruptBlocks{m.CorruptCount, m.Corrupt}
-				}
 				b.comma(&first)
 				b.value(tarpart.Name(m.Path))
 				b.raw(":")
-				b.value(e)
+				b.value(newFileEntry(&m))
 			}
 			return b.err
 		})
@@ -558,7 +567,9 @@ func (d *Draft) putFileList(ctx context.Context) (sizes map[string]int64, err er
 				b.comma(&first)
 				b.value(tarpart.Name(m.Path))
 				b.raw(":")
-				b.value(fileEntry{MTime: m.ModTime, IsSkipped: true})
+				e := newFileEntry(&m)
+				e.IsSkipped = true
+				b.value(e)
 			}
 		}
 		b.raw(`},"TarFileSets":{`)

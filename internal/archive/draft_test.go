@@ -230,6 +230,9 @@ func TestCommitOfADelta(t *testing.T) {
 	if err := a.ReadFileList(ctx, name, s, archive.FileListVisitor{File: func(f archive.ListedFile) error { listed[f.Path] = f; return nil }}); err != nil {
 		t.Fatal(err)
 	}
+	if listed["base/5/1"].Size != 3*8192 || listed["base/5/9"].Size != 8192 || listed["base/6/0"].Size != 8192 || !listed["base/6/1"].ModTime.Equal(time.Unix(9, 1)) {
+		t.Errorf("sizes and times: %+v %+v %+v", listed["base/5/1"], listed["base/5/9"], listed["base/6/1"])
+	}
 	if len(listed) != same+2 || !listed["base/5/1"].Incremented || listed["base/5/9"].Incremented || !listed["base/6/0"].Skipped || listed["base/5/1"].Skipped {
 		t.Errorf("%d files are listed; %+v %+v %+v", len(listed), listed["base/5/1"], listed["base/5/9"], listed["base/6/0"])
 	}

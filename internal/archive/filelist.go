@@ -22,10 +22,14 @@ var ErrNoFileList = errors.New("the backup has no list of its files")
 type ListedFile struct {
 	Path        string // from the data directory, as in tarpart.Member
 	ModTime     time.Time
-	Bare        bool // its name has no leading slash, as in WAL-G's backups over the wire
-	Incremented bool // the part holds the increment of the file, see package increment
-	Skipped     bool // no part holds anything: the file is as in the parent
+	Size        int64 // bytes of the whole file; UnknownSize where the list does not say, as WAL-G's
+	Bare        bool  // its name has no leading slash, as in WAL-G's backups over the wire
+	Incremented bool  // the part holds the increment of the file, see package increment
+	Skipped     bool  // no part holds anything: the file is as in the parent
 }
+
+// UnknownSize is the size of a file of which the list does not say it.
+const UnknownSize = -1
 
 // FileListVisitor takes what a list says, in the order of the document. What is nil is not called.
 type FileListVisitor struct {
@@ -107,11 +111,15 @@ func (d *document) files(v FileListVisitor) error {
 		var e struct {
 			IsIncremented, IsSkipped *bool
 			MTime                    json.RawMessage
+			HoldfastSize             *int64
 		}
 		if err := d.value(&e); err != nil {
 			return fmt.Errorf("%.200q: %w", name, err)
 		}
-		f := ListedFile{Bare: !strings.HasPrefix(name, "/")}
+		f := ListedFile{Bare: !strings.HasPrefix(name, "/"), Size: UnknownSize}
+		if e.HoldfastSize != nil && *e.HoldfastSize >= 0 {
+			f.Size = *e.HoldfastSize
+		}
 		if json.Unmarshal(e.MTime, &f.ModTime) != nil {
 			f.ModTime = time.Time{} // nothing depends on it that could not do without
 		}

@@ -84,6 +84,7 @@ func TestDeltaOnWALGs(t *testing.T) {
 			c.walGs(t, full.Name)
 			for i := range 2 { // the second one builds on ours
 				c.Exec(t, "update t set p = 'y' where i = 77", "insert into t select i, repeat('z', 200) from generate_series(1, 2000) i", "delete from t where i > 15000", "vacuum t")
+				c.extend(t, "still", 2)
 				r := c.push(t, source, nil)
 				if r.Delta == nil || r.Delta.Count != i+1 || r.Delta.Incremental == 0 {
 					t.Fatalf("delta %d: %+v", i, r.Delta)
@@ -113,12 +114,26 @@ func TestDeltaOfAHostThatCannotRead(t *testing.T) {
 	c.archive = writer
 	c.Exec(t, "create table t as select i, repeat('x', 200) p from generate_series(1, 20000) i", "vacuum")
 	c.push(t, backup.Summaries, nil)
-	c.Exec(t, "update t set p = 'y' where i = 77")
+	c.Exec(t, "update t set p = 'y' where i = 77", "create table new as select 1", "insert into t select i, repeat('z', 200) from generate_series(1, 2000) i")
+	c.extend(t, "t", 3)
 	if r := c.push(t, backup.Summaries, nil); r.Delta == nil || r.Delta.Pages == 0 || r.Delta.Pages > 1000 {
 		t.Fatalf("%+v", r.Delta)
 	}
 	c.archive = reader
 	c.same(t, "read elsewhere")
+}
+
+// extend makes a relation's file longer by new pages, of which the WAL says nothing, as a server does that dies before it uses them.
+func (c *chain) extend(t *testing.T, relation string, pages int64) {
+	t.Helper()
+	name := filepath.Join(c.Data, c.Value(t, "pg_relation_filepath('"+relation+"')"))
+	info, err := os.Stat(name)
+	if err == nil {
+		err = os.Truncate(name, info.Size()+pages*page.Size)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // What is not what it was is not built on: a parent whose manifest was replaced, and one that was replaced itself after it was built on.

@@ -37,7 +37,7 @@ type knownFile struct {
 
 const (
 	knownBlock  = 1 << 15
-	unknownSize = -1
+	unknownSize = archive.UnknownSize
 )
 
 func newKnown() *known { return &known{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}} }
@@ -114,7 +114,7 @@ func readKnown(ctx context.Context, a *archive.Archive, b *catalog.Backup) (*kno
 }
 
 // eachFile calls do for each file of the backup b: from its manifest, or where there is none, or this host cannot read what is encrypted,
-// from WAL-G's list of files, which has names and times only, so that their size is unknownSize.
+// from the list of files, which has names, sizes and times, of backups by WAL-G without sizes: then they are unknownSize.
 func eachFile(ctx context.Context, a *archive.Archive, b *catalog.Backup, do func(*tarpart.Member) error) error {
 	if !a.WriteOnly() {
 		if err := eachInManifest(ctx, a, b, do); !errors.Is(err, fs.ErrNotExist) {
@@ -125,7 +125,7 @@ func eachFile(ctx context.Context, a *archive.Archive, b *catalog.Backup, do fun
 		if f.Bare {
 			return errors.New("it was taken over the wire by WAL-G, and nothing can be based on such a one")
 		}
-		return do(&tarpart.Member{Path: f.Path, Size: unknownSize, ModTime: f.ModTime})
+		return do(&tarpart.Member{Path: f.Path, Size: f.Size, ModTime: f.ModTime})
 	}})
 }
 
