@@ -23,22 +23,31 @@ func serversIncrement(length uint32, blocks ...uint32) []byte {
 	return append(b, make([]byte, len(blocks)*page.Size)...)
 }
 
-// What is accepted is written back the same, and leaves the pages to be read.
+// endless yields zeros and counts them.
+type endless struct{ n int64 }
+
+func (e *endless) Read(p []byte) (int, error) {
+	clear(p)
+	e.n += int64(len(p))
+	return len(p), nil
+}
+
+// What is accepted is written back the same, and leaves the pages to be read. Behind the head there are zeros.
 func FuzzServersIncrement(f *testing.F) {
-	f.Add(serversIncrement(7))
-	f.Add(serversIncrement(7, 0, 3, 6))
-	f.Add(serversIncrement(7, 7))
-	f.Add(serversIncrement(7, 3, 2))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		r := bytes.NewReader(b)
-		h, err := backup.ReadServersIncrement(r, int64(len(b)), 4096)
+	for _, seed := range [][]uint32{{7}, {7, 0, 3, 6}, {7, 7}, {7, 3, 2}} {
+		whole := serversIncrement(seed[0], seed[1:]...)
+		f.Add(whole[:12+4*len(seed[1:])], int64(len(whole)))
+	}
+	f.Fuzz(func(t *testing.T, head []byte, size int64) {
+		rest := &endless{}
+		h, err := backup.ReadServersIncrement(io.MultiReader(bytes.NewReader(head), rest), size, 4096)
 		if err != nil {
 			return
 		}
 		want := serversIncrement(uint32(h.FileSize/page.Size), h.Blocks...)
-		head := 12 + 4*len(h.Blocks)
-		if len(want) != len(b) || !bytes.Equal(want[:head], b[:head]) || r.Len() != len(h.Blocks)*page.Size {
-			t.Errorf("%d bytes were accepted as %+v, %d are left", len(b), h, r.Len())
+		n := min(len(head), 12+4*len(h.Blocks))
+		if int64(len(want)) != size || !bytes.Equal(want[:n], head[:n]) || len(want)-len(h.Blocks)*page.Size < int(rest.n) {
+			t.Errorf("%x of %d bytes was accepted as %+v, %d bytes behind it are read", head, size, h, rest.n)
 		}
 	})
 }
