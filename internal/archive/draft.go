@@ -520,6 +520,11 @@ func newFileEntry(m *tarpart.Member) fileEntry {
 		size := m.Total()
 		e.Size = &size
 	}
+	if m.Type == tarpart.File && m.Inode == 0 && m.ModTime.Nanosecond() == 0 {
+		// As it came over the wire, in whole seconds, within which a file may be written to again: WAL-G takes a file with the same time
+		// for the same, and must compare its pages instead.
+		e.MTime = time.Time{}
+	}
 	if m.CorruptCount > 0 {
 		e.CorruptBlocks = &corruptBlocks{m.CorruptCount, m.Corrupt}
 	}

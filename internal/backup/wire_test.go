@@ -266,3 +266,28 @@ func TestWireRefuses(t *testing.T) {
 		}
 	}
 }
+
+// WAL-G takes a file for unchanged whose time is the same: of what came in whole seconds it is told none.
+func TestWireTellsWALGNoTimes(t *testing.T) {
+	c := cluster(t)
+	a := archive.New(&storetest.Memory{}, archive.Options{})
+	report, err := backup.Wire(t.Context(), replicate(t, c.Config()), a, backup.Options{NoWaitWAL: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := a.Sentinel(t.Context(), report.Name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := 0
+	err = a.ReadFileList(t.Context(), report.Name, s, archive.FileListVisitor{File: func(f archive.ListedFile) error {
+		if f.Size >= 0 && !f.ModTime.IsZero() {
+			t.Errorf("%s is listed with the time %s", f.Path, f.ModTime)
+		}
+		files++
+		return nil
+	}})
+	if err != nil || files < 900 {
+		t.Errorf("%d files, %v", files, err)
+	}
+}
