@@ -53,6 +53,7 @@ type Sentinel struct {
 	Manifest      string `json:"HoldfastManifest,omitempty"`      // SHA-256 of the manifest as Manifest.Sum returns it
 	Parent        string `json:"HoldfastParent,omitempty"`        // of a delta: SHA-256 of its parent's sentinel, see Sum
 	DeltaSource   string `json:"HoldfastDeltaSource,omitempty"`   // of a delta: how it was known what has changed
+	Checksums     *bool  `json:"HoldfastChecksums,omitempty"`     // whether pages had checksums as it began; nil where it is not said
 
 	Merged *Merged `json:"HoldfastMergedFrom,omitempty"` // of a full backup that was put together from others
 

@@ -5,10 +5,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,6 +24,7 @@ import (
 	"holdfast/internal/changes"
 	"holdfast/internal/increment"
 	"holdfast/internal/pg/blockset"
+	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/datadir"
 	"holdfast/internal/pg/page"
 	"holdfast/internal/pg/server"
@@ -135,6 +138,14 @@ func (r *run) chooseParent(ctx context.Context, start wal.LSN, t wal.Timeline) e
 		full(fmt.Sprintf("No backup can be built on: %v. Doing full backup.", err))
 		return nil
 	}
+	if reason, err := r.withoutChecksums(ctx, p.Backup); err != nil {
+		return err
+	} else if reason != "" && asked {
+		return &catalog.FullError{Reason: reason, Asked: true}
+	} else if reason != "" {
+		full(reason + " Doing full backup.")
+		return nil
+	}
 	r.phase("reading what " + p.Name + " holds")
 	files, err := readKnown(ctx, r.archive, p.Backup)
 	if err != nil && (asked || ctx.Err() != nil) {
@@ -151,6 +162,61 @@ func (r *run) chooseParent(ctx context.Context, start wal.LSN, t wal.Timeline) e
 	}
 	r.report.Delta = &DeltaReport{Parent: p.Name, Full: p.Full, Count: p.Count, Source: PageLSN}
 	return nil
+}
+
+// withoutChecksums returns why a backup of a cluster with checksums cannot build on b; "" where it can. pg_checksums --enable writes to
+// every page, and neither the WAL nor an LSN tells: pages of a parent from before would come back without checksums.
+func (r *run) withoutChecksums(ctx context.Context, b *catalog.Backup) (string, error) {
+	if !r.facts.Checksums {
+		return "", nil
+	}
+	had := b.Sentinel.Checksums
+	if had == nil {
+		c, err := readControl(ctx, r.archive, b.Name)
+		if ctx.Err() != nil {
+			return "", context.Cause(ctx)
+		}
+		if err != nil {
+			return fmt.Sprintf("Whether the pages of %s have checksums, as the server's have, is not known: %v.", b.Name, err), nil
+		}
+		checksums := c.ChecksumVersion != 0
+		had = &checksums
+	}
+	if !*had {
+		return fmt.Sprintf("The pages of %s have no checksums, those of the server have.", b.Name), nil
+	}
+	return "", nil
+}
+
+// readControl reads the control file of a backup.
+func readControl(ctx context.Context, a *archive.Archive, name string) (c control.Data, err error) {
+	parts, err := a.Parts(ctx, name)
+	if err != nil {
+		return c, err
+	}
+	i := slices.IndexFunc(parts, archive.Part.IsControl)
+	if i < 0 {
+		return c, fmt.Errorf("%s has no part with the control file", name)
+	}
+	body, err := a.OpenPart(ctx, name, parts[i])
+	if err != nil {
+		return c, err
+	}
+	defer body.Close() // only read
+	var content []byte
+	err = tarpart.Each(body, func(h tarpart.Header, r io.Reader) error {
+		if h.Path == control.Name && h.Type == tarpart.File && h.Size <= maxHeld {
+			content, err = io.ReadAll(r)
+		}
+		return err
+	})
+	if err == nil {
+		c, err = control.Decode(content)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s of %s: %w", parts[i].Name, name, err)
+	}
+	return c, err
 }
 
 // parentFor asks the catalog.
@@ -435,7 +501,7 @@ func (d *delta) sameDatabase(e datadir.Entry) bool {
 			same = err == nil && !d.madeSince(info.ModTime())
 		} else {
 			was := d.files.find(dir + "/PG_VERSION")
-			same = was != nil && err == nil && was.modified != 0 && was.modified == nanoseconds(info.ModTime())
+			same = was != nil && err == nil && was.modified != 0 && was.modified == nanoseconds(info.ModTime()) && !d.halfCopied(dir, was)
 		}
 		d.same[dir] = same
 		if !same {
@@ -443,6 +509,17 @@ func (d *delta) sameDatabase(e datadir.Entry) bool {
 		}
 	}
 	return same
+}
+
+// copyTime is longer than the copying of a database's files takes.
+const copyTime = 24 * time.Hour
+
+// halfCopied reports whether a directory of a database may just have been made while the parent was taken, whose list does not say how long its
+// files were: they may have been shorter than they became.
+func (d *delta) halfCopied(dir string, version *knownFile) bool {
+	const firstMade = 16384 // FirstNormalObjectId: those that initdb makes have lower ones
+	number, err := strconv.ParseUint(path.Base(dir), 10, 32)
+	return version.size == unknownSize && (err != nil || number >= firstMade) && version.modified > d.sealed-int64(copyTime)
 }
 
 // choose decides what is stored of a relation's file now that it is open.
@@ -461,7 +538,7 @@ func (d *delta) choose(ctx context.Context, e datadir.Entry, rel blockset.Relati
 			d.Progress.done.Add(size - int64(len(blocks))*page.Size)
 		}
 	} else {
-		blocks, read, all, err = d.scan(ctx, e, first, size, f)
+		blocks, read, all, err = d.scan(ctx, e, first, size, was, f)
 	}
 	switch {
 	case err != nil || all:

@@ -360,3 +360,30 @@ func TestDeltaBesideItsParent(t *testing.T) {
 		t.Errorf("left: %q", left)
 	}
 }
+
+// A file that was being copied while the parent was taken has grown by pages as old as those of the original.
+func TestFileThatWasShorter(t *testing.T) {
+	c := newChain(t, 15)
+	c.Exec(t, "create table t as select i, repeat('x', 200) p from generate_series(1, 20000) i", "vacuum t", "checkpoint")
+	name := filepath.Join(c.Data, c.Value(t, "pg_relation_filepath('t')"))
+	all, err := os.ReadFile(name)
+	if err == nil {
+		err = os.Truncate(name, 10*page.Size)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.push(t, backup.PageLSN, nil)
+	f, err := os.OpenFile(name, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteAt(all[10*page.Size:], 10*page.Size)
+	if err := errors.Join(err, f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if r := c.push(t, backup.PageLSN, nil); r.Delta == nil {
+		t.Fatalf("%+v", r)
+	}
+	c.same(t, "grown by old pages")
+}

@@ -125,6 +125,7 @@ func (r *run) sentinel(stop server.Stop) *archive.Sentinel {
 		DataCatalogSize: r.total, Spec: r.spec(), UserData: r.UserData,
 		StartTime: r.report.StartTime, FinishTime: r.report.FinishTime, Hostname: r.Host, DataDir: r.dir.Root, IsPermanent: r.Permanent,
 		SegmentSize: uint64(r.facts.SegmentSize), CorruptBlocks: r.report.CorruptBlocks, WALIncomplete: r.report.WALIncomplete, Tool: r.Tool,
+		Checksums: &r.facts.Checksums,
 	}
 	switch d := r.delta; {
 	case d == nil:

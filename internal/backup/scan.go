@@ -9,6 +9,9 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	"golang.org/x/sync/errgroup"
 
@@ -26,9 +29,15 @@ const keepPages = 8 << 20
 const leastLSN = wal.LSN(wal.MinSegmentSize)
 
 // scan reads a relation's file of size bytes for what its pages say has changed since the parent: those that were written since, those
-// that were never initialised, and those whose checksum does not hold, so that they are told. all says that a page is not what PostgreSQL
+// that were never initialised, those that may be newly visible to all, and those whose checksum does not hold, so that they are told. Of what the file has
+// beyond the was bytes of the parent, unless that is unknownSize, all is: it may have been copied from elsewhere, and be old. all says that a page is not what PostgreSQL
 // writes: the file is stored whole. read holds the first of the blocks' pages.
-func (d *delta) scan(ctx context.Context, e datadir.Entry, first uint32, size int64, f *os.File) (blocks []uint32, read []byte, all bool, err error) {
+func (d *delta) scan(ctx context.Context, e datadir.Entry, first uint32, size, was int64, f *os.File) (blocks []uint32, read []byte, all bool, err error) {
+	mapped, err := d.newlyMapped(e, first, uint32(size/page.Size))
+	if err != nil {
+		return nil, nil, false, err
+	}
+	had := uint64(was) / page.Size // of unknownSize more than there can be
 	buf := make([]byte, min(readSize, size))
 	keeping := true
 	for off := int64(0); off < size; off += int64(len(buf)) {
@@ -51,7 +60,8 @@ func (d *delta) scan(ctx context.Context, e datadir.Entry, first uint32, size in
 			if !h.IsNew() && h.Check() != nil {
 				return nil, nil, true, nil
 			}
-			if h.IsNew() || h.LSN >= d.since || h.LSN < leastLSN || bad[block] {
+			visible := mapped != nil && h.AllVisible() && mapped[(first+block)/mapBlocks-first/mapBlocks]
+			if h.IsNew() || h.LSN >= d.since || h.LSN < leastLSN || visible || uint64(block) >= had || bad[block] {
 				blocks = append(blocks, block)
 				if keeping = keeping && len(read) < keepPages; keeping {
 					read = append(read, b[:page.Size]...)
@@ -66,6 +76,61 @@ func (d *delta) scan(ctx context.Context, e datadir.Entry, first uint32, size in
 	}
 	d.Progress.done.Add(int64(len(read)) - int64(len(blocks))*page.Size) // what is read again
 	return blocks, read, false, nil
+}
+
+// mapBlocks is how many pages of a relation one of its visibility map tells of, by two bits each.
+const mapBlocks = (page.Size - page.HeaderLen) * 4
+
+// newlyMapped says of which pages of a file, that begins with block first of a relation and has n, the visibility map has got bits since the parent:
+// for each page of the map, from that which tells of first on, whether it may have. VACUUM marks a page as visible to all on itself and in the map, and
+// the LSN of the map's page is that of the record; that of the page itself is too where hint bits are logged only (visibilitymap_set in
+// src/backend/access/heap/visibilitymap.c). A page that came back without the mark, under a map with it, would be changed without the map's learning of it, and
+// who reads an index alone would see rows that are gone. nil stands for none, as in a cluster with checksums. wal_log_hints is not
+// relied on: it may have been off meanwhile.
+func (d *delta) newlyMapped(e datadir.Entry, first, n uint32) ([]bool, error) {
+	if d.facts.Checksums || n == 0 {
+		return nil, nil
+	}
+	relation, _, _ := strings.Cut(filepath.Base(e.OSPath), ".")
+	name := filepath.Join(filepath.Dir(e.OSPath), relation+"_vm")
+	perFile := d.dir.Control.BlocksPerSegment
+	begin := first / mapBlocks
+	mapped := make([]bool, (first+n-1)/mapBlocks-begin+1)
+	any := false
+	for i := range mapped {
+		p := begin + uint32(i)
+		file := name
+		if s := p / perFile; s > 0 {
+			file += "." + strconv.FormatUint(uint64(s), 10)
+		}
+		h, err := headerAt(file, int64(p%perFile)*page.Size)
+		if errors.Is(err, fs.ErrNotExist) || err == io.EOF {
+			continue // no bits are set
+		}
+		if err != nil {
+			return nil, err
+		}
+		mapped[i] = !h.IsNew() && (h.LSN >= d.since || h.LSN < leastLSN)
+		any = any || mapped[i]
+	}
+	if !any {
+		return nil, nil
+	}
+	return mapped, nil
+}
+
+// headerAt reads the header of the page at off; io.EOF where the file ends before.
+func headerAt(name string, off int64) (page.Header, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return page.Header{}, err
+	}
+	defer f.Close() // only read
+	var b [page.HeaderLen]byte
+	if _, err := f.ReadAt(b[:], off); err != nil {
+		return page.Header{}, err
+	}
+	return page.ReadHeader(b[:])
 }
 
 // badPages returns which pages of b, the first of which is block of a file that begins with first, have a wrong checksum; nil for none.

@@ -241,6 +241,9 @@ func (c *CatchUp) checkDirectory() error {
 	case is.CatalogVersion != p.control.CatalogVersion || is.BlockSize != p.control.BlockSize || is.BlocksPerSegment != p.control.BlocksPerSegment:
 		return &RefusedError{fmt.Sprintf("%s is of PostgreSQL %d, catalog version %d; %s of PostgreSQL %d, %d", p.Destination, is.Major, is.CatalogVersion, p.Backup,
 			p.control.Major, p.control.CatalogVersion), "make the standby anew"}
+	case is.ChecksumVersion == 0 && p.control.ChecksumVersion != 0:
+		return &RefusedError{fmt.Sprintf("the pages of %s have no checksums, those of %s have", p.Destination, p.Backup),
+			"pg_checksums --enable gives the standby's theirs, while it is shut down"}
 	case labelled:
 		return &RefusedError{fmt.Sprintf("%s holds a base backup with which no server was started yet: there is a %s in it", p.Destination, labelFile),
 			"start it once, so that it replays the backup's WAL; or restore a newer backup"}

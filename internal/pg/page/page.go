@@ -57,6 +57,9 @@ func ReadHeader(p []byte) (Header, error) {
 	}, nil
 }
 
+// AllVisible says whether h is of a page all of whose rows everybody sees (PD_ALL_VISIBLE). The visibility map may say so too only where this holds.
+func (h Header) AllVisible() bool { return h.Flags&4 != 0 }
+
 // IsNew says whether h is of a page that was allocated but never initialised (PageIsNew).
 func (h Header) IsNew() bool { return h.Upper == 0 }
 
