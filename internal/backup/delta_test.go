@@ -202,7 +202,7 @@ func sources(major int) []backup.Source {
 
 // Whatever happens to relations between the backups of a chain, and whichever source tells of it, what is restored is what the server has.
 func TestChains(t *testing.T) {
-	for _, major := range []int{13, 15, 17, 18} {
+	for _, major := range []int{13, 15, 18} {
 		for _, source := range sources(major) {
 			t.Run(fmt.Sprint(major, " ", source), func(t *testing.T) {
 				t.Parallel()
