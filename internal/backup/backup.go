@@ -319,6 +319,9 @@ func (r *run) rest(ctx context.Context) error {
 		return err
 	}
 	return r.timed("commit", func() error {
+		if err := r.checkAncestors(ctx); err != nil {
+			return err
+		}
 		if err := r.markAncestors(ctx); err != nil {
 			return err
 		}
@@ -424,35 +427,5 @@ func (r *run) patiently(ctx context.Context) (context.Context, context.CancelFun
 // beating leaves signs of life in the archive until end is called. Where the name is lost to another push ctx ends with that as
 // its cause.
 func (r *run) beating(ctx context.Context) (_ context.Context, end func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		tick := time.NewTicker(r.Beat)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			err := r.beat(ctx)
-			var inUse *archive.InUseError
-			if errors.As(err, &inUse) {
-				cancel(err)
-				return
-			}
-			if err != nil && ctx.Err() == nil { // the next one may do better
-				r.Logger.Warn("could not leave a sign of life in the archive", "err", err)
-			}
-		}
-	}()
-	return ctx, func() { cancel(nil); <-done }
-}
-
-// beat leaves a sign of life. It gives up before it can come so late that another push may have taken over meanwhile.
-func (r *run) beat(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("not done within a minute"))
-	defer cancel()
-	return r.draft.Beat(ctx)
+	return r.draft.Beating(ctx, r.Beat, func(err error) { r.Logger.Warn("could not leave a sign of life in the archive", "err", err) })
 }
