@@ -8,6 +8,7 @@
 //	    manifest.json.zst                    ours: every member with its checksum, part and offset; of a delta what is unchanged
 //	    page_sums/<part>.crc32c              ours: the CRC-32C of each page in that part, four bytes each
 //	    config.tar.<ext>                     ours: configuration that lives outside the data directory
+//	    backup_manifest.zst                  ours: the server's own manifest of a backup that it sent over the wire
 //	    push.json                            ours: who is writing this backup right now
 //	    tar_partitions/part_001.tar.<ext> …  the data; pg_control.tar and backup_label.tar last
 //	catchup_005/ …                           as basebackups_005: what has changed since a position of the WAL, see Archive.CatchUps
