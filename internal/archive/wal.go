@@ -200,6 +200,19 @@ func (a *Archive) sameWAL(ctx context.Context, name string, o walObject, open fu
 	return err
 }
 
+// CompareWAL returns nil when the WAL file name is archived and holds what open yields, a *ConflictError when it holds something else, and
+// fs.ErrNotExist when it is not archived.
+func (a *Archive) CompareWAL(ctx context.Context, name string, open func() (io.ReadCloser, error)) error {
+	there, err := a.findWAL(ctx, a.walNames(name))
+	if err == nil && there == nil {
+		err = notExist("Archive '%s'", name)
+	}
+	if err != nil {
+		return err
+	}
+	return a.sameWAL(ctx, name, *there, open)
+}
+
 // sameContent reads two streams side by side, 256 KiB of each at a time.
 func sameContent(a, b io.Reader) (bool, error) {
 	const chunk = 256 << 10

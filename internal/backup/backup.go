@@ -319,6 +319,9 @@ func (r *run) rest(ctx context.Context) error {
 		return err
 	}
 	return r.timed("commit", func() error {
+		if err := r.checkAncestors(ctx); err != nil {
+			return err
+		}
 		if err := r.markAncestors(ctx); err != nil {
 			return err
 		}

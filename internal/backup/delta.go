@@ -245,15 +245,37 @@ const maxPassedOver = 3
 
 // pathTo returns the path to the server's timeline. Its history may not have reached the archive yet: then that in pg_wal counts.
 func (r *run) pathTo(t wal.Timeline) (catalog.Path, error) {
-	if _, ok := r.catalog.Histories[t]; !ok && r.catalog.BadHistory[t] == nil && t > 1 && r.dir.Root != "" {
-		b, err := os.ReadFile(filepath.Join(r.dir.Root, "pg_wal", wal.HistoryName(t)))
+	if t > 1 && r.dir.Root != "" {
+		file, err := os.ReadFile(filepath.Join(r.dir.Root, "pg_wal", wal.HistoryName(t)))
 		if err == nil {
-			if r.catalog.Histories[t], err = catalog.ParseHistory(t, b); err != nil {
-				return nil, err
-			}
+			err = r.sameHistory(t, file)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
 	}
 	return r.catalog.PathTo(t)
+}
+
+// sameHistory makes sure that the archive's history of timeline t is the server's, which is in file, and makes do with that where the archive has
+// none. Of two servers that were promoted each on its own, both begin the same timeline, and backups of the one are in no past of the other.
+func (r *run) sameHistory(t wal.Timeline, file []byte) error {
+	own, err := catalog.ParseHistory(t, file)
+	if err != nil {
+		return err
+	}
+	archived, ok := r.catalog.Histories[t]
+	if !ok {
+		if r.catalog.BadHistory[t] == nil {
+			r.catalog.Histories[t] = own
+		}
+		return nil
+	}
+	same := func(x, y catalog.Branch) bool { return x.Timeline == y.Timeline && x.Switch == y.Switch }
+	if !slices.EqualFunc(own, archived, same) {
+		return fmt.Errorf("%s in the archive is not the server's: timeline %d of the archive was begun by another server", wal.HistoryName(t), t)
+	}
+	return nil
 }
 
 // backupName names the backup that begins in segment.
@@ -344,6 +366,29 @@ func (r *run) findChanges(ctx context.Context) error {
 			Summaries: "PostgreSQL's WAL summaries", WALArchive: "the summaries of the archived WAL"}[rep.Source]))
 	for _, note := range rep.Notes {
 		r.Logger.Info(note)
+	}
+	return nil
+}
+
+// checkAncestors makes sure that what a delta builds on is still what it was when the backup began: it takes hours, and somebody may have deleted that.
+func (r *run) checkAncestors(ctx context.Context) error {
+	if r.delta == nil || r.delta.parent == nil {
+		return nil
+	}
+	chain, err := r.catalog.Chain(r.delta.parent.Backup)
+	if err != nil {
+		return err
+	}
+	for _, b := range chain {
+		s, err := r.archive.Sentinel(ctx, b.Name)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%s, which the new backup builds on, was deleted meanwhile", b.Name)
+		case err != nil:
+			return fmt.Errorf("look whether %s is still there, which the new backup builds on: %w", b.Name, err)
+		case s.Sum != b.Sentinel.Sum:
+			return fmt.Errorf("%s, which the new backup builds on, was replaced meanwhile", b.Name)
+		}
 	}
 	return nil
 }

@@ -2,7 +2,12 @@ package backup
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"time"
 
 	"holdfast/internal/archive"
@@ -67,7 +72,7 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 			return err
 		}
 		if len(missing) == 0 {
-			return nil
+			return r.compareWAL(ctx, size.Name(r.start.Timeline, last))
 		}
 		if time.Since(begin) > r.WALTimeout {
 			return &walMissingError{missing: missing, waited: r.WALTimeout, standby: r.start.Standby, archiver: r.tellArchiver(ctx)}
@@ -91,6 +96,30 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 			first = no
 		}
 	}
+}
+
+// compareWAL makes sure that the archive's last segment of the backup is the server's, where the server still has to archive it: one that was set
+// back to an earlier state, and did not begin a timeline then, writes WAL under names that the archive has, and its backup would be
+// restored with WAL of another history. What it archived itself was compared then.
+func (r *run) compareWAL(ctx context.Context, segment string) error {
+	if r.start.Standby || r.dir.Root == "" {
+		return nil
+	}
+	dir := filepath.Join(r.dir.Root, "pg_wal")
+	if _, err := os.Lstat(filepath.Join(dir, "archive_status", segment+".ready")); err != nil {
+		return nil
+	}
+	err := r.archive.CompareWAL(ctx, segment, func() (io.ReadCloser, error) { return os.Open(filepath.Join(dir, segment)) })
+	var conflict *archive.ConflictError
+	switch {
+	case errors.As(err, &conflict):
+		return conflict
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil && !errors.Is(err, fs.ErrNotExist): // archived meanwhile
+		r.Logger.Warn("whether the archive has the server's own WAL is not known", "segment", segment, "err", err)
+	}
+	return nil
 }
 
 // archiver says in words what the server's archiver last failed at; nothing when it did not.

@@ -55,13 +55,13 @@ func (w *wire) choose(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, ok := w.catalog.Histories[t]; !ok && t > 1 { // it may not have reached the archive yet
+	if t > 1 {
 		b, err := w.repl.History(ctx, t)
 		if err != nil {
 			return err
 		}
-		if w.catalog.Histories[t], err = catalog.ParseHistory(t, b); err != nil {
-			return err
+		if err := w.sameHistory(t, b); err != nil {
+			return full(fmt.Sprintf("No backup can be built on: %v. Doing full backup.", err))
 		}
 	}
 	return w.chooseParent(ctx, at, t)
