@@ -12,8 +12,11 @@ import (
 	"testing"
 	"time"
 
+	"filippo.io/age"
+
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
+	"holdfast/internal/crypt"
 	"holdfast/internal/merge"
 	"holdfast/internal/pg/page"
 	"holdfast/internal/restore"
@@ -21,6 +24,12 @@ import (
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/tarpart"
 )
+
+// ageKey is a new key, of which what is encrypted can be read in pieces.
+func ageKey() crypt.Key {
+	id := must(age.GenerateX25519Identity())
+	return must(crypt.Open(context.Background(), crypt.Options{Age: crypt.AgeKeys{Recipients: id.Recipient().String(), Identities: id.String()}}))
+}
 
 // plain is a store that cannot copy, nor decide atomically.
 type plain struct{ store.Store }
@@ -31,6 +40,9 @@ func grow(seed uint64, s store.Store) *cluster {
 	c.options.Method = methods[seed%uint64(len(methods))]
 	c.perPart = 1 + int(seed%7)
 	c.noSums = seed%5 == 4
+	if seed%6 == 5 {
+		c.options.Key = ageKey()
+	}
 	for range 3 {
 		c.change()
 	}
@@ -217,6 +229,54 @@ func TestUnchangedPartsAreCopied(t *testing.T) {
 			t.Errorf("copies %t: plan %+v", copies, p)
 		}
 		same(t, "merged", restored(t, s, c.options, r.Name), want)
+	}
+}
+
+// Files larger than what is read ahead, of parts larger than what a worker takes at once, are merged too, and what lies between is not read.
+func TestLargeFiles(t *testing.T) {
+	s := &storetest.Memory{}
+	c := newCluster(3, s)
+	c.perPart, c.tidy, c.sizes = 100, true, []int{2600}
+	large := []string{"base/5/1", "base/5/1.1", "base/5/2", "base/5/3", "base/6/1"}
+	for _, path := range large {
+		c.create(path)
+	}
+	c.backup(false)
+	write := func(path string, every int) {
+		n := *c.now[path]
+		n.content, n.modTime = slices.Clone(n.content), c.tick()
+		for i := 0; i < len(n.content)/page.Size; i++ {
+			if c.random.IntN(every) != 0 {
+				copy(n.content[i*page.Size:], c.newPage(path, i))
+			}
+		}
+		c.now[path] = &n
+	}
+	write("base/5/1", 3)
+	write("base/5/3", 2)
+	c.create("base/5/2") // with nothing of what it was
+	c.was["base/5/2"] = nil
+	c.backup(true)
+	for _, path := range []string{"base/5/1", "base/6/1"} {
+		n := *c.now[path]
+		n.content, n.modTime = slices.Clone(n.content), c.tick()
+		for i := 0; i < len(n.content)/page.Size; i += 400 {
+			copy(n.content[i*page.Size:], c.newPage(path, i))
+		}
+		c.now[path] = &n
+	}
+	c.backup(true)
+	want := restored(t, s, c.options, c.last())
+	_, r, err := merged(s, c.options, c.last(), merge.Options{Workers: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range c.names {
+		remove(s, name)
+	}
+	same(t, "merged", restored(t, s, c.options, r.Name), want)
+	if most := int64(2600*page.Size) * int64(len(large)) * 3 / 2; r.ReadBytes > most {
+		t.Errorf("%d bytes were read for files of %d", r.ReadBytes, r.UncompressedSize)
 	}
 }
 
