@@ -293,3 +293,56 @@ func TestWireRefused(t *testing.T) {
 	}
 	s.NoTrace(t)
 }
+
+// Where the server does not say what has changed, or the archive not what was truncated, the backup is a full one and says why; or it
+// fails, where that was asked for.
+func TestWireDeltaOrFull(t *testing.T) {
+	s := newWired(t, pgtest.Require(t, 17), pgtest.Options{Settings: map[string]string{"min_wal_size": "32MB"}})
+	s.Env = append(s.Env, "WALG_DELTA_MAX_STEPS=9")
+	s.Exec(t, `create table t as select g as id, md5(g::text) as what from generate_series(1, 10000) g`)
+	names := []string{s.push(t).Name}
+	full := func(why string) {
+		t.Helper()
+		r := s.push(t)
+		if r.Delta != nil || strings.Contains(r.Name, "_D_") || !strings.Contains(r.Full, why) {
+			t.Errorf("%s: a full backup because of %q was expected, got %q and %+v", r.Name, why, r.Full, r.Delta)
+		}
+		names = append(names, r.Name)
+	}
+	full("WAL summarization is enabled")
+	cmd := s.command(t)
+	cmd.Env = append(cmd.Env, "WALG_FORCE_WAL_DELTA=true")
+	site.Run(t, cmd).Check(t, "backup-push that must be a delta", 1, "WAL summarization is enabled")
+	s.NoTrace(t, names...)
+
+	s.Exec(t, `alter system set summarize_wal = on`, `select pg_reload_conf()`)
+	pgtest.Eventually(t, "WAL is summarized", func() bool {
+		return s.Value(t, `select summarized_lsn > '0/0' from pg_get_wal_summarizer_state()`) == "true"
+	})
+	cmd = s.command(t, "--full")
+	r := site.Run(t, cmd)
+	if r.Status != 0 {
+		t.Fatalf("%d: %s", r.Status, r.Stderr)
+	}
+	names = s.Backups(t)
+	gone := s.Switch(t)
+	for range 6 { // until the server has no use for it
+		s.Switch(t)
+		s.Exec(t, `checkpoint`)
+	}
+	pgtest.Eventually(t, gone+" is recycled", func() bool {
+		s.Exec(t, `checkpoint`)
+		return s.Value(t, `select count(*) from pg_ls_waldir() where name = '`+gone+`'`) == "0"
+	})
+	for _, object := range s.Objects(t) {
+		if strings.Contains(object, gone) && !strings.HasPrefix(object, "basebackups_005/") {
+			if err := os.Remove(filepath.Join(s.Root, object)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	full("The archive does not tell what was truncated")
+	s.NoTrace(t, append(names, s.Backups(t)...)...)
+	s.NotInBackup(t)
+	s.Restored(t, names[len(names)-1], "--target", "latest")
+}
