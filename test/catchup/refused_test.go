@@ -392,3 +392,32 @@ func TestFormerPrimaryComesBack(t *testing.T) {
 	next.Exec(t, `create extension amcheck`, `create extension pg_visibility`)
 	v.same(t, back)
 }
+
+// A catch-up can be taken from another standby, and does without an archive of WAL then too.
+func TestAnotherStandbyHelps(t *testing.T) {
+	t.Parallel()
+	p := pgtest.Require(t, 17)
+	s := site.New(t, p, pgtest.Options{Checksums: true, Settings: map[string]string{"max_wal_size": "1GB", "autovacuum": "off"}})
+	s.Exec(t, `create extension amcheck`, `create extension pg_visibility`, `create table much (id int primary key, text text)`,
+		`insert into much select i, md5(i::text) from generate_series(1, 20000) i`, `vacuum freeze`)
+	lags := s.Standby(t, pgtest.Options{})
+	helps := *s
+	helps.Cluster = s.Standby(t, pgtest.Options{Env: s.Env})
+	s.CatchUp(t, lags)
+	lags.Stop(t)
+	at := strings.TrimSpace(s.OK(t, "catchup-fetch", lags.Data, "--print-lsn").Stdout)
+	s.Exec(t, `update much set text = reverse(text) where id % 200 = 0`, `create database another`, `checkpoint`, `select pg_switch_wal()`, `checkpoint`)
+	s.CatchUp(t, helps.Cluster)
+	helps.Exec(t, `checkpoint`)
+
+	v := &pair{Site: &helps, dir: lags.Data, at: at}
+	v.Env = append(v.Env, "HOLDFAST_DELTA_SOURCE=lsn")
+	r := v.pushed(t, "--from-lsn", at, "--no-wait-wal")
+	if r.Delta.Incremental < 100 || r.Delta.Pages == 0 {
+		t.Errorf("%+v", r)
+	}
+	v.OK(t, "catchup-fetch", v.dir, r.Name)
+	lags.Start(t)
+	v.Site = s
+	v.same(t, lags)
+}
