@@ -160,7 +160,7 @@ func TestWireOverABadLine(t *testing.T) {
 				return b
 			}
 		}},
-		{"silent", "the server sent nothing for 2s", func() func(net.Conn, []byte) []byte {
+		{"silent", "the server sent nothing for 10s", func() func(net.Conn, []byte) []byte {
 			sent := 0
 			return func(near net.Conn, b []byte) []byte {
 				if sent += len(b); sent > 5<<20 {
@@ -173,7 +173,7 @@ func TestWireOverABadLine(t *testing.T) {
 	} {
 		m := &storetest.Memory{}
 		conn := replicate(t, line{test.change()}.lay(t, c))
-		_, err := backup.Wire(t.Context(), conn, archive.New(m, archive.Options{}), backup.Options{PartSize: 4 << 20, NoWaitWAL: true, Patience: 2 * time.Second})
+		_, err := backup.Wire(t.Context(), conn, archive.New(m, archive.Options{}), backup.Options{PartSize: 4 << 20, NoWaitWAL: true, Patience: 10 * time.Second})
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", test.how, err, test.want)
 		}
