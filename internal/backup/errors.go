@@ -113,6 +113,15 @@ func (e *linkError) Error() string {
 	return fmt.Sprintf("%s is a symbolic link to %s, and holds data that would be missing from the backup", e.path, e.target)
 }
 
+// unsentError says that a server does not send what the backup cannot do without.
+type unsentError struct{ path string }
+
+func (e *unsentError) Error() string {
+	return fmt.Sprintf("the server does not send %s, which is a symbolic link or no file at all: what it holds would be missing from the backup", e.path)
+}
+
+func (*unsentError) Hint() string { return (*linkError)(nil).Hint() }
+
 func (*linkError) Hint() string {
 	return "put the data back in place of the link while PostgreSQL is stopped, or use a tablespace to keep it elsewhere"
 }

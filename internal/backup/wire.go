@@ -11,8 +11,10 @@ import (
 	"math"
 	"path"
 	"runtime"
+	"slices"
 	"strconv"
 	"time"
+	"unicode/utf8"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/compress"
@@ -65,6 +67,7 @@ type wire struct {
 	sums    []fileSum // of the files, in the order they came
 	noConf  bool      // no postgresql.conf was among them
 	zeroed  uint64    // pages that cutOff found
+	unsent  error     // what the server does not send, and the backup cannot do without
 }
 
 // heldMember is a file that is stored in a place of its own.
@@ -148,7 +151,8 @@ func (w *wire) begin(ctx context.Context) error {
 	if len(w.spaces) > 0 && w.facts.DataDirectory == "" {
 		w.Logger.Warn("the server does not tell this role where its data directory is: to restore this backup WAL-G needs a --restore-spec; GRANT pg_read_all_settings makes it tell")
 	}
-	w.Progress.total.Store(w.stream.Size)
+	w.total = w.stream.Size
+	w.Progress.total.Store(w.total)
 	partly := w.delta != nil
 	if err := w.begun(ctx); err != nil || partly == (w.delta != nil) {
 		return err
@@ -206,7 +210,7 @@ func (w *wire) openAs(ctx context.Context, incremental bool) error {
 	codecs := []string{w.WireCodec}
 	switch {
 	case w.WireCodec == "auto" && w.facts.Major() >= 15:
-		codecs = []string{"zstd", "lz4", "gzip"}
+		codecs = []string{"zstd", "lz4", "gzip", ""}
 	case w.WireCodec == "auto":
 		codecs = []string{""}
 	case w.WireCodec != "" && w.facts.Major() < 15:
@@ -216,7 +220,7 @@ func (w *wire) openAs(ctx context.Context, incremental bool) error {
 	for i, codec := range codecs {
 		opts := server.BaseBackupOptions{
 			Label: "holdfast " + w.report.StartTime.Format(time.RFC3339), MaxRate: w.rate, Compression: codec, Incremental: incremental, Silence: w.Patience,
-			Warning: func(text string) { w.Logger.Warn("PostgreSQL says: " + text) },
+			Warning: func(text string) { w.Logger.Warn("PostgreSQL says: " + text) }, Special: w.special,
 		}
 		if codec != "" {
 			opts.Level = "1" // for the network's sake, not the archive's, which compresses by itself
@@ -249,6 +253,9 @@ func (w *wire) rest(ctx context.Context) error {
 		return err
 	}
 	return w.timed("commit", func() error {
+		if err := w.checkAncestors(ctx); err != nil {
+			return err
+		}
 		if err := w.markAncestors(ctx); err != nil {
 			return err
 		}
@@ -305,10 +312,31 @@ func (w *wire) copyStream(ctx context.Context) error {
 	if err := w.putPart(ctx, archive.ControlPart, once(c.Entry)); err != nil {
 		return err
 	}
-	if !w.current.Manifest {
-		return nil
+	switch {
+	case w.current.Manifest:
+		return w.putServersManifest(ctx)
+	case w.facts.Version >= firstManifest:
+		return errors.New("the server sent no manifest of what it sent")
 	}
-	return w.putServersManifest(ctx)
+	return nil
+}
+
+// special takes down what the server does not send, as it is neither file nor directory. It says so twice: as it sums up sizes, and
+// as it sends.
+func (w *wire) special(file string) {
+	switch {
+	case leftOut(file) || slices.Contains(w.report.Skipped, file):
+	case own(file):
+		w.unsent = &unsentError{file}
+	default:
+		w.skipped(file, "neither file nor directory")
+	}
+}
+
+// skipped tells that a file is left out.
+func (w *wire) skipped(file, why string) {
+	w.report.Skipped = append(w.report.Skipped, file)
+	w.Logger.Warn(fmt.Sprintf("left out %q: %s", file, why))
 }
 
 // root is the data directory itself, which the server does not send.
@@ -325,6 +353,9 @@ func (w *wire) root() tarpart.Entry {
 func (w *wire) next() (tarpart.Entry, error) {
 	for {
 		h, err := w.header()
+		if w.unsent != nil {
+			err = w.unsent
+		}
 		if err != nil {
 			return tarpart.Entry{}, err
 		}
@@ -383,6 +414,10 @@ func (w *wire) header() (*tar.Header, error) {
 
 // entry says how a member of the server's is packed. store is false for what is held back or left out.
 func (w *wire) entry(h *tar.Header) (e tarpart.Entry, store bool, err error) {
+	if !utf8.ValidString(h.Name) {
+		w.skipped(h.Name, "its name is not UTF-8")
+		return e, false, nil
+	}
 	name, err := tarpart.Path(h.Name)
 	if err != nil {
 		return e, false, err
@@ -396,8 +431,7 @@ func (w *wire) entry(h *tar.Header) (e tarpart.Entry, store bool, err error) {
 	case tar.TypeDir:
 		e.Type = tarpart.Dir
 	case tar.TypeSymlink:
-		w.report.Skipped = append(w.report.Skipped, name)
-		w.Logger.Warn(fmt.Sprintf("left out %q: a symbolic link to %q", name, h.Linkname))
+		w.skipped(name, fmt.Sprintf("a symbolic link to %q", h.Linkname))
 		return e, false, nil
 	default:
 		return e, false, fmt.Errorf("it is of the unknown type %q", h.Typeflag)

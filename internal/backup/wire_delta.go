@@ -51,12 +51,14 @@ func (w *wire) choose(ctx context.Context) error {
 	case w.facts.BlockSize != page.Size:
 		return full(fmt.Sprintf("Pages have %d bytes, not %d. Doing full backup.", w.facts.BlockSize, page.Size))
 	}
-	at, t, err := w.repl.Position(ctx)
+	asking, answered := w.patiently(ctx)
+	defer answered()
+	at, t, err := w.repl.Position(asking)
 	if err != nil {
 		return err
 	}
 	if t > 1 {
-		b, err := w.repl.History(ctx, t)
+		b, err := w.repl.History(asking, t)
 		if err != nil {
 			return err
 		}
@@ -181,11 +183,12 @@ func (w *wire) packIncrement(e *tarpart.Entry, size int64) (store bool, err erro
 	if err != nil {
 		return false, err
 	}
-	if len(h.Blocks) == 0 && h.FileSize == was.size {
+	zeros := w.cutOff(e.Path, h, was.size)
+	if zeros == nil && len(h.Blocks) == 0 && h.FileSize == was.size {
 		same := datadir.Entry{Path: e.Path, Mode: e.Mode}
 		return false, w.delta.unchanged(same, was.size, e.ModTime, 0, time.Time{})
 	}
-	if zeros := w.cutOff(e.Path, h, was.size); zeros != nil {
+	if zeros != nil {
 		w.zeroed += zeros.GetCardinality()
 		zeros.Or(roaring.BitmapOf(h.Blocks...))
 		e.Stream = &filled{r: e.Stream, listed: h.Blocks, blocks: zeros.Iterator()}

@@ -84,3 +84,12 @@ func TestFilledReadsPages(t *testing.T) {
 		}
 	}
 }
+
+// A file that was truncated and is as long again as it was in the parent, none of whose pages was written to since, is not the parent's.
+func TestServersIncrementOfAFileMadeLongerAgain(t *testing.T) {
+	head := serversIncrement(7)
+	store, blocks, err := backup.PackServersIncrement(bytes.NewReader(head), int64(len(head)), 7, 4)
+	if err != nil || !store || !slices.Equal(blocks, []uint32{4, 5, 6}) {
+		t.Errorf("stored %v, blocks %v, %v", store, blocks, err)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"unicode/utf8"
 
 	"holdfast/internal/crc32c"
 	"holdfast/internal/pg/datadir"
@@ -115,6 +116,9 @@ func (w *wire) compare(r io.Reader) error {
 
 // leftOut reports whether a file of the server's is not stored.
 func leftOut(path string) bool {
+	if !utf8.ValidString(path) {
+		return true
+	}
 	_, _, _, why := datadir.ByName(path, false)
 	return why != ""
 }

@@ -28,13 +28,14 @@ const (
 // BaseBackupOptions says what backup the server is to send. The zero value is a full one.
 type BaseBackupOptions struct {
 	Label       string
-	MaxRate     int    // kilobytes a second at most, 32 to 1048576; 0 is no limit. It is of what the server reads
+	MaxRate     int    // kilobytes a second at most, 32 to 1048576; 0 is no limit. It is of what the server sends
 	Compression string // gzip, lz4 or zstd, by the server, from PostgreSQL 15 on where it was built with it; "" is none
 	Level       string // of that compression; "" is the server's choice
 	Incremental bool   // upon the manifest that UploadManifest sent
 
 	Silence time.Duration     // how long the server may send nothing once it began to send files; 0 is no limit
 	Warning func(text string) // told the server's warnings; nil for nobody
+	Special func(path string) // told what in the data directory is not sent, as it is neither file nor directory, instead; nil for Warning
 }
 
 // BaseBackup is a base backup that a server sends, read archive by archive: Next, then Read to io.EOF, until Next returns io.EOF; then End.
@@ -47,6 +48,7 @@ type BaseBackup struct {
 	conn    *Replication
 	watch   *watch
 	warning func(string)
+	special func(string)
 	silence time.Duration
 
 	framed bool
@@ -83,7 +85,7 @@ func (c *Replication) BaseBackup(ctx context.Context, opts BaseBackupOptions) (_
 	if c.stream != nil {
 		return nil, &Error{Op: op, Err: errors.New("one is running on this session")}
 	}
-	b := &BaseBackup{conn: c, warning: opts.Warning, framed: c.version >= firstFramed, watch: newWatch(ctx, c.pg.Conn())}
+	b := &BaseBackup{conn: c, warning: opts.Warning, special: opts.Special, framed: c.version >= firstFramed, watch: newWatch(ctx, c.pg.Conn())}
 	if b.warning == nil {
 		b.warning = func(string) {}
 	}
@@ -240,7 +242,12 @@ func (b *BaseBackup) receive() (pgproto3.BackendMessage, error) {
 		}
 		switch m := m.(type) {
 		case *pgproto3.NoticeResponse:
-			if s := m.SeverityUnlocalized; s == "WARNING" {
+			if m.SeverityUnlocalized != "WARNING" {
+				continue
+			}
+			if path := specialFile(m); path != "" && b.special != nil {
+				b.special(path)
+			} else {
 				b.warning(m.Message)
 			}
 		case *pgproto3.ParameterStatus, *pgproto3.NotificationResponse:
@@ -261,6 +268,20 @@ func (b *BaseBackup) receive() (pgproto3.BackendMessage, error) {
 			return m, nil
 		}
 	}
+}
+
+// specialFile returns the path in the server's words that it skips a file, in whatever language they are; "" where they are others
+// (sendDir in src/backend/backup/basebackup.c, which knows no other warning).
+func specialFile(m *pgproto3.NoticeResponse) string {
+	const spaces = "pg_tblspc/" // whose paths begin so
+	if m.Routine != "sendDir" {
+		return ""
+	}
+	_, path, ok := strings.Cut(m.Message, "./")
+	if i := strings.Index(m.Message, spaces); !ok && i >= 0 {
+		path = m.Message[i:]
+	}
+	return strings.TrimRight(path, "\"'»«“”’‘」 .\u00a0\u202f") // quotation marks
 }
 
 // message receives one message, for so long as the server may be silent.
@@ -494,6 +515,7 @@ func (b *BaseBackup) Cancel() error {
 func (b *BaseBackup) release() {
 	b.watch.stop()
 	b.conn.stream = nil
+	_ = b.conn.pg.Conn().SetReadDeadline(time.Time{}) // of a closed connection nobody reads
 }
 
 // abandon has the server stop sending, for as long as a Close may take.

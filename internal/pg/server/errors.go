@@ -51,10 +51,11 @@ func (e *Error) Hint() string {
 	return e.advice
 }
 
-// Unsupported reports whether the server said that it was built without what it was asked for.
+// Unsupported reports whether the server said that it was built without what it was asked for: a compression is a syntax_error then
+// (parse_basebackup_options in src/backend/backup/basebackup.c), other things are feature_not_supported.
 func Unsupported(err error) bool {
 	var pg *pgconn.PgError
-	return errors.As(err, &pg) && pg.Code == "0A000" // feature_not_supported
+	return errors.As(err, &pg) && (pg.Code == "42601" || pg.Code == "0A000")
 }
 
 // Refused reports whether err is the server's answer, so that its session can go on.
