@@ -95,6 +95,9 @@ func (a *Archive) CatchUps() *Archive {
 	return &c
 }
 
+// IsCatchUps reports whether a is what CatchUps returns.
+func (a *Archive) IsCatchUps() bool { return a.backups == CatchUpDir }
+
 // WriteOnly says that what is encrypted cannot be read here: there is no key for that.
 func (a *Archive) WriteOnly() bool { return a.opts.WriteOnly }
 

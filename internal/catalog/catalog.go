@@ -34,6 +34,9 @@ type Catalog struct {
 	Backups    []Backup                  // in the order they were made
 	Histories  map[wal.Timeline][]Branch // of the timelines with a history file
 	BadHistory map[wal.Timeline]error    // those whose file could not be read or makes no sense
+
+	Tombstones    []Tombstone // of what retention has condemned
+	BadTombstones []error     // why some could not be read
 }
 
 // Backup is an entry of the catalog. Where Err is set the documents may be missing.
@@ -44,6 +47,8 @@ type Backup struct {
 	Sentinel *archive.Sentinel // nil where it could not be read
 	Metadata *archive.Metadata // nil where there is none or it could not be read
 	Err      error             // why a document could not be read
+
+	Condemned *Condemned // it is going; nil for most
 }
 
 // Load reads the catalog of an archive. Only a listing that fails is an error.
@@ -74,6 +79,9 @@ func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) {
 		return nil, err
 	}
 	c.sort()
+	if err := c.loadTombstones(ctx, a); err != nil {
+		return nil, err
+	}
 	return c, c.loadHistories(ctx, a)
 }
 
@@ -305,12 +313,17 @@ func (e *NoBackupError) Hint() string { return e.Advice }
 func (e *NoBackupError) Is(target error) bool { return target == fs.ErrNotExist }
 
 // Latest returns the backup that was made last, whatever its name. One that cannot be read still counts: that LATEST
-// silently means an older backup must not happen.
+// silently means an older backup must not happen. One that is condemned does not count.
 func (c *Catalog) Latest() (*Backup, error) {
 	if len(c.Backups) == 0 {
 		return nil, &NoBackupError{Asked: "LATEST", Reason: "the archive has no backups", Advice: "take one with `holdfast backup-push`"}
 	}
-	return &c.Backups[len(c.Backups)-1], nil
+	for i := range slices.Backward(c.Backups) {
+		if c.Backups[i].Condemned == nil {
+			return &c.Backups[i], nil
+		}
+	}
+	return nil, &NoBackupError{Asked: "LATEST", Reason: "all backups of the archive are condemned", Advice: "`holdfast undelete NAME` takes that back"}
 }
 
 // Find returns the backup of that name.

@@ -134,6 +134,8 @@ func (c *Catalog) buildable(b *Backup, child Child) ([]*Backup, error) {
 	switch {
 	case s == nil || b.Err != nil:
 		return nil, fmt.Errorf("cannot be read: %w", b.Err)
+	case b.Condemned != nil:
+		return nil, b.errCondemned()
 	case s.SystemIdentifier != nil && *s.SystemIdentifier != child.System:
 		return nil, fmt.Errorf("is of another cluster, whose system identifier is %d", *s.SystemIdentifier)
 	case b.IsWALE() || s.LSN == nil:

@@ -138,6 +138,9 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 		b := &c.Backups[i]
 		chain, err := c.usable(b, p, t)
 		if err == nil {
+			err = b.errCondemned()
+		}
+		if err == nil {
 			return Choice{Backup: b, Chain: chain, Target: t, Path: p}, nil
 		}
 		if len(reasons) < cap(reasons) {
