@@ -44,16 +44,23 @@ func (p *Appender) Append(a, b uint32) uint32 {
 // zeros returns what multiplies a remainder when n zero bytes are appended, a power of x. A polynomial's highest
 // power is its lowest bit here, as in the checksum.
 func zeros(n int64) uint32 {
-	shift := uint32(1) << 31       // the polynomial 1
-	power := uint32(1) << (31 - 8) // x^8: one byte
-	for ; n > 0; n >>= 1 {
+	shift := uint32(1) << 31 // the polynomial 1
+	for i := 0; n > 0; i, n = i+1, n>>1 {
 		if n&1 != 0 {
-			shift = multiply(shift, power)
+			shift = multiply(shift, powers[i])
 		}
-		power = multiply(power, power)
 	}
 	return shift
 }
+
+// powers are what multiplies a remainder when 1, 2, 4 and so on zero bytes are appended.
+var powers = func() (p [63]uint32) {
+	p[0] = 1 << (31 - 8) // x^8
+	for i := range p[1:] {
+		p[i+1] = multiply(p[i], p[i])
+	}
+	return p
+}()
 
 // multiply multiplies two polynomials modulo that of CRC-32C.
 func multiply(a, b uint32) (product uint32) {

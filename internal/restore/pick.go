@@ -430,13 +430,17 @@ type picker struct {
 	of   *chain.Take
 	held *heldFile // where picks[0] is held back
 
+	right uint32 // sum of what is known to be right of the file up to end, as picking.add takes it
+	end   int64
+
 	whole  uint32 // sum of the content up to the last border of a run
 	sum    uint32 // from there on
 	length int64  // of that
 	page   uint32 // sum of the page under way
 	pages  int    // that were found right
 
-	from, to int64 // of the file: what was written and not yet asked to be written to disk
+	from, to int64 // of the file: the stretch that was written last and not yet asked to be written to disk
+	wrote    int64 // bytes in there; the rest of it is gaps
 }
 
 // Write implements io.Writer.
@@ -466,7 +470,7 @@ func (s *picker) Write(b []byte) (int, error) {
 		}
 		s.pos, rest = s.pos+n, rest[n:]
 		if s.done == p.length {
-			if err := s.end(p); err != nil {
+			if err := s.check(p); err != nil {
 				return 0, err
 			}
 			s.picks = s.picks[1:]
@@ -537,23 +541,25 @@ func (s *picker) write(b []byte, at int64) error {
 	}
 	s.bytes.Add(int64(len(b)))
 	s.Progress.done.Add(int64(len(b)))
-	if at != s.to {
+	if at < s.to || at-s.to > maxGap {
 		s.writeBack()
 		s.from = at
 	}
 	s.to = at + int64(len(b))
+	s.wrote += int64(len(b))
 	if s.to-s.from >= writeBackEvery {
 		s.writeBack()
 	}
 	return nil
 }
 
-// writeBack asks for what was written to go to disk, where that is much.
+// writeBack asks for a long stretch that was written to go to disk, and with it what newer backups have put into its gaps. Where a delta left it mostly
+// gaps, an older backup comes to fill them, and that is the time to ask; none comes where pages of a file are replaced that was there.
 func (s *picker) writeBack() {
-	if s.to-s.from >= writeBackEvery {
-		writeBack(s.file, s.from, s.to-s.from)
+	if n := s.to - s.from; n >= writeBackLeast && (s.wrote >= n/2 || s.picking.compared) {
+		writeBack(s.file, s.from, n)
 	}
-	s.from = s.to
+	s.from, s.wrote = s.to, 0
 }
 
 // look sums up content, and compares pages with their sums where they have any.
@@ -586,7 +592,7 @@ func (s *picker) border(p *pick, run *chain.Run) {
 	if run != nil {
 		s.run++
 		if s.held == nil {
-			s.picking.add(p.File, s.sum, s.picking.File(p.File).Size-run.File-run.Length)
+			s.isRight(run)
 		}
 	}
 	if s.length == p.length {
@@ -597,8 +603,14 @@ func (s *picker) border(p *pick, run *chain.Run) {
 	s.sum, s.length = 0, 0
 }
 
-// end checks a pick that is all of a member.
-func (s *picker) end(p *pick) error {
+// isRight notes that a run has come, whose sum is s.sum. Runs of a file are ascending.
+func (s *picker) isRight(run *chain.Run) {
+	s.right = crc32c.Combine(s.right, s.sum, run.File+run.Length-s.end)
+	s.end = run.File + run.Length
+}
+
+// check looks at a pick that is all of a member: is its sum the right one?
+func (s *picker) check(p *pick) error {
 	s.open = false
 	if p.sums == nil && s.whole != p.CRC {
 		return mismatch(s.whole, p.CRC)
@@ -612,8 +624,9 @@ func (s *picker) leave() error {
 		return nil
 	}
 	s.writeBack()
+	s.picking.add(s.of.File, s.right, s.picking.File(s.of.File).Size-s.end)
 	f := s.file
-	s.file, s.from, s.to = nil, 0, 0
+	s.file, s.right, s.end, s.from, s.to = nil, 0, 0, 0, 0
 	return f.Close()
 }
 

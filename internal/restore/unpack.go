@@ -25,6 +25,8 @@ const (
 	copyBuffer = 256 << 10
 	// writeBackEvery is after how many bytes of a file the system is asked to begin writing them to disk.
 	writeBackEvery = 8 << 20
+	// writeBackLeast is of how many bytes that is worth a call where the writing of a file ends.
+	writeBackLeast = 1 << 20
 	// maxGap is how many bytes between two wanted contents are read rather than passed over with another request.
 	maxGap = 1 << 20
 )
