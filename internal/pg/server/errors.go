@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -108,6 +109,11 @@ func connectError(ctx context.Context, op string, err error) error {
 	if errors.As(err, &errno) && (errno == syscall.ECONNREFUSED || errors.Is(errno, fs.ErrNotExist)) {
 		e.Err = errno
 		e.advice = "is the server running, and does it listen there? host and port come from PGHOST and PGPORT"
+	}
+	var certificate *tls.CertificateVerificationError
+	if errors.As(err, &certificate) {
+		e.Err = certificate
+		e.advice = "PGSSLROOTCERT names the file with the authority that signed the server's certificate, which with PGSSLMODE=verify-full has to be of the very name in PGHOST"
 	}
 	var pg *pgconn.PgError
 	if !errors.As(err, &pg) {

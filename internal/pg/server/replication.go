@@ -40,7 +40,7 @@ func ConnectReplication(ctx context.Context, cfg Config) (*Replication, error) {
 	}
 	cfg["replication"] = "true"
 	cfg["default_transaction_read_only"] = "off" // so that before 14 transaction_read_only tells a standby
-	pgcfg, err := cfg.parse()
+	pgcfg, err := cfg.parseReplication()
 	if err != nil {
 		return nil, &Error{Op: "connect to PostgreSQL", Err: err}
 	}
@@ -68,6 +68,22 @@ func ConnectReplication(ctx context.Context, cfg Config) (*Replication, error) {
 		return nil, c.error(ctx, op, err)
 	}
 	return c, nil
+}
+
+// parseReplication is parse of a session for replication, which has no database. In a file of passwords the line for it has the database
+// "replication", as libpq's programs read it; that of the database which is named does as well.
+func (c Config) parseReplication() (*pgx.ConnConfig, error) {
+	named, err := c.parse()
+	if err != nil {
+		return nil, err
+	}
+	c = maps.Clone(c)
+	c["dbname"] = "replication"
+	cfg, err := c.parse()
+	if err == nil && cfg.Password == "" {
+		cfg.Password = named.Password
+	}
+	return cfg, err
 }
 
 // replicationError adds what is to be done where a server lets nobody in for replication.

@@ -7,6 +7,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -71,7 +72,9 @@ func (c Config) parse() (*pgx.ConnConfig, error) {
 	}
 	cfg, err := pgx.ParseConfig(b.String())
 	if err != nil {
-		return nil, err
+		// The driver quotes all it was told, and leaves out only such passwords as have no quotation mark in them.
+		words := err.Error()
+		return nil, errors.New(strings.TrimPrefix(words[strings.LastIndex(words, "`")+1:], ": "))
 	}
 	for _, f := range cfg.Fallbacks { // one per TLS mode, and one per further host
 		if f.Host != cfg.Host || f.Port != cfg.Port {
