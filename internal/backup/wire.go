@@ -22,6 +22,7 @@ import (
 	"holdfast/internal/pg/datadir"
 	"holdfast/internal/pg/page"
 	"holdfast/internal/pg/server"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/tarpart"
 )
 
@@ -252,6 +253,9 @@ func (w *wire) rest(ctx context.Context) error {
 	if err := w.timed("wal", func() error { return w.awaitWAL(ctx, stop.LSN) }); err != nil {
 		return err
 	}
+	if err := w.compareStop(ctx, stop); err != nil {
+		return err
+	}
 	return w.timed("commit", func() error {
 		if err := w.checkAncestors(ctx); err != nil {
 			return err
@@ -266,6 +270,29 @@ func (w *wire) rest(ctx context.Context) error {
 		}
 		return w.draft.Commit(ctx, s)
 	})
+}
+
+// compareStop is what compareWAL is where there is a directory: of what the archive has of the segment that the backup ends in, the server sends
+// its own, to where that ends. It takes another session, and is done without where there is none.
+func (w *wire) compareStop(ctx context.Context, stop server.Stop) error {
+	if w.start.Standby || w.NoWaitWAL {
+		return nil
+	}
+	size := w.facts.SegmentSize
+	begin := size.Start(size.LastSegment(stop.LSN))
+	err := w.archive.CompareWAL(ctx, stop.Segment, func() (io.ReadCloser, error) {
+		return w.repl.WAL(ctx, stop.Timeline, begin, begin+wal.LSN(size))
+	})
+	var conflict *archive.ConflictError
+	switch {
+	case errors.As(err, &conflict):
+		return conflict
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case err != nil && !errors.Is(err, fs.ErrNotExist): // the server has no use for it any more
+		w.Logger.Warn("whether the archive has the server's own WAL is not known", "segment", stop.Segment, "err", err)
+	}
+	return nil
 }
 
 // copyStream stores what the server sends: parts one after the other, then pg_control, then the server's manifest.

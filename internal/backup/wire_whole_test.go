@@ -2,14 +2,18 @@ package backup_test
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/backup"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/store/storetest"
 	"holdfast/test/pgtest"
 )
@@ -116,6 +120,59 @@ func TestWireAutoTakesWhatThereIs(t *testing.T) {
 		a := archive.New(&storetest.Memory{}, archive.Options{})
 		if _, err := backup.Wire(t.Context(), replicate(t, c.Config()), a, backup.Options{NoWaitWAL: true, WireCodec: "auto"}); err != nil {
 			t.Errorf("%d: %v", major, err)
+		}
+	}
+}
+
+// A server that was set back without a new timeline finds its WAL archived with other contents, and a backup that ended with that would be
+// restored with it.
+func TestWireWALOfAnotherHistory(t *testing.T) {
+	for _, major := range []int{10, 13, 15, 18} {
+		c := pgtest.New(t, pgtest.Require(t, major), pgtest.Options{Settings: map[string]string{"archive_mode": "on", "archive_command": "false"}})
+		c.Exec(t, `create table t as select generate_series(1, 100000) i`)
+		m := &storetest.Memory{}
+		a := archive.New(m, archive.Options{})
+		for n := range wal.SegmentNo(16) {
+			open := func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("another history")), nil }
+			if _, err := a.PutWAL(t.Context(), wal.SegmentSize(16<<20).Name(1, n), open); err != nil {
+				t.Fatal(err)
+			}
+		}
+		_, err := backup.Wire(t.Context(), replicate(t, c.Config()), a, backup.Options{})
+		if conflict := new(archive.ConflictError); !errors.As(err, &conflict) {
+			t.Errorf("%d: %v", major, err)
+		}
+		if left := strings.Join(names(t, m), " "); strings.Contains(left, archive.BackupDir) {
+			t.Errorf("%d: left: %s", major, left)
+		}
+
+		// With its own there is one, and no word of that.
+		own := archive.New(&storetest.Memory{}, archive.Options{})
+		var log bytes.Buffer
+		done := make(chan error, 1)
+		go func() {
+			_, err := backup.Wire(t.Context(), replicate(t, c.Config()), own, backup.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+			done <- err
+		}()
+		for again := true; again; {
+			select {
+			case err := <-done:
+				if again = false; err != nil || strings.Contains(log.String(), "level=WARN") {
+					t.Errorf("%d: %v\n%s", major, err, log.String())
+				}
+			case <-time.After(20 * time.Millisecond):
+				ready, err := filepath.Glob(filepath.Join(c.Data, "pg_wal", "archive_status", "*.ready"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, file := range ready {
+					name := strings.TrimSuffix(filepath.Base(file), ".ready")
+					open := func() (io.ReadCloser, error) { return os.Open(filepath.Join(c.Data, "pg_wal", name)) }
+					if _, err := own.PutWAL(t.Context(), name, open); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
 		}
 	}
 }
