@@ -15,11 +15,11 @@ import (
 // says what is in it. Where the store copies by itself no content passes through here.
 func (d *Draft) CopyPart(ctx context.Context, base, from string, p Part, members []tarpart.Member) error {
 	name := base + strings.TrimPrefix(p.Name, p.Base)
-	if err := d.copy(ctx, d.archive.partsDir(from)+p.Name, d.archive.partsDir(d.name)+name); err != nil {
+	if err := d.copy(ctx, from, d.archive.partsDir(from)+p.Name, d.archive.partsDir(d.name)+name); err != nil {
 		return err
 	}
 	// A part whose sums got lost is one without, here as there.
-	if err := d.copy(ctx, d.archive.sumsName(from, p.Base), d.archive.sumsName(d.name, base)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := d.copy(ctx, from, d.archive.sumsName(from, p.Base), d.archive.sumsName(d.name, base)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return d.add(ManifestPart{Name: name, Size: p.Size, Members: members})
@@ -34,11 +34,11 @@ func (d *Draft) CopyConfig(ctx context.Context, from string) error {
 	if err != nil {
 		return err
 	}
-	return d.copy(ctx, object, d.archive.folder(d.name)+strings.TrimPrefix(object, d.archive.folder(from)))
+	return d.copy(ctx, from, object, d.archive.folder(d.name)+strings.TrimPrefix(object, d.archive.folder(from)))
 }
 
-// copy copies an object as it is stored. As put it replaces nothing.
-func (d *Draft) copy(ctx context.Context, from, to string) error {
+// copy copies an object of another backup as it is stored. As put it replaces nothing.
+func (d *Draft) copy(ctx context.Context, backup, from, to string) error {
 	there, err := d.archive.exists(ctx, to)
 	if err == nil && there {
 		err = d.taken(to)
@@ -47,6 +47,9 @@ func (d *Draft) copy(ctx context.Context, from, to string) error {
 		return err
 	}
 	if err := store.Copy(ctx, d.archive.store, from, to); !errors.Is(err, errors.ErrUnsupported) {
+		if err == nil {
+			d.noteCopy(ctx, backup, from, to)
+		}
 		return err
 	}
 	body, err := d.archive.store.Open(ctx, from)

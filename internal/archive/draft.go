@@ -47,6 +47,9 @@ type Draft struct {
 	contents int64 // bytes of member contents
 	stored   int64 // bytes handed to the store
 
+	objects map[string]Stored            // what is stored, by name from the folder on
+	copied  map[string]map[string]Stored // the same of backups that objects were copied from
+
 	same      []tarpart.Member // files that are as in the parent, until they fill a line
 	sameNames int              // bytes of their paths
 	unchanged []manifestLine   // of such files
@@ -257,17 +260,21 @@ func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 	if err != nil {
 		return fmt.Errorf("encode the metadata of %s: %w", d.name, err)
 	}
-	if err := d.putDocument(ctx, d.archive.folder(d.name)+"metadata.json", metadata); err != nil {
+	if err := d.putDocument(ctx, d.archive.folder(d.name)+"metadata.json", sealed(metadata)); err != nil {
 		return err
 	}
 	sizes, err := d.putFileList(ctx)
 	if err != nil {
 		return fmt.Errorf("store the file list of %s: %w", d.name, err)
 	}
+	if s.Objects, err = d.putObjects(ctx); err != nil {
+		return fmt.Errorf("store the checksums of the objects of %s: %w", d.name, err)
+	}
 	sentinel, err := s.encode()
 	if err != nil {
 		return fmt.Errorf("encode the sentinel of %s: %w", d.name, err)
 	}
+	sentinel = sealed(sentinel)
 	if err := d.whole(ctx, sizes); err != nil {
 		return err
 	}
@@ -316,6 +323,9 @@ func (d *Draft) whole(ctx context.Context, sizes map[string]int64) error {
 func (d *Draft) put(ctx context.Context, name string, r io.Reader) error {
 	ours := &summed{Reader: r}
 	err := store.PutIfAbsent(ctx, d.archive.store, name, ours)
+	if err == nil {
+		d.note(name, Stored{ours.n, ours.sum})
+	}
 	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
@@ -331,6 +341,7 @@ func (d *Draft) put(ctx context.Context, name string, r io.Reader) error {
 			return fmt.Errorf("compare %s with what was put: %w", name, err)
 		}
 		if theirs.n == ours.n && theirs.sum == ours.sum {
+			d.note(name, Stored{ours.n, ours.sum})
 			return nil
 		}
 	}
@@ -540,71 +551,94 @@ type corruptBlocks struct {
 // counts the files, and returns the parts' sizes as stored, in bytes, by name.
 func (d *Draft) putFileList(ctx context.Context) (sizes map[string]int64, err error) {
 	sizes, d.files = make(map[string]int64, len(d.parts)), 0
-	err = pipe(func(w io.Writer) error {
-		b := &jsonWriter{w: bufio.NewWriterSize(w, 64<<10)}
-		b.raw(`{"Files":{`)
-		first := true
-		err := d.each(func(p *ManifestPart) error {
-			sizes[p.Name] = p.Size
-			for _, m := range p.Members {
-				if m.Type == tarpart.File && partRank(p.Name) != 2 {
-					d.files++
-				}
-				if partRank(p.Name) != 0 {
-					continue // control file and labels are restored whether listed or not
-				}
-				b.comma(&first)
-				b.value(tarpart.Name(m.Path))
-				b.raw(":")
-				b.value(newFileEntry(&m))
+	err = d.each(func(p *ManifestPart) error {
+		sizes[p.Name] = p.Size
+		for i := range p.Members {
+			if p.Members[i].Type == tarpart.File && partRank(p.Name) != 2 {
+				d.files++
 			}
-			return b.err
-		})
-		if err != nil {
-			return err
 		}
-		for _, packed := range d.unchanged {
-			var line unchangedLine
-			if err := packed.decode(&line); err != nil {
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = pipe(func(w io.Writer) error {
+		return writeFileList(w, func(part func(*ManifestPart) error, unchanged func(*unchangedLine) error) error {
+			if err := d.each(part); err != nil || unchanged == nil {
 				return err
 			}
-			for _, m := range line.Unchanged {
-				b.comma(&first)
-				b.value(tarpart.Name(m.Path))
-				b.raw(":")
-				e := newFileEntry(&m)
-				e.IsSkipped = true
-				b.value(e)
-			}
-		}
-		b.raw(`},"TarFileSets":{`)
-		first = true
-		err = d.each(func(p *ManifestPart) error {
-			names := make([]string, len(p.Members))
-			for i, m := range p.Members {
-				names[i] = tarpart.Name(m.Path)
-				if partRank(p.Name) == 2 {
-					names[i] = m.Path // labels have no leading slash
+			for _, packed := range d.unchanged {
+				var line unchangedLine
+				if err := packed.decode(&line); err != nil {
+					return err
+				}
+				if err := unchanged(&line); err != nil {
+					return err
 				}
 			}
-			b.comma(&first)
-			b.value(p.Name)
-			b.raw(":")
-			b.value(names)
-			return b.err
+			return nil
 		})
-		if err != nil {
-			return err
-		}
-		b.raw("}}")
-		if b.err != nil {
-			return b.err
-		}
-		return b.w.Flush()
 	}, func(r io.Reader) error {
 		return d.put(ctx, d.archive.folder(d.name)+"files_metadata.json", r)
 	})
 	return sizes, err
+}
+
+// writeFileList writes files_metadata.json. It is made of the manifest alone, which read goes through as often as it is called: the parts, then, unless that
+// is nil, what is unchanged.
+func writeFileList(w io.Writer, read func(part func(*ManifestPart) error, unchanged func(*unchangedLine) error) error) error {
+	b := &jsonWriter{w: bufio.NewWriterSize(w, 64<<10)}
+	b.raw(`{"Files":{`)
+	first := true
+	file := func(m *tarpart.Member, skipped bool) {
+		b.comma(&first)
+		b.value(tarpart.Name(m.Path))
+		b.raw(":")
+		e := newFileEntry(m)
+		e.IsSkipped = skipped
+		b.value(e)
+	}
+	err := read(func(p *ManifestPart) error {
+		for i := range p.Members {
+			if partRank(p.Name) == 0 { // control file and labels are restored whether listed or not
+				file(&p.Members[i], false)
+			}
+		}
+		return b.err
+	}, func(line *unchangedLine) error {
+		for i := range line.Unchanged {
+			file(&line.Unchanged[i], true)
+		}
+		return b.err
+	})
+	if err != nil {
+		return err
+	}
+	b.raw(`},"TarFileSets":{`)
+	first = true
+	err = read(func(p *ManifestPart) error {
+		names := make([]string, len(p.Members))
+		for i, m := range p.Members {
+			names[i] = tarpart.Name(m.Path)
+			if partRank(p.Name) == 2 {
+				names[i] = m.Path // labels have no leading slash
+			}
+		}
+		b.comma(&first)
+		b.value(p.Name)
+		b.raw(":")
+		b.value(names)
+		return b.err
+	}, nil)
+	if err != nil {
+		return err
+	}
+	b.raw("}}")
+	if b.err != nil {
+		return b.err
+	}
+	return b.w.Flush()
 }
 
 // jsonWriter writes a document piece by piece and keeps the first error.

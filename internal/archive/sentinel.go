@@ -51,6 +51,7 @@ type Sentinel struct {
 	WALIncomplete bool   `json:"HoldfastWALIncomplete,omitempty"` // taken with --no-wait-wal
 	Tool          string `json:"HoldfastVersion,omitempty"`       // the release that wrote it
 	Manifest      string `json:"HoldfastManifest,omitempty"`      // SHA-256 of the manifest as Manifest.Sum returns it
+	Objects       string `json:"HoldfastObjects,omitempty"`       // SHA-256 of objects.json, see Archive.Objects
 	Parent        string `json:"HoldfastParent,omitempty"`        // of a delta: SHA-256 of its parent's sentinel, see Sum
 	DeltaSource   string `json:"HoldfastDeltaSource,omitempty"`   // of a delta: how it was known what has changed
 	Checksums     *bool  `json:"HoldfastChecksums,omitempty"`     // whether pages had checksums as it began; nil where it is not said
@@ -372,10 +373,11 @@ func (a *Archive) MarkPermanent(ctx context.Context, name string) error {
 		return nil
 	}
 	doc["is_permanent"] = json.RawMessage("true")
+	delete(doc, sealKey)
 	if b, err = json.Marshal(doc); err != nil {
 		return err
 	}
-	return a.store.Put(ctx, object, bytes.NewReader(b))
+	return a.store.Put(ctx, object, bytes.NewReader(sealed(b)))
 }
 
 // notExist makes an error that says what is missing and is fs.ErrNotExist.

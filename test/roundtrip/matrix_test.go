@@ -152,7 +152,7 @@ func checkLayout(t *testing.T, s *site.Site, name string, c codec, l lock, unpac
 	data := len(parts)
 	parts = append(parts, "pg_control.tar"+c.ext, "backup_label.tar"+c.ext)
 	want := []string{"basebackups_005/" + name + "_backup_stop_sentinel.json", "holdfast/cluster.json"}
-	for _, object := range []string{"files_metadata.json", "manifest.json.zst", "metadata.json"} {
+	for _, object := range []string{"files_metadata.json", "manifest.json.zst", "metadata.json", "objects.json"} {
 		want = append(want, "basebackups_005/"+name+"/"+object)
 	}
 	for _, part := range parts {
