@@ -33,6 +33,17 @@ const (
 // recycled. In a segment that the server still writes to that is the end; in a finished one it is damage.
 var ErrEnd = errors.New("end of WAL")
 
+// FaultError says where in the WAL a Reader found what it cannot accept.
+type FaultError struct {
+	What string  // page or record
+	LSN  wal.LSN // of its first byte
+	Err  error
+}
+
+func (e *FaultError) Error() string { return fmt.Sprintf("WAL %s %s: %s", e.What, e.LSN, e.Err) }
+
+func (e *FaultError) Unwrap() error { return e.Err }
+
 // major returns PostgreSQL's major version by XLOG_PAGE_MAGIC.
 func major(magic uint16) (int, bool) {
 	for i, m := range [...]uint16{0xD097, 0xD098, 0xD101, 0xD106, 0xD10D, 0xD110, 0xD113, 0xD116, 0xD118} {
@@ -189,7 +200,7 @@ func (r *Reader) turn() (flags uint16, rest uint32, err error) {
 
 // pageFault is what is wrong with the page at r.at.
 func (r *Reader) pageFault(format string, args ...any) error {
-	return fmt.Errorf("WAL page %s: %w", r.at, fmt.Errorf(format, args...))
+	return &FaultError{"page", r.at, fmt.Errorf(format, args...)}
 }
 
 // take moves beyond the next n bytes of the page, and on to a multiple of 8, and returns the n.
@@ -267,7 +278,7 @@ func (r *Reader) read() error {
 		rec.LSN = r.pos
 		length := binary.LittleEndian.Uint32(r.page)
 		if length == 0 && zero(r.page) {
-			return fmt.Errorf("WAL record %s: %w: zeros", r.pos, ErrEnd)
+			return &FaultError{"record", r.pos, fmt.Errorf("%w: zeros", ErrEnd)}
 		}
 		var b []byte
 		var body uint32
@@ -285,7 +296,7 @@ func (r *Reader) read() error {
 			b, body = r.parts.kept, r.parts.crc(recordHeaderLen)
 		}
 		if err := r.accept(b, body); err != nil {
-			return fmt.Errorf("WAL record %s: %w", rec.LSN, err)
+			return &FaultError{"record", rec.LSN, err}
 		}
 		return nil
 	}
@@ -303,7 +314,7 @@ func (r *Reader) assemble(length uint32) (whole bool, err error) {
 		err = fmt.Errorf("length %d", length)
 	}
 	if err != nil {
-		return false, fmt.Errorf("WAL record %s: %w", rec.LSN, err)
+		return false, &FaultError{"record", rec.LSN, err}
 	}
 	r.parts.reset()
 	r.begun = rec.LSN

@@ -60,7 +60,12 @@ type Summary struct {
 func (s *Summary) All() bool { return s.Missing > s.Tail.Length }
 
 // Summarize sums up the segment in r, all of whose records it checks. It reads size bytes, none beyond.
-func Summarize(r io.Reader, size wal.SegmentSize) (*Summary, error) { return summarize(r, size, 0) }
+func Summarize(r io.Reader, size wal.SegmentSize) (*Summary, error) {
+	return summarize(r, size, 0, true)
+}
+
+// Check is Summarize without what the records change: Blocks is empty, and Minimal not set. It looks at what they are, of whatever resource manager.
+func Check(r io.Reader, size wal.SegmentSize) (*Summary, error) { return summarize(r, size, 0, false) }
 
 // SummarizeTo is Summarize as if the WAL ended at end, which is in the segment or is its end. Nothing from there on is looked at, so
 // the server may still write there.
@@ -68,10 +73,10 @@ func SummarizeTo(r io.Reader, size wal.SegmentSize, end wal.LSN) (*Summary, erro
 	if end == 0 {
 		return nil, errors.New("summary of WAL up to nowhere")
 	}
-	return summarize(r, size, end)
+	return summarize(r, size, end, true)
 }
 
-func summarize(src io.Reader, size wal.SegmentSize, bound wal.LSN) (*Summary, error) {
+func summarize(src io.Reader, size wal.SegmentSize, bound wal.LSN, blocks bool) (*Summary, error) {
 	r, err := NewReader(io.LimitReader(src, int64(size)), bound)
 	if err != nil {
 		return nil, err
@@ -106,8 +111,10 @@ func summarize(src io.Reader, size wal.SegmentSize, bound wal.LSN) (*Summary, er
 			}
 			break
 		}
-		if err := c.add(rec); err != nil {
-			return nil, err
+		if blocks {
+			if err := c.add(rec); err != nil {
+				return nil, err
+			}
 		}
 		if s.First == 0 {
 			s.First, s.Prev = rec.LSN, rec.Prev
@@ -136,6 +143,8 @@ func (r *Reader) brief() bool {
 
 // Joiner puts together the summaries of consecutive segments, in order, and with them the records that span them.
 type Joiner struct {
+	CheckOnly bool // the summaries are of Check: Blocks stays empty
+
 	// Blocks is what is changed by all records that begin in the first segment or later and end in the last or earlier.
 	Blocks  blockset.Set
 	Minimal bool // some of the WAL was written with wal_level=minimal, and Blocks may lack what it changed
@@ -264,6 +273,9 @@ func (j *Joiner) decode(rec *Record, s *Summary) error {
 	}
 	if err := rec.decode(b, s.Version); err != nil {
 		return err
+	}
+	if j.CheckOnly {
+		return nil
 	}
 	c := collector{blocks: &j.Blocks, version: s.Version}
 	err := c.add(rec)
