@@ -40,7 +40,7 @@ func lagging(t *testing.T, major int, source string) *pair {
 	if source == "archive" {
 		env[0] = "HOLDFAST_WAL_SUMMARIES=on"
 	}
-	s := site.New(t, p, pgtest.Options{Checksums: true, Settings: settings, Env: env})
+	s := site.New(t, p, pgtest.Options{Checksums: true, SegmentSize: 4 << 20, Settings: settings, Env: env}) // many copies are made of the standby
 	s.Env = append(s.Env, env...)
 	v := &pair{Site: s, spaces: pgtest.Dir(t)}
 	for _, name := range []string{"old", "gone", "new"} {
@@ -114,7 +114,13 @@ func (v *pair) space(name string) string { return filepath.Join(v.spaces, name) 
 // open starts a server in the standby's directory.
 func (v *pair) open(t *testing.T) *pgtest.Cluster {
 	t.Helper()
-	return pgtest.Attach(t, v.Programs, v.dir, pgtest.Options{Env: v.Env, Settings: map[string]string{"hot_standby": "on"}})
+	return v.attach(t, v.dir)
+}
+
+// attach starts a server in a standby's directory. It looks often whether the archive has more.
+func (v *pair) attach(t *testing.T, dir string) *pgtest.Cluster {
+	t.Helper()
+	return pgtest.Attach(t, v.Programs, dir, pgtest.Options{Env: v.Env, Settings: map[string]string{"hot_standby": "on", "wal_retrieve_retry_interval": "100ms"}})
 }
 
 // in runs statements in another database.
@@ -295,7 +301,7 @@ func whole(t *testing.T, c *pgtest.Cluster) {
 // A standby that lags further behind than WAL reaches is brought forward in place, by what each source says has changed. It follows its primary
 // afterwards, is what that is, and has kept what is its own.
 func TestStandbyIsBroughtForward(t *testing.T) {
-	sources := map[int][]string{11: {"archive"}, 13: {"archive", "lsn"}, 15: {"archive", "lsn"}, 17: {"summaries", "archive", "lsn"}}
+	sources := map[int][]string{11: {"archive"}, 13: {"lsn"}, 15: {"archive"}, 17: {"summaries"}} // the other tests have more
 	for _, major := range slices.Sorted(maps.Keys(sources)) {
 		for _, source := range sources[major] {
 			t.Run(fmt.Sprintf("PG%d/%s", major, source), func(t *testing.T) {
@@ -351,19 +357,30 @@ func (v *pair) fetch(t *testing.T, name string) {
 			t.Errorf("the plan does not say %q:\n%s", words, text)
 		}
 	}
-	if after := tree(t, v.dir); !maps.Equal(before, after) {
-		t.Error("--dry-run has changed the directory")
+	after := tree(t, v.dir)
+	for path := range maps.All(after) {
+		if before[path] != after[path] {
+			t.Errorf("--dry-run has changed %s: it was %q, and is %q", path, before[path], after[path])
+		}
+		delete(before, path)
+	}
+	if len(before) > 0 {
+		t.Errorf("--dry-run has removed %v", before)
 	}
 	v.OK(t, fetch...)
 }
 
-// tree is what is in a directory: for each file its size, time and inode.
+// tree is what is in a directory: for each file its size, time and mode. In pg_wal, which catch-ups leave alone, programs may be at work still that the
+// server asked for WAL before it was stopped.
 func tree(t *testing.T, dir string) map[string]string {
 	t.Helper()
 	found := map[string]string{}
 	err := filepath.WalkDir(dir, func(path string, d os.DirEntry, err error) error {
 		if err != nil {
 			return err
+		}
+		if path == filepath.Join(dir, "pg_wal") {
+			return filepath.SkipDir
 		}
 		info, err := d.Info()
 		if err == nil {

@@ -97,7 +97,7 @@ func TestWrongDirectoriesAreRefused(t *testing.T) {
 				args = append(args, "--tablespace-mapping", v.space(name)+"="+filepath.Join(filepath.Dir(dir), name))
 			}
 			v.OK(t, args...)
-			c := pgtest.Attach(t, v.Programs, dir, pgtest.Options{Env: v.Env, Settings: map[string]string{"hot_standby": "on"}})
+			c := v.attach(t, dir)
 			v.replayed(t, c)
 			c.Stop(t)
 			return dir
@@ -326,8 +326,7 @@ func TestKilledCatchUpIsCompleted(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(rescue, "holdfast_catchup.json")); !os.IsNotExist(err) {
 		t.Errorf("the marker is there still: %v", err)
 	}
-	standby := pgtest.Attach(t, v.Programs, rescue, pgtest.Options{Env: v.Env, Settings: map[string]string{"hot_standby": "on"}})
-	v.same(t, standby)
+	v.same(t, v.attach(t, rescue))
 }
 
 // A catch-up of which a part is damaged is told as such.
