@@ -35,6 +35,9 @@ type Catalog struct {
 	Histories  map[wal.Timeline][]Branch // of the timelines with a history file
 	BadHistory map[wal.Timeline]error    // those whose file could not be read or makes no sense
 
+	// Evidence is for Choose, and is nothing that Load finds: whoever chooses a timeline by it sets it before.
+	Evidence Evidence
+
 	Tombstones    []Tombstone // of what retention has condemned
 	BadTombstones []error     // why some could not be read
 }

@@ -84,6 +84,7 @@ func twoTimelines(t *testing.T) *storetest.Memory {
 // The backup for a target is the newest one from which the target can be reached, on the target's line of descent.
 func TestChoose(t *testing.T) {
 	c := load(t, twoTimelines(t))
+	c.Evidence.Server = 2
 	const none = ""
 	for _, x := range []struct {
 		what   string
@@ -129,12 +130,14 @@ func TestChoose(t *testing.T) {
 	}
 }
 
-// Where no backup will do on the latest timeline, the error says on which one would.
+// Where no backup will do on the cluster's timeline, the error says on which one would.
 func TestChooseAdvisesTimeline(t *testing.T) {
 	m := &storetest.Memory{}
 	put(t, m, archive.WALDir+"00000003.history", "1\t0/3000000\tx\n")
 	backup(t, m, "base_000000010000000000000006", 0x6000028, 0x6000100, at(4, 0))
-	_, err := load(t, m).Choose("", catalog.Target{Kind: catalog.Latest})
+	c := load(t, m)
+	c.Evidence.Server = 3
+	_, err := c.Choose("", catalog.Target{Kind: catalog.Latest})
 	var missing *catalog.NoBackupError
 	if !errors.As(err, &missing) || !strings.Contains(missing.Hint(), "--target-timeline 2") && !strings.Contains(missing.Hint(), "--target-timeline 1") {
 		t.Errorf("Choose: %v, hint %q", err, missing.Hint())
@@ -169,7 +172,9 @@ func TestReach(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		choice, err := load(t, m).Choose(x.name, x.target)
+		c := load(t, m)
+		c.Evidence.Server = 2
+		choice, err := c.Choose(x.name, x.target)
 		if err != nil {
 			t.Fatalf("%s: %v", x.what, err)
 		}
@@ -194,7 +199,9 @@ func TestReachNamesWhatItCannotRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	put(t, m, archive.WALDir+young+".xz", "")
-	choice, err := load(t, m).Choose("base_000000010000000000000004", catalog.Target{Kind: catalog.AtLSN, LSN: 0x7000001})
+	c := load(t, m)
+	c.Evidence.Server = 2
+	choice, err := c.Choose("base_000000010000000000000004", catalog.Target{Kind: catalog.AtLSN, LSN: 0x7000001})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +264,7 @@ func TestUnreadableEntryStays(t *testing.T) {
 	if c.BadHistory[4] == nil {
 		t.Error("a history file in a codec we do not read is not told")
 	}
-	if _, err := c.Choose("", catalog.Target{Kind: catalog.Latest}); err == nil {
+	if _, err := c.Choose("", catalog.Target{Kind: catalog.Latest, Highest: true}); err == nil {
 		t.Error("the latest timeline's history makes no sense, and yet a backup was chosen along it")
 	}
 	if got, err := c.Choose("", catalog.Target{Kind: catalog.Latest, Timeline: 2}); err != nil || got.Path.Timeline() != 2 {

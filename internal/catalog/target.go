@@ -32,7 +32,8 @@ type Target struct {
 	LSN      wal.LSN      // of AtLSN
 	XID      uint64       // of AtXID
 	Name     string       // of AtName
-	Timeline wal.Timeline // to recover along; 0 is the latest that can be
+	Timeline wal.Timeline // to recover along; 0 is the one that the cluster is on, see Catalog.Current
+	Highest  bool         // with Timeline 0: along the one with the highest number, as PostgreSQL means it by latest
 }
 
 // String says what the target is, for people.
@@ -100,13 +101,17 @@ type Choice struct {
 	Chain  []*Backup // what it is put together from: itself and, where it is a delta, its ancestors down to a full backup
 	Target Target    // with the timeline filled in
 	Path   Path      // leads to the target's timeline, to the backup's own where no recovery is asked for
+
+	// Current says why the target's timeline is the one it is, and which others there are; nil where it was asked for.
+	Current *Current
 }
 
 // Choose picks the backup for a target. name is that of a backup, or "" or LATEST for the best one: for a time or an LSN
 // the newest backup that was finished by then, for anything else the newest. A backup counts only where it lies on the
 // target's timeline or, before the branch, on an ancestor of it.
 //
-// Where no timeline is asked for it is the highest one; for a backup given by name the highest that grew out of it.
+// Where no timeline is asked for it is the one that the cluster is on; for a backup given by name that does not lie on the way to it, the likeliest of
+// those that grew out of it.
 func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 	if name == "LATEST" {
 		name = ""
@@ -126,8 +131,13 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 		return c.chooseFor(b, t)
 	}
 	asked := t
-	if t.Timeline == 0 {
-		t.Timeline = c.timelines()[0] // as recovery_target_timeline = latest means it
+	var current *Current
+	switch {
+	case t.Timeline == 0 && t.Highest:
+		t.Timeline = c.timelines()[0]
+	case t.Timeline == 0:
+		found := c.Current(c.Evidence)
+		current, t.Timeline = &found, found.Timeline
 	}
 	p, err := c.PathTo(t.Timeline)
 	if err != nil {
@@ -141,7 +151,7 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 			err = b.errCondemned()
 		}
 		if err == nil {
-			return Choice{Backup: b, Chain: chain, Target: t, Path: p}, nil
+			return Choice{Backup: b, Chain: chain, Target: t, Path: p, Current: current}, nil
 		}
 		if len(reasons) < cap(reasons) {
 			reasons = append(reasons, b.Name+" "+err.Error())
@@ -163,9 +173,9 @@ func (c *Catalog) none(asked, t Target, reasons []string) error {
 	if asked.Timeline != 0 {
 		return e
 	}
-	for _, other := range c.timelines()[1:] { // the first is t's
+	for _, other := range c.timelines() {
 		p, err := c.PathTo(other)
-		if err != nil {
+		if err != nil || other == t.Timeline {
 			continue
 		}
 		for i := range slices.Backward(c.Backups) {
@@ -194,18 +204,29 @@ func (c *Catalog) chooseFor(b *Backup, t Target) (Choice, error) {
 		}
 	}
 	along := []wal.Timeline{t.Timeline}
-	if t.Timeline == 0 {
+	var current *Current
+	switch {
+	case t.Timeline == 0 && t.Highest:
 		along = slices.DeleteFunc(c.timelines(), func(other wal.Timeline) bool { return other < b.Timeline() })
+	case t.Timeline == 0:
+		found := c.Current(c.Evidence)
+		if leads := func(to wal.Timeline) bool { p, err := c.PathTo(to); return err == nil && b.usable(p, t) == nil }; !leads(found.Timeline) {
+			found = c.current(c.Evidence, leads)
+		}
+		current, along = &found, []wal.Timeline{found.Timeline, b.Timeline()}
 	}
 	var because error
 	for _, t.Timeline = range along {
+		if t.Timeline == 0 { // no line leads over the backup
+			continue
+		}
 		p, err := c.PathTo(t.Timeline)
 		var chain []*Backup
 		if err == nil {
 			chain, err = c.usable(b, p, t)
 		}
 		if err == nil {
-			return Choice{Backup: b, Chain: chain, Target: t, Path: p}, nil
+			return Choice{Backup: b, Chain: chain, Target: t, Path: p, Current: current}, nil
 		}
 		because = err // in the end that of the backup's own timeline, or of the one asked for
 	}
