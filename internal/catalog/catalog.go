@@ -52,6 +52,9 @@ type Backup struct {
 	Err      error             // why a document could not be read
 
 	Condemned *Condemned // it is going; nil for most
+
+	// Start is the segment in which it starts, where Name does not have it: of a backup in another tool's repository.
+	Start string
 }
 
 // Load reads the catalog of an archive. Only a listing that fails is an error.
@@ -216,12 +219,21 @@ func (b *Backup) Started() time.Time {
 	return time.Time{}
 }
 
-// Segment returns the name of the WAL segment in the backup's name.
-func (b *Backup) Segment() string { return b.Name[len("base_"):][:24] }
+// Segment returns the name of the WAL segment in the backup's name; "" where another tool took it and does not say.
+func (b *Backup) Segment() string {
+	if named, ours := strings.CutPrefix(b.Name, "base_"); ours {
+		return named[:24]
+	}
+	return b.Start
+}
 
-// Timeline returns the timeline on which the backup was made.
+// Timeline returns the timeline on which the backup was made; 0 where Segment is not known.
 func (b *Backup) Timeline() wal.Timeline {
-	t, _ := strconv.ParseUint(b.Segment()[:8], 16, 32) // archive.CheckBackupName saw to the digits
+	segment := b.Segment()
+	if segment == "" {
+		return 0
+	}
+	t, _ := strconv.ParseUint(segment[:8], 16, 32) // archive.CheckBackupName saw to the digits
 	return wal.Timeline(t)
 }
 
@@ -232,7 +244,7 @@ func (b *Backup) IsDelta() bool {
 
 // walE returns the offset in the start segment that WAL-E puts behind a backup's name.
 func (b *Backup) walE() (offset uint64, ok bool) {
-	rest, ok := strings.CutPrefix(b.Name[len("base_")+24:], "_")
+	rest, ok := strings.CutPrefix(strings.TrimPrefix(b.Name, "base_"+b.Segment()), "_")
 	if !ok || len(rest) != 8 {
 		return 0, false
 	}
@@ -242,7 +254,7 @@ func (b *Backup) walE() (offset uint64, ok bool) {
 
 // IsWALE reports whether WAL-E took the backup: an offset ends the name, and it is no delta.
 func (b *Backup) IsWALE() bool {
-	return len(b.Name) == len("base_")+24+len("_00000028") && b.Name[len("base_")+24] == '_' && !b.IsDelta()
+	return len(b.Name) == len("base_")+24+len("_00000028") && b.Name[len("base_")+24] == '_' && b.Start == "" && !b.IsDelta()
 }
 
 // SegmentSize returns the size of the cluster's WAL segments: what the sentinel says, or the only size for which the
