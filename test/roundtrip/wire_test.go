@@ -346,3 +346,59 @@ func TestWireDeltaOrFull(t *testing.T) {
 	s.NotInBackup(t)
 	s.Restored(t, names[len(names)-1], "--target", "latest")
 }
+
+// Tablespaces inside the data directory, in place or linked to, one that comes while the backup runs and one that goes, come back as they were.
+func TestWireTablespacesInside(t *testing.T) {
+	for _, major := range []int{10, 15, 18} {
+		t.Run("PG"+itoa(major), func(t *testing.T) {
+			s := newWired(t, pgtest.Require(t, major), pgtest.Options{Checksums: true})
+			inside, late, gone := filepath.Join(s.Data, "inside"), pgtest.Dir(t), pgtest.Dir(t)
+			if err := os.Mkdir(inside, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			pgtest.Give(t, inside)
+			s.Exec(t, `create tablespace inside location '`+inside+`'`, `create tablespace gone location '`+gone+`'`,
+				`create table t tablespace inside as select g as id from generate_series(1, 10000) g`, `create table g tablespace gone as select 1 as id`)
+			tables := []string{"t", "late"}
+			if major >= 15 {
+				s.Exec(t, `alter system set allow_in_place_tablespaces = on`, `select pg_reload_conf()`)
+				pgtest.Eventually(t, "the reload", func() bool { return s.Value(t, `current_setting('allow_in_place_tablespaces')`) == "on" })
+				s.Exec(t, `create tablespace placed location ''`, `create table p tablespace placed as select g as id from generate_series(1, 10000) g`)
+				tables = append(tables, "p")
+			}
+			cmd := s.command(t)
+			cmd.Env = append(cmd.Env, "WALG_DISK_RATE_LIMIT=20000000")
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			pgtest.Eventually(t, "the backup has begun", func() bool { return anyObject(t, s.Site, "/push.json") })
+			s.Exec(t, `drop table g`, `drop tablespace gone`, `create tablespace late location '`+late+`'`, `create table late tablespace late as select 7 as id`)
+			if err := cmd.Wait(); err != nil {
+				t.Fatalf("%v\n%s", err, stderr.String())
+			}
+			s.Switch(t)
+			was := map[string]string{}
+			for _, table := range tables {
+				was[table] = site.Rows(t, s.Cluster, table)
+			}
+			s.Stop(t) // replay makes the late one where it was
+			for _, dir := range []string{late, gone} {
+				if err := os.RemoveAll(dir); err != nil {
+					t.Fatal(err)
+				}
+				if err := os.Mkdir(dir, 0o700); err != nil {
+					t.Fatal(err)
+				}
+				pgtest.Give(t, dir)
+			}
+			c := s.Restored(t, "--target", "latest", "--tablespace-mapping", inside+"="+filepath.Join(pgtest.Dir(t), "inside"))
+			for table, want := range was {
+				if got := site.Rows(t, c, table); got != want {
+					t.Errorf("%s came back as %s, was %s", table, got, want)
+				}
+			}
+		})
+	}
+}
