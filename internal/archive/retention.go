@@ -19,6 +19,9 @@ import (
 // RestoreDir is where restores at work leave signs of life.
 const RestoreDir = "holdfast/restores/"
 
+// OwnerName is the object that says whose archive this is.
+const OwnerName = ownerName
+
 // Tombstone is a record in TombstoneDir: what retention has condemned, and removes once PurgeAfter has passed; or, where Revokes is set, which of that was
 // taken back.
 type Tombstone struct {
