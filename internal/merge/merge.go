@@ -88,6 +88,9 @@ func Decide(ctx context.Context, a *archive.Archive, c *catalog.Catalog, name st
 		return nil, err
 	}
 	for _, one := range backups {
+		if one.Condemned != nil {
+			return nil, condemned(b.Name, one)
+		}
 		p.Chain = append(p.Chain, one.Name)
 	}
 	p.Unneeded = unneeded(c, backups)
@@ -100,11 +103,20 @@ func Decide(ctx context.Context, a *archive.Archive, c *catalog.Catalog, name st
 	return p, nil
 }
 
+// condemned says that a backup is going that the merge of another, or of itself, would count on: it, or WAL that it needs, may not be there for long.
+func condemned(name string, b *catalog.Backup) error {
+	return &RefusedError{fmt.Sprintf("%s cannot be merged: %s is condemned since %s and goes after %s", name, b.Name, catalog.FormatTime(b.Condemned.At),
+		catalog.FormatTime(b.Condemned.PurgeAfter)), "`holdfast undelete " + b.Name + "` takes that back"}
+}
+
 // done reports whether the merge was made already. Another backup of its name is a *RefusedError.
 func (p *Plan) done(c *catalog.Catalog) (bool, error) {
 	there, err := c.Find(p.Merged)
 	if err != nil {
 		return false, nil
+	}
+	if there.Condemned != nil {
+		return false, condemned(p.Backup, there)
 	}
 	if there.Sentinel == nil {
 		return false, fmt.Errorf("merge %s: there is a %s already, which cannot be read: %w", p.Backup, p.Merged, there.Err)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
 	"holdfast/internal/chain"
 	"holdfast/internal/tarpart"
 )
@@ -148,6 +149,11 @@ func (r *run) do(ctx context.Context) error {
 	r.phase("preparing")
 	r.Progress.total.Store(r.plan.Bytes)
 	defer r.spool.close()
+	for _, b := range r.plan.chain.Backups { // the draft is there: from now on retention sees it
+		if err := catalog.StillThere(ctx, r.archive, b); err != nil {
+			return fmt.Errorf("%s: %w", b.Name, err)
+		}
+	}
 	if err := r.gather(ctx); err != nil {
 		return err
 	}
