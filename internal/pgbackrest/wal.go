@@ -68,15 +68,24 @@ func (i *WALInfo) Of(system uint64) (found []Cluster) {
 // WAL shows the WAL of one cluster as that of an archive of ours: every file by its own name, neither compressed nor encrypted. It has no backups, and cannot
 // be written to.
 func (r *Repository) WAL(i *WALInfo, c Cluster) *archive.Archive {
-	v := &walView{r: r, dir: r.archive() + c.Name() + "/", passphrase: i.passphrase}
+	v := &walView{r: r, cluster: c, dir: r.archive() + c.Name() + "/", passphrase: i.passphrase}
 	return archive.New(v, archive.Options{Method: compress.None})
 }
 
 // walView is a store with the WAL of a cluster.
 type walView struct {
 	r          *Repository
+	cluster    Cluster
 	dir        string
 	passphrase string
+}
+
+// ownerName is what an archive of ours says in whose it is: archive.info does, and that it was read tells that there is an archive, though it may lack a file.
+const ownerName = "holdfast/cluster.json"
+
+// owner returns that document.
+func (v *walView) owner() ([]byte, error) {
+	return json.Marshal(archive.Owner{SystemIdentifier: v.cluster.SystemIdentifier, By: "pgBackRest"})
 }
 
 // An entry is a WAL file in the repository.
@@ -193,6 +202,10 @@ func fileOf(op, object string) (string, error) {
 
 // Open implements store.Store. What is read to its end without an error has the checksum that its name says.
 func (v *walView) Open(ctx context.Context, object string) (io.ReadCloser, error) {
+	if object == ownerName {
+		b, err := v.owner()
+		return io.NopCloser(bytes.NewReader(b)), err
+	}
 	name, err := fileOf("open", object)
 	if err != nil {
 		return nil, err
@@ -271,6 +284,10 @@ func (v *walView) OpenRange(ctx context.Context, object string, offset, length i
 
 // Stat implements store.Store. The size is that in the repository.
 func (v *walView) Stat(ctx context.Context, object string) (store.Object, error) {
+	if object == ownerName {
+		b, err := v.owner()
+		return store.Object{Name: object, Size: int64(len(b))}, err
+	}
 	name, err := fileOf("stat", object)
 	if err != nil {
 		return store.Object{}, err
