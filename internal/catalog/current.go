@@ -245,7 +245,7 @@ func (g *graph) lines() (lines []Line) {
 // add enters into l what there is of timeline t, of WAL and backups behind after where that is not 0.
 func (g *graph) add(l *Line, t wal.Timeline, after wal.LSN) {
 	sign := func(at time.Time) {
-		if at = g.e.Forgotten[t].age(at); at.After(l.Newest) {
+		if at = g.e.Forgotten[t].Of(at); at.After(l.Newest) {
 			l.Newest = at
 		}
 	}
@@ -289,8 +289,8 @@ func (g *graph) add(l *Line, t wal.Timeline, after wal.LSN) {
 	}
 }
 
-// age returns when an object had been stored that the store says was stored at at.
-func (a Aside) age(at time.Time) time.Time {
+// Of returns when an object had been stored that the store says was stored at at.
+func (a Aside) Of(at time.Time) time.Time {
 	if a.Newest.IsZero() || !a.Until.IsZero() && at.After(a.Until) || a.Newest.After(at) {
 		return at
 	}
@@ -300,7 +300,7 @@ func (a Aside) age(at time.Time) time.Time {
 // began returns when the first sign of timeline t was archived; zero where nothing tells.
 func (g *graph) began(t wal.Timeline) (first time.Time) {
 	sign := func(at time.Time) {
-		if at = g.e.Forgotten[t].age(at); first.IsZero() || at.Before(first) {
+		if at = g.e.Forgotten[t].Of(at); first.IsZero() || at.Before(first) {
 			first = at
 		}
 	}
@@ -318,4 +318,15 @@ func (g *graph) began(t wal.Timeline) (first time.Time) {
 		sign(b.Created())
 	}
 	return first
+}
+
+// Descendants returns the timelines that grew out of t, ascending, by what the history files say that can be read.
+func (c *Catalog) Descendants(t wal.Timeline) (all []wal.Timeline) {
+	for other, branches := range c.Histories {
+		if slices.ContainsFunc(branches, func(b Branch) bool { return b.Timeline == t }) {
+			all = append(all, other)
+		}
+	}
+	slices.Sort(all)
+	return all
 }
