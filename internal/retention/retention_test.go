@@ -1,0 +1,601 @@
+package retention_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/retention"
+)
+
+func (w *world) plan(rule retention.Rule) *retention.Plan {
+	w.t.Helper()
+	p, err := w.tryPlan(rule)
+	if err != nil {
+		w.t.Fatalf("%s: %v", rule, err)
+	}
+	return p
+}
+
+func (w *world) tryPlan(rule retention.Rule) (*retention.Plan, error) {
+	w.t.Helper()
+	in, err := retention.Load(context.Background(), w.a, "here", true)
+	if err != nil {
+		return nil, err
+	}
+	return retention.Decide(in, rule, w.now)
+}
+
+func (w *world) apply(rule retention.Rule, grace time.Duration) *retention.Report {
+	w.t.Helper()
+	r, err := retention.Apply(context.Background(), w.a, w.plan(rule), retention.Options{Grace: grace, Host: "here", By: "test@here"})
+	if err != nil {
+		w.t.Fatalf("apply %s: %v", rule, err)
+	}
+	return r
+}
+
+func must[T any](x T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return x
+}
+
+// going lists the backups that go, without base_.
+func going(p *retention.Plan) (names []string) {
+	for _, v := range p.Backups {
+		if !v.Keep {
+			names = append(names, v.Backup)
+		}
+	}
+	return names
+}
+
+func want(t *testing.T, what string, got []string, names ...string) {
+	t.Helper()
+	if !slices.Equal(got, names) {
+		t.Errorf("%s: %q, want %q", what, got, names)
+	}
+}
+
+// reasonFor returns why a backup stays or goes.
+func reasonFor(t *testing.T, p *retention.Plan, name string) retention.Verdict {
+	t.Helper()
+	for _, v := range p.Backups {
+		if v.Backup == name {
+			return v
+		}
+	}
+	t.Fatalf("%s is not in the plan", name)
+	return retention.Verdict{}
+}
+
+func parse(t *testing.T, s string) retention.Policy {
+	t.Helper()
+	p, err := retention.ParsePolicy(s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// A day, a full backup and two deltas upon it, five times.
+func fiveFulls(t *testing.T) (w *world, names []string) {
+	w = newWorld(t)
+	for range 5 {
+		full := w.take("", 2, nil)
+		w.write(3)
+		w.days(0.3)
+		one := w.take(full, 1, nil)
+		w.write(2)
+		w.days(0.3)
+		two := w.take(one, 1, nil)
+		w.write(2)
+		w.days(0.4)
+		names = append(names, full, one, two)
+	}
+	return w, names
+}
+
+func TestRetain(t *testing.T) {
+	w, n := fiveFulls(t)
+	for _, x := range []struct {
+		n     int
+		mod   retention.Modifier
+		after string
+		goes  []string
+	}{
+		{3, "", "", n[:12]},
+		{6, "", "", n[:9]},
+		{2, retention.FindFull, "", n[:12]},
+		{4, retention.FindFull, "", n[:9]},
+		{2, retention.Full, "", n[:9]},
+		{1, retention.Full, n[9], n[:9]},                     // the older of the two counts
+		{3, retention.Full, n[12], n[:6]},                    // the union
+		{2, retention.Full, "2026-01-02T00:00:00Z", n[:3]},   // by time
+		{2, retention.Full, "2100-01-02 00:00:00+01", n[:9]}, // nothing is that new
+	} {
+		var after *retention.Moment
+		if x.after != "" {
+			m := must(retention.ParseMoment(x.after))
+			after = &m
+		}
+		rule := must(retention.Retain(x.n, x.mod, after))
+		want(t, rule.String(), going(w.plan(rule)), x.goes...)
+	}
+	// A delta is no place to cut.
+	if _, err := w.tryPlan(must(retention.Retain(2, "", nil))); err == nil || !strings.Contains(err.Error(), "is incremental and it's predecessors cannot be deleted. Consider FIND_FULL option.") {
+		t.Errorf("retain 2: %v", err)
+	}
+	// Fewer than are to stay: nothing goes, whatever --after says.
+	m := must(retention.ParseMoment(n[14]))
+	for _, rule := range []retention.Rule{must(retention.Retain(16, "", nil)), must(retention.Retain(6, retention.Full, &m))} {
+		if _, err := w.tryPlan(rule); !errors.Is(err, retention.ErrNothing) {
+			t.Errorf("%s: %v", rule, err)
+		}
+	}
+	for _, bad := range []string{"2026-01-02T00:00:00", "2026-01-02", "2026-01-02Z", "yesterday", ""} {
+		if _, err := retention.ParseMoment(bad); err == nil {
+			t.Errorf("%q is a moment", bad)
+		}
+	}
+}
+
+func TestBefore(t *testing.T) {
+	w, n := fiveFulls(t)
+	before := func(mod retention.Modifier, at string) retention.Rule {
+		return must(retention.Before(mod, must(retention.ParseMoment(at))))
+	}
+	want(t, "before a full one", going(w.plan(before("", n[6]))), n[:6]...)
+	want(t, "before the full one of a delta", going(w.plan(before(retention.FindFull, n[8]))), n[:6]...)
+	want(t, "before a time", going(w.plan(before("", "2026-01-03T00:10:00Z"))), n[:6]...)
+	if _, err := w.tryPlan(before("", n[7])); err == nil || !strings.Contains(err.Error(), "Consider FIND_FULL") {
+		t.Errorf("before a delta: %v", err)
+	}
+	if _, err := w.tryPlan(before("", "base_0000000100000000000000FF")); !errors.As(err, new(*catalog.NoBackupError)) {
+		t.Errorf("before a backup that there is not: %v", err)
+	}
+	if _, err := w.tryPlan(before("", "base_00000001")); !errors.As(err, new(*catalog.NoBackupError)) {
+		t.Errorf("before any of several: %v", err)
+	}
+	if _, err := w.tryPlan(before("", "2100-01-01T00:00:00Z")); !errors.Is(err, retention.ErrNothing) {
+		t.Errorf("before the future: %v", err)
+	}
+}
+
+func TestTarget(t *testing.T) {
+	w, n := fiveFulls(t)
+	target := func(mod retention.Modifier, name string) retention.Rule {
+		return must(retention.Target(mod, name, nil))
+	}
+	want(t, "a full one", going(w.plan(target("", n[3]))), n[3:6]...)
+	want(t, "a delta", going(w.plan(target("", n[4]))), n[4:6]...)
+	want(t, "the full one of a delta", going(w.plan(target(retention.FindFull, n[5]))), n[3:6]...)
+	if p := w.plan(target("", n[3])); p.WAL != nil {
+		t.Errorf("WAL is judged: %v", p.WAL)
+	}
+	wal := len(w.has(archive.WALDir))
+	w.apply(target("", n[3]), 0)
+	if got := len(w.has(archive.WALDir)); got != wal {
+		t.Errorf("%d WAL objects are left of %d", got, wal)
+	}
+	if left := w.has(archive.Folder(n[3])); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	for name, change := range map[string]func() string{
+		"permanent": func() string { return w.take("", 1, permanent) },
+		"held": func() string {
+			b := w.take("", 1, nil)
+			must(w.a.AddRecord(t.Context(), archive.HoldDir, "", archive.Hold{Backup: b, Reason: "court"}))
+			return b
+		},
+	} {
+		b := change()
+		w.take("", 1, nil)
+		var kept *retention.KeptError
+		if _, err := w.tryPlan(target("", b)); !errors.As(err, &kept) || kept.Backup != b || kept.Hint() == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+		child := w.take(b, 1, nil)
+		want(t, name+", a delta on it", going(w.plan(target("", child))), child)
+	}
+}
+
+func TestTheLastOneStays(t *testing.T) {
+	w := newWorld(t)
+	only := w.take("", 2, nil)
+	var kept *retention.KeptError
+	if _, err := w.tryPlan(must(retention.Target("", only, nil))); !errors.As(err, &kept) || kept.Ground != retention.LastOne {
+		t.Errorf("the only one: %v", err)
+	}
+	// A newer one that lacks its WAL is none.
+	newer := w.take("", 2, nil)
+	if err := w.memory.Delete(t.Context(), archive.WALDir+newer[5:]+".zst"); err != nil {
+		t.Fatal(err)
+	}
+	p := w.plan(must(retention.Retain(1, "", nil)))
+	want(t, "going", going(p))
+	if v := reasonFor(t, p, only); v.Ground != retention.LastOne {
+		t.Errorf("%+v", v)
+	}
+	if v := reasonFor(t, p, newer); v.Broken == "" {
+		t.Errorf("%+v", v)
+	}
+	// The last proven one.
+	w.take("", 2, nil)
+	w.take("", 2, nil)
+	w.put(archive.ProvenDir(only)+"20260101T000000.000000Z-x.json", `{"at":"2026-01-01T00:00:00Z","ok":true}`)
+	p = w.plan(must(retention.Retain(1, "", nil)))
+	want(t, "going", going(p), newer, p.Backups[2].Backup)
+	if v := reasonFor(t, p, only); v.Ground != retention.Proven {
+		t.Errorf("%+v", v)
+	}
+	p = w.plan(parse(t, "{minimum: 1, keep_last_proven: false}"))
+	want(t, "going when that may", going(p), only, newer, p.Backups[2].Backup)
+}
+
+// What needs it keeps it: parents, also of what is permanent, and WAL from a permanent backup's start to its end.
+func TestPermanent(t *testing.T) {
+	w := newWorld(t)
+	full := w.take("", 2, nil)
+	w.write(5)
+	first := w.seg
+	child := w.take(full, 3, permanent)
+	last := w.seg - 1
+	w.write(5)
+	w.days(1)
+	newest := w.take("", 2, nil)
+	w.write(3)
+	p := w.plan(must(retention.Retain(1, "", nil)))
+	want(t, "going", going(p))
+	if v := reasonFor(t, p, full); v.Ground != retention.Parent {
+		t.Errorf("%+v", v)
+	}
+	w.apply(must(retention.Retain(1, "", nil)), 0)
+	var left []string
+	for _, name := range w.has(archive.WALDir) {
+		left = append(left, name[:24])
+	}
+	for n := 1; n < int(w.seg); n++ {
+		name := size.Name(1, 1)[:8] + size.Name(1, 0)[8:16] + fmt.Sprintf("%08X", n)
+		stays := n <= 2 || n >= int(first) && n <= int(last) || name >= newest[5:]
+		if slices.Contains(left, name) != stays {
+			t.Errorf("%s: there %v, want %v", name, !stays, stays)
+		}
+	}
+	_ = child
+}
+
+// After pg_upgrade names and timelines begin anew; what is older is what was made earlier.
+func TestAnotherCluster(t *testing.T) {
+	w := newWorld(t)
+	var old []string
+	for range 3 {
+		w.promote()
+		old = append(old, w.take("", 2, nil))
+		w.write(3)
+		w.days(1)
+	}
+	w.upgrade()
+	young := w.take("", 2, nil)
+	w.write(2)
+	if young > old[0] {
+		t.Fatal("the names ascend")
+	}
+	p := w.plan(must(retention.Retain(2, "", nil)))
+	want(t, "going", going(p), old[:2]...)
+	w.days(3)
+	next := w.take("", 2, nil)
+	p = w.plan(must(retention.Retain(2, "", nil)))
+	want(t, "going", going(p), old...)
+	for _, v := range p.WAL {
+		if v.Keep != (v.First >= young[5:] && v.Timeline == 1) {
+			t.Errorf("%+v", v)
+		}
+	}
+	// Without a word that one succeeded the other each is judged by itself.
+	w.previous = nil
+	w.own()
+	p = w.plan(must(retention.Retain(1, "", nil)))
+	want(t, "going", going(p), append(old[:2:2], young)...)
+	_ = next
+}
+
+// A clone that was let loose and archives, too, does not push out what the cluster has.
+func TestStrayClone(t *testing.T) {
+	w := newWorld(t)
+	base := w.take("", 2, nil)
+	w.write(10)
+	w.days(1)
+	stray := *w
+	stray.promote() // to 2
+	for range 4 {
+		stray.take("", 1, nil)
+		stray.write(1)
+		stray.days(0.1)
+	}
+	w.now, w.highest = stray.now, stray.highest
+	w.write(5) // on 1
+	p := w.plan(must(retention.Retain(2, "", nil)))
+	if v := reasonFor(t, p, base); !v.Keep {
+		t.Errorf("the only backup of timeline 1: %+v", v)
+	}
+	for _, v := range p.WAL {
+		if v.Timeline == 1 && !v.Keep && v.Last >= base[5:] {
+			t.Errorf("%+v", v)
+		}
+	}
+}
+
+func TestPolicy(t *testing.T) {
+	w := newWorld(t)
+	var names []string
+	for range 60 { // each day
+		names = append(names, w.take("", 1, nil))
+		w.write(2)
+		w.days(1)
+	}
+	// It is the 2nd of March; the last backup is of the 1st.
+	for _, x := range []struct {
+		policy string
+		keeps  []string
+	}{
+		{"{recovery_window: 3d}", names[57:]}, // the oldest is from before it
+		{"{full: 4}", names[56:]},
+		{"{minimum: 2}", names[58:]},
+		{`{"gfs": {"daily": 2, "monthly": 2}}`, []string{names[58], names[59]}},
+		{"gfs: {weekly: 3}", []string{names[52-7], names[52], names[59]}},
+		{"recovery_window: 1w\ngfs: {monthly: 3}\n", append([]string{names[30]}, names[53:]...)},
+	} {
+		p := w.plan(parse(t, x.policy))
+		var kept []string
+		for _, v := range p.Backups {
+			if v.Keep {
+				kept = append(kept, v.Backup)
+			}
+			if v.Why == "" || v.Ground == "" {
+				t.Errorf("%s: %+v", x.policy, v)
+			}
+		}
+		want(t, x.policy, kept, x.keeps...)
+	}
+	p := w.plan(parse(t, "{recovery_window: 3d, gfs: {monthly: 3}}"))
+	for _, v := range p.WAL { // one moment of January is kept, and every moment of three days
+		january := v.First <= names[30][5:] && names[30][5:] <= v.Last
+		if v.Keep != (january || v.First >= names[57][5:]) {
+			t.Errorf("%+v", v)
+		}
+	}
+	for _, bad := range []string{"", "{}", "[]", "7", "{recovery_window: 14}", "{recovery_window: -1d}", "{full: -1}", "{fulls: 3}", "{full: 3}\n---\n{full: 4}", "{recovery_window: 999999999y}",
+		"{gfs: {daily: x}}", "{recovery_window: 999999h}{"} {
+		if p, err := retention.ParsePolicy(bad); err == nil {
+			t.Errorf("%q: %s", bad, p)
+		}
+	}
+}
+
+func TestNothingGoesUnread(t *testing.T) {
+	w, n := fiveFulls(t)
+	rule := must(retention.Retain(1, retention.Full, nil))
+	for object, content := range map[string]string{
+		w.a.SentinelName(n[4]):                                        "{",
+		archive.Folder(n[3]) + "metadata.json":                        "[",
+		archive.TombstoneDir + "20260101T000000.000000Z-x.json":       "[]",
+		archive.HoldDir + "20260101T000000.000000Z-x.json":            "{",
+		archive.RestoreDir + "x.json":                                 "{",
+		archive.BackupDir + "base_0000000100000000000000EE/push.json": "{}",
+	} {
+		was, err := w.store.Open(t.Context(), object)
+		var content0 []byte
+		if err == nil {
+			content0 = make([]byte, 1<<16)
+			k, _ := was.Read(content0)
+			content0 = content0[:k]
+		}
+		at := w.store.modified[object]
+		w.put(object, content)
+		if p, err := w.tryPlan(rule); err == nil {
+			t.Errorf("with a bad %s: %q go", object, going(p))
+		}
+		if content0 != nil {
+			w.put(object, string(content0))
+			w.store.modified[object] = at
+		} else if err := w.memory.Delete(t.Context(), object); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want(t, "once all can be read", going(w.plan(rule)), n[:12]...)
+	// One that is damaged for good goes by its name.
+	w.put(w.a.SentinelName(n[14]), "{")
+	want(t, "the damaged one", going(w.plan(must(retention.Target("", n[14], nil)))), n[14])
+	// A history that cannot be read keeps its timeline's WAL, and no other's.
+	if err := w.memory.Delete(t.Context(), w.a.SentinelName(n[14])); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Garbage is WAL from before all backups, and what died.
+func TestGarbage(t *testing.T) {
+	w := newWorld(t)
+	w.write(5)
+	dead := w.begin("")
+	w.write(1)
+	w.days(2)
+	full := w.take("", 2, nil)
+	alive := w.begin(full)
+	p := w.plan(must(retention.Garbage("", false)))
+	if len(p.WAL) != 2 || p.WAL[0].Keep || p.WAL[0].Segments != 6 || !p.WAL[1].Keep {
+		t.Errorf("%+v", p.WAL)
+	}
+	if len(p.Leftovers) != 2 || p.Leftovers[0].Name != dead || p.Leftovers[0].Keep || !p.Leftovers[1].Keep {
+		t.Errorf("%+v", p.Leftovers)
+	}
+	if p := w.plan(must(retention.Garbage(retention.Archives, false))); !p.Leftovers[0].Keep || p.WAL[0].Keep {
+		t.Errorf("ARCHIVES: %+v", p)
+	}
+	if p := w.plan(must(retention.Garbage(retention.Backups, false))); p.Leftovers[0].Keep || p.WAL != nil {
+		t.Errorf("BACKUPS: %+v", p)
+	}
+	w.apply(must(retention.Garbage("", false)), 0)
+	if left := w.has(archive.Folder(dead)); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	if left := w.has(archive.Folder(alive)); len(left) != 2 {
+		t.Errorf("left of the push at work: %q", left)
+	}
+	if left := w.has(archive.WALDir); len(left) != 4 { // two segments and their notes
+		t.Errorf("left: %q", left)
+	}
+	if left := w.has("holdfast/"); len(left) != 3 {
+		t.Errorf("left: %q", left)
+	}
+}
+
+func TestEverything(t *testing.T) {
+	w, _ := fiveFulls(t)
+	b := w.take("", 1, permanent)
+	var kept *retention.KeptError
+	if _, err := w.tryPlan(retention.Everything(false)); !errors.As(err, &kept) || kept.Backup != b || kept.Ground != retention.Permanent {
+		t.Errorf("a permanent one: %v", err)
+	}
+	w.begin("")
+	if _, err := w.tryPlan(retention.Everything(true)); !errors.As(err, &kept) || kept.Ground != retention.Pushing {
+		t.Errorf("a push at work: %v", err)
+	}
+	w.days(2)
+	w.put(archive.CatchUpDir+"base_000000010000000000000001_D_000000010000000000000001_backup_stop_sentinel.json", "{}")
+	r := w.apply(retention.Everything(true), 0)
+	if left := w.has(""); len(left) > 0 {
+		t.Errorf("left: %q; %+v", left, r)
+	}
+}
+
+// In two steps: condemned, taken back or gone when the time has come.
+func TestGrace(t *testing.T) {
+	w, n := fiveFulls(t)
+	rule := parse(t, "{full: 2}")
+	before := w.has("")
+	r := w.apply(rule, 72*time.Hour)
+	want(t, "condemned", r.Condemned, n[:9]...)
+	if r.Objects != 0 || len(w.has("")) != len(before)+1 {
+		t.Errorf("%+v", r)
+	}
+	r = w.apply(rule, 72*time.Hour)
+	if len(r.Condemned) != 0 || len(r.Waiting) != 9 || len(w.has(archive.TombstoneDir)) != 1 {
+		t.Errorf("again: %+v", r)
+	}
+	c := must(catalog.Load(t.Context(), w.a))
+	if b := must(c.Find(n[0])); b.Condemned == nil || b.Condemned.Request != "" {
+		t.Errorf("%+v", b.Condemned)
+	}
+	want(t, "undeleted", must(retention.Undelete(t.Context(), w.a, []string{n[8]}, retention.Options{})), n[6:9]...)
+	if _, err := retention.Undelete(t.Context(), w.a, []string{n[14]}, retention.Options{}); err == nil {
+		t.Error("what is not condemned was undeleted")
+	}
+	must(w.a.AddRecord(t.Context(), archive.HoldDir, "", archive.Hold{Backup: n[8], Reason: "asked for"}))
+	w.days(4)
+	r = w.apply(rule, 72*time.Hour)
+	if len(r.Backups) != 6 {
+		t.Errorf("%+v", r)
+	}
+	c = must(catalog.Load(t.Context(), w.a))
+	var left []string
+	for _, b := range c.Backups {
+		left = append(left, b.Name)
+		if b.Condemned != nil {
+			t.Errorf("%s is condemned", b.Name)
+		}
+	}
+	want(t, "left", left, n[6:]...)
+	// A policy that thinks better of it takes it back by itself.
+	w.days(1)
+	for _, h := range must(retention.LoadHolds(t.Context(), w.a, w.now)) {
+		must(w.a.AddRecord(t.Context(), archive.HoldDir, "", archive.Hold{Revokes: h.Record}))
+	}
+	want(t, "condemned", w.apply(rule, 72*time.Hour).Condemned, n[6:9]...)
+	want(t, "taken back", w.apply(parse(t, "{full: 3}"), 72*time.Hour).TakenBack, n[6:9]...)
+	// What a person named goes, whatever the policy says.
+	w.apply(must(retention.Target("", n[7], nil)), 72*time.Hour)
+	if p := w.plan(parse(t, "{full: 3}")); len(going(p)) != 2 {
+		t.Errorf("%q", going(p))
+	}
+	w.days(4)
+	want(t, "purged", w.apply(parse(t, "{full: 3}"), 72*time.Hour).Backups, n[8], n[7])
+	if left := w.has(archive.TombstoneDir); len(left) > 0 {
+		t.Errorf("tombstones left: %q", left)
+	}
+}
+
+// The moments between two times stay restorable.
+func TestHeldMoments(t *testing.T) {
+	w := newWorld(t)
+	var names []string
+	for range 10 {
+		names = append(names, w.take("", 1, nil))
+		w.write(4)
+		w.days(1)
+	}
+	from := time.Date(2026, 1, 3, 12, 0, 0, 0, time.UTC)
+	record := must(w.a.AddRecord(t.Context(), archive.HoldDir, "x", archive.Hold{From: from, To: from.Add(24 * time.Hour), Reason: "case 7", Until: w.now.Add(time.Hour)}))
+	rule := must(retention.Retain(1, "", nil))
+	p := w.plan(rule)
+	want(t, "going", going(p), append(names[:2:2], names[4:9]...)...)
+	for _, v := range p.WAL {
+		// Backup 4 begins behind the last held moment, in the segment that stays with it.
+		held := v.First >= names[2][5:] && v.Last <= names[4][5:]
+		if v.Keep != (held || v.First >= names[9][5:]) {
+			t.Errorf("%+v", v)
+		}
+	}
+	w.days(1)
+	want(t, "once it has ended", going(w.plan(rule)), names[:9]...)
+	_ = record
+}
+
+// Who pushes and who restores is not disturbed.
+func TestInUse(t *testing.T) {
+	w, n := fiveFulls(t)
+	rule := must(retention.Retain(1, retention.Full, nil))
+	push := w.begin(n[1])
+	p := w.plan(rule)
+	want(t, "while a delta on the second is taken", going(p), n[2:12]...)
+	w.days(0.02) // longer than a push is silent
+	want(t, "when it is dead", going(w.plan(rule)), n[:12]...)
+	if err := w.a.TakeDead(t.Context(), push, "here"); err != nil {
+		t.Fatal(err)
+	}
+	mark := &archive.RestoreMark{Host: "db2", Backups: []string{n[4], n[3]}, Timeline: 1, FirstWAL: n[4][5:29]}
+	if err := w.a.MarkRestore(t.Context(), "r1", mark); err != nil {
+		t.Fatal(err)
+	}
+	p = w.plan(rule)
+	want(t, "while the fifth is restored", going(p), append(n[:3:3], n[5:12]...)...)
+	for _, v := range p.WAL {
+		parent := v.First >= n[3][5:29] && v.Segments == 2 // what makes it consistent, too
+		if v.Keep != (parent || v.First >= n[4][5:29]) {
+			t.Errorf("%+v", v)
+		}
+	}
+	mark.Replaying = true
+	if err := w.a.MarkRestore(t.Context(), "r1", mark); err != nil {
+		t.Fatal(err)
+	}
+	w.days(0.5)
+	p = w.plan(rule)
+	want(t, "while WAL is replayed", going(p), n[:12]...)
+	if v := p.WAL[len(p.WAL)-1]; !v.Keep || v.First != n[4][5:29] && len(p.WAL) == 2 {
+		t.Errorf("%+v", p.WAL)
+	}
+	w.days(1)
+	w.apply(rule, 0)
+	if left := w.has(archive.RestoreDir); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}

@@ -1,0 +1,232 @@
+package retention
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
+)
+
+// need is a stretch of a timeline's WAL that has to stay.
+type need struct {
+	timeline wal.Timeline
+	span
+	why reason
+}
+
+// needsOf returns the WAL that b needs: on its own timeline, and on all that left it after b had begun.
+func (j *judge) needsOf(b *backup, m mode) []need {
+	t, from := placeOf(b.Segment())
+	size, err := b.SegmentSize()
+	why := reason{Needed, fmt.Sprintf("%s is made consistent with it", b.Name)}
+	to := end
+	if m == continuous {
+		why.text = fmt.Sprintf("it is replayed over %s", b.Name)
+	}
+	if err == nil {
+		if start, ok := b.StartLSN(); ok {
+			from = min(from, placeAt(size, size.Segment(start))) // a border belongs to the name before it, or behind
+		}
+		if finish, ok := b.FinishLSN(); ok && m == moment {
+			to = placeAt(size, size.LastSegment(finish))
+		}
+	} else {
+		size = 16 << 20
+	}
+	return j.along(t, span{from, to}, size, why)
+}
+
+// along returns a need on timeline t, and on all that go on from it.
+func (j *judge) along(t wal.Timeline, s span, size wal.SegmentSize, why reason) []need {
+	needs := []need{{t, s, why}}
+	for child, p := range j.paths {
+		leg, on := p.Leg(t)
+		if child != t && on && placeAt(size, size.Segment(leg.End)) >= s.from {
+			needs = append(needs, need{child, s, why})
+		}
+	}
+	return needs
+}
+
+// verdicts says which WAL stays, for a set of backups that do.
+type verdicts struct {
+	needs   map[wal.Timeline][]need
+	before  map[wal.Timeline]bound // what is not needed and lies before it goes
+	orphans map[wal.Timeline][]span
+	closed  map[wal.Timeline]string // timelines of which all stays, and why
+	oldest  time.Time               // when the oldest backup was begun that is replayed from; zero: there is none
+}
+
+// bound is the place where the WAL of a backup begins.
+type bound struct {
+	place
+	backup string
+}
+
+// judgeWAL says which WAL stays where the backups that stay says so stay, in what mode. Without any backup everything stays, unless all says otherwise.
+func (j *judge) judgeWAL(stays func(*backup) (mode, bool), all bool) *verdicts {
+	v := &verdicts{
+		needs: map[wal.Timeline][]need{}, before: map[wal.Timeline]bound{}, orphans: map[wal.Timeline][]span{}, closed: map[wal.Timeline]string{},
+	}
+	need := func(needs []need) {
+		for _, n := range needs {
+			v.needs[n.timeline] = append(v.needs[n.timeline], n)
+		}
+	}
+	for _, b := range j.all {
+		m, ok := stays(b)
+		if !ok {
+			continue
+		}
+		need(j.needsOf(b, m))
+		if m == continuous {
+			v.anchor(j, b)
+		}
+	}
+	need(j.heldWAL())
+	for _, p := range j.in.Pushes {
+		if p.Alive(j.in.At) {
+			t, from := placeOf(p.Name[len("base_"):])
+			need(j.along(t, span{from, end}, j.in.segmentSize(), reason{Pushing, fmt.Sprintf("the backup %s is being taken", p.Name)}))
+		}
+	}
+	for _, r := range j.in.Restores {
+		if r.InUse(j.in.At, r.Beat) && wal.IsSegment(r.FirstWAL) {
+			t, from := placeOf(r.FirstWAL)
+			need(j.along(t, span{from, end}, j.in.segmentSize(), reason{Restoring, fmt.Sprintf("a restore on %s replays it", r.Host)}))
+		}
+	}
+	for t, err := range j.in.Catalog.BadHistory {
+		v.closed[t] = fmt.Sprintf("its history cannot be read: %v", err)
+	}
+	if v.oldest.IsZero() && all {
+		v.oldest = j.now
+	}
+	if !v.oldest.IsZero() {
+		v.findOrphans(j)
+	}
+	return v
+}
+
+// anchor notes that what comes before b on its way is not replayed over it.
+func (v *verdicts) anchor(j *judge, b *backup) {
+	if at := started(b); v.oldest.IsZero() || at.Before(v.oldest) {
+		v.oldest = at
+	}
+	t, start := placeOf(b.Segment())
+	size, err := b.SegmentSize()
+	if lsn, ok := b.StartLSN(); ok && err == nil {
+		start = min(start, placeAt(size, size.Segment(lsn)))
+	}
+	path := j.paths[t]
+	if err != nil || path == nil {
+		path = catalog.Path{{Timeline: t}}
+	}
+	for _, leg := range path {
+		at := start
+		if leg.Timeline != t {
+			at = min(at, placeAt(size, size.Segment(leg.End)+1))
+		}
+		if at > v.before[leg.Timeline].place {
+			v.before[leg.Timeline] = bound{at, b.Name}
+		}
+	}
+}
+
+// findOrphans finds what is neither needed nor before a backup that stays, and came before the oldest of these was begun: a branch that was left, a cluster that
+// is no more.
+func (v *verdicts) findOrphans(j *judge) {
+	for t, r := range j.in.runs() {
+		if !r.Newest.Before(v.oldest) {
+			continue
+		}
+		whole := j.in.places(r)
+		whole.from = max(whole.from, v.before[t].place)
+		v.orphans[t] = append(v.orphans[t], whole.without(v.needs[t])...)
+	}
+}
+
+// without returns what of s none of the needs takes, ascending.
+func (s span) without(needs []need) (free []span) {
+	if s.from > s.to {
+		return nil
+	}
+	needs = slices.Clone(needs)
+	slices.SortFunc(needs, func(a, b need) int {
+		switch {
+		case a.from < b.from:
+			return -1
+		case a.from > b.from:
+			return 1
+		}
+		return 0
+	})
+	for _, n := range needs {
+		if n.to < s.from {
+			continue
+		}
+		if n.from > s.to {
+			break
+		}
+		if n.from > s.from {
+			free = append(free, span{s.from, n.from - 1})
+		}
+		if n.to >= s.to {
+			return free
+		}
+		s.from = n.to + 1
+	}
+	return append(free, s)
+}
+
+// of returns the verdict on what lies at s on timeline t: whether it goes, and why.
+func (v *verdicts) of(t wal.Timeline, s span) (goes bool, why reason) {
+	if text, closed := v.closed[t]; closed {
+		return false, reason{Unread, text}
+	}
+	for _, n := range v.needs[t] {
+		if n.meets(s) {
+			return false, n.why
+		}
+	}
+	if b := v.before[t]; s.to < b.place {
+		return true, reason{NoLonger, fmt.Sprintf("it comes before %s, and no older backup that stays needs it", b.backup)}
+	}
+	for _, o := range v.orphans[t] {
+		if o.from <= s.from && s.to <= o.to {
+			return true, reason{Orphaned, "nothing that stays leads to it, and it came before the oldest backup that does was begun"}
+		}
+	}
+	if v.oldest.IsZero() {
+		return false, reason{Unknown, "there is no backup to judge it by"}
+	}
+	return false, reason{Unknown, "nothing that stays leads to it, but it came later than the oldest backup that does: it may be of a server whose first backup is still to come"}
+}
+
+// cuts returns where, within s on timeline t, verdicts may change: the first place of each piece, ascending.
+func (v *verdicts) cuts(t wal.Timeline, s span) []place {
+	at := []place{s.from}
+	add := func(p place) {
+		if s.from < p && p <= s.to {
+			at = append(at, p)
+		}
+	}
+	after := func(p place) {
+		if p != end {
+			add(p + 1)
+		}
+	}
+	for _, n := range v.needs[t] {
+		add(n.from)
+		after(n.to)
+	}
+	add(v.before[t].place)
+	for _, o := range v.orphans[t] {
+		add(o.from)
+		after(o.to)
+	}
+	slices.Sort(at)
+	return slices.Compact(at)
+}
