@@ -314,7 +314,7 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "WALG_TAR_SIZE_THRESHOLD", Default: "1073741823", Min: 64 << 10, Max: 128 << 30, Used: takes, into: &s.Backup.PartSize,
 				Meaning: "Bytes of content after which a part is closed."},
 			{Name: "WALG_DISK_RATE_LIMIT", Default: "0", Used: takes, into: &s.Backup.DiskRate,
-				Meaning: "Bytes a second read from the data directory at most; 0 is no limit. Over the wire the server keeps to it, from 32 KiB a second to 1 GiB."},
+				Meaning: "Bytes a second read from the data directory at most; 0 is no limit. Over the wire the server keeps to it, from 32 KiB a second to 1 GiB, and counts what it sends: what it compresses is read faster."},
 			{Name: "HOLDFAST_WIRE_COMPRESSION", Default: "off", Values: []string{"off", "auto", "gzip", "lz4", "zstd"}, Used: push, into: &s.Backup.Wire,
 				Meaning: "How the server compresses what it sends, of a backup over the wire and from PostgreSQL 15 on: it pays where the network is slower than one core of the server compresses. `auto` takes the best the server was built with."},
 			{Name: "WALG_STORE_ALL_CORRUPT_BLOCKS", Default: "false", Used: takes, into: &s.Backup.AllCorrupt,

@@ -298,9 +298,9 @@ func (b *BaseBackup) message() (pgproto3.BackendMessage, error) {
 	}
 	var timeout net.Error
 	if errors.As(err, &timeout) && timeout.Timeout() {
-		err = fmt.Errorf("the server sent nothing for %s", b.silence)
+		return nil, fmt.Errorf("the server sent nothing for %s", b.silence)
 	}
-	return nil, err
+	return nil, fmt.Errorf("the connection was lost: %w", err)
 }
 
 // Next begins the next archive; what was not read of the current one is passed over. It returns io.EOF behind the last.
@@ -310,7 +310,7 @@ func (b *BaseBackup) Next() (Archive, error) {
 	}
 	a, err := b.next()
 	if err != nil && err != io.EOF {
-		err = &Error{Op: "receive the backup", Err: err}
+		err = lost("receive the backup", err)
 	}
 	return a, err
 }
@@ -379,7 +379,7 @@ func (b *BaseBackup) Read(p []byte) (int, error) {
 			return 0, io.EOF
 		}
 		if err := b.fill(); err != nil {
-			return 0, &Error{Op: "receive the backup", Err: err}
+			return 0, lost("receive the backup", err)
 		}
 	}
 	n := copy(p, b.piece)
@@ -457,11 +457,20 @@ func (b *BaseBackup) announced(name, location string) (*Archive, error) {
 	return nil, fmt.Errorf("the server announces an archive %.80q", name)
 }
 
+// lost describes what ended a backup that was coming.
+func lost(op string, err error) error {
+	e := &Error{Op: op, Err: err}
+	if pg := new(pgconn.PgError); !errors.As(err, &pg) {
+		e.advice = "the server's log may say why it stopped sending; else look at what lies between here and the server"
+	}
+	return e
+}
+
 // End returns where the backup ends, once Next has returned io.EOF. The session is then free for another one.
 func (b *BaseBackup) End() (wal.LSN, wal.Timeline, error) {
 	lsn, timeline, err := b.end()
 	if err != nil {
-		return 0, 0, &Error{Op: "end the backup", Err: err}
+		return 0, 0, lost("end the backup", err)
 	}
 	b.release()
 	return lsn, timeline, nil
