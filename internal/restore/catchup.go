@@ -10,6 +10,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -568,12 +569,24 @@ func (c *CatchUp) checkStandby() error {
 		}
 		return nil
 	}
-	if !exists(filepath.Join(c.Destination, "recovery.conf")) {
-		return &RefusedError{fmt.Sprintf("%s has no recovery.conf: PostgreSQL %d would start there as another primary", c.Destination, c.plan.control.Major),
-			"write one with standby_mode = on and primary_conninfo or restore_command, or both"}
+	conf, err := os.ReadFile(filepath.Join(c.Destination, "recovery.conf"))
+	why := ""
+	switch found := standbyMode.FindAllSubmatch(conf, -1); {
+	case errors.Is(err, fs.ErrNotExist):
+		why = "no recovery.conf"
+	case err != nil:
+		return err
+	case len(found) == 0 || found[len(found)-1][1] == nil: // the last one counts
+		why = "a recovery.conf without standby_mode = on"
+	default:
+		return nil
 	}
-	return nil
+	return &RefusedError{fmt.Sprintf("%s has %s: PostgreSQL %d would start there as another primary", c.Destination, why, c.plan.control.Major),
+		"write one with standby_mode = on and primary_conninfo or restore_command, or both"}
 }
+
+// standbyMode finds the setting of a recovery.conf; in it the value if that is true (parse_bool_with_len in src/backend/utils/adt/bool.c).
+var standbyMode = regexp.MustCompile(`(?im)^[ \t]*standby_mode[ \t=]+(?:'?(on|t|tr|tru|true|y|ye|yes|1)'?[ \t\r]*(?:#.*)?$)?`)
 
 // reach says which WAL the standby will need. It may come from the primary: that the archive lacks some is a note.
 func (c *CatchUp) reach(ctx context.Context, a *archive.Archive, cat *catalog.Catalog) error {

@@ -334,6 +334,18 @@ func (v *pair) fetch(t *testing.T, name string) {
 	fetch := []string{"catchup-fetch", v.dir, name}
 	v.Refused(t, 1, []string{v.space("new"), "is not empty"}, fetch...) // the primary is using it
 	fetch = append(fetch, "--tablespace-mapping", v.space("new")+"="+v.space("standby-new"))
+	if conf := filepath.Join(v.dir, "recovery.conf"); v.Programs.Major < 12 {
+		was, err := os.ReadFile(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, mode := range []string{"#standby_mode = on\n", "standby_mode = on\nstandby_mode = 'off'\n", "standby_mode off # on\n"} {
+			put(t, conf, mode+"restore_command = 'false'\n")
+			v.Refused(t, 1, []string{"a recovery.conf without standby_mode = on", "as another primary"}, fetch...)
+		}
+		put(t, conf, string(was))
+		before = tree(t, v.dir)
+	}
 	var plan struct {
 		Since       string   `json:"from_lsn"`
 		Incremental int64    `json:"files_incremental"`
