@@ -37,6 +37,7 @@ type Request struct {
 	Resume      bool           // continue a restore that was interrupted
 	Delta       bool           // Destination is a data directory of the cluster: what differs is written, what the backup does not have goes
 	Mask        string         // only files whose path in the data directory matches, as path.Match does; "" for all
+	Source      *Source        // where the files come from; nil for the archive. It goes with no Delta
 
 	// Where tablespaces go: for each an absolute directory, by object identifier or by the directory it had. One that
 	// is not mentioned goes where it was.
@@ -93,6 +94,7 @@ type Plan struct {
 	newest           *catalog.Backup
 	parts            []archive.Part // of the newest backup
 	links            []link         // what is restored without a manifest, newest first
+	source           *Source        // nil where the files are in the archive
 	chain            *chain.Chain   // what is restored by the manifests of several backups, or by differences; nil for what is not
 	files            *table         // of links; nil where there is no list
 	control          *control.Data  // nil where it was not read yet
@@ -151,6 +153,9 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 		Destination: filepath.Clean(r.Destination), Resume: r.Resume, Mask: strings.TrimPrefix(r.Mask, "/"),
 		ConfigDir: r.ConfigDir, ConfigIntoData: r.ConfigIntoData, newest: b,
 	}
+	if r.Delta && r.Source != nil {
+		return nil, errors.New("only a backup in an archive of ours can be compared with what is there")
+	}
 	if r.Delta {
 		p.Delta = &Differences{}
 	}
@@ -169,7 +174,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	steps := []func() error{
 		func() error { return p.placeTablespaces(r) },
 		func() error { return p.checkDestinations() },
-		func() error { return p.survey(ctx, a, backups) },
+		func() error { return p.survey(ctx, a, backups, r.Source) },
 		func() error { return p.checkConfig(ctx, a) },
 		func() error { return p.findOwner(ctx, a, r.Owner) },
 		func() error { return p.reachWAL(ctx, a, r) },
@@ -179,7 +184,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 		steps = []func() error{
 			func() error { return p.checkMask(r) },
 			func() error { return p.checkDestinations() },
-			func() error { return p.survey(ctx, a, backups) },
+			func() error { return p.survey(ctx, a, backups, r.Source) },
 			func() error { return p.findOwner(ctx, a, r.Owner) },
 		}
 	}
@@ -349,7 +354,10 @@ func (p *Plan) checkDestinations() error {
 }
 
 // survey looks at what there is to restore: the parts, and what the manifest or the lists of files say of them.
-func (p *Plan) survey(ctx context.Context, a *archive.Archive, backups []*catalog.Backup) (err error) {
+func (p *Plan) survey(ctx context.Context, a *archive.Archive, backups []*catalog.Backup, source *Source) (err error) {
+	if source != nil {
+		return p.surveySource(source)
+	}
 	b := backups[0]
 	if p.parts, err = p.partsOf(ctx, a, b); err != nil {
 		return err

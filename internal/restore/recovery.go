@@ -24,12 +24,15 @@ type Recovery struct {
 	Archive   bool   // leave archive_mode and the commands of recovery alone: the copy archives, once promoted, like the original
 }
 
-// Command returns a restore_command that runs this program: its absolute path, and that of its configuration file or "".
-// Both may hold any character.
-func Command(binary, config string) string {
+// Command returns a restore_command that runs this program: its absolute path, that of its configuration file or "", and what stands before wal-fetch.
+// All may hold any character.
+func Command(binary, config string, before ...string) string {
 	words := []string{shellWord(binary)}
 	if config != "" {
 		words = append(words, "--config", shellWord(config))
+	}
+	for _, w := range before {
+		words = append(words, shellWord(w))
 	}
 	command := strings.ReplaceAll(strings.Join(words, " "), "%", "%%") // PostgreSQL expands %
 	return command + ` wal-fetch "%f" "%p"`

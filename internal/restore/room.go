@@ -120,6 +120,9 @@ func (p *Plan) findOwner(ctx context.Context, a *archive.Archive, asked string) 
 
 // packedOwner reads who owned the first thing in the first part.
 func (p *Plan) packedOwner(ctx context.Context, a *archive.Archive) (*Owner, string, error) {
+	if p.source != nil {
+		return &Owner{UID: -1, GID: -1}, p.source.User, nil
+	}
 	first := slices.MinFunc(p.parts, func(x, y archive.Part) int {
 		return cmp.Or(cmp.Compare(lastRank(x), lastRank(y)), cmp.Compare(x.Name, y.Name))
 	})

@@ -277,7 +277,11 @@ func (r *run) copy(ctx context.Context) error {
 	if err := r.prepare(); err != nil {
 		return err
 	}
-	if r.picking != nil {
+	if r.plan.source != nil {
+		if err := r.share(ctx, r.dealSource); err != nil {
+			return err
+		}
+	} else if r.picking != nil {
 		if err := r.share(ctx, r.dealPicks); err != nil {
 			return err
 		}
@@ -305,7 +309,7 @@ func (r *run) copy(ctx context.Context) error {
 		return fmt.Errorf("the backup holds no %s", control.Name)
 	case r.held[labelFile] == nil: // PostgreSQL would start, replay from the wrong place, and be corrupt
 		c, err := control.Decode(r.held[control.Name].content.Bytes())
-		if err == nil && c.State == control.ShutDown && r.plan.newest.IsWALE() { // wal-e backup-push --while-offline
+		if err == nil && c.State == control.ShutDown && (r.plan.newest.IsWALE() || r.plan.source != nil) { // wal-e backup-push --while-offline
 			r.notes.add("the backup was taken while the server was shut down: it is consistent as it is")
 			return nil
 		}
