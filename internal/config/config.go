@@ -32,6 +32,7 @@ type Settings struct {
 	WAL          WAL
 	Backup       Backup
 	Restore      Restore
+	Stanza       string // of pgBackRest; PGBACKREST_STANZA
 	Postgres     Postgres
 	Log          Log
 	MemoryBudget int64 // bytes the whole process should stay below; HOLDFAST_MEMORY_BUDGET

@@ -346,6 +346,10 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "WALG_FETCH_TARGET_USER_DATA", Used: fetch, into: &s.Restore.UserData,
 				Meaning: "Restore the backup with this user data."},
 		}),
+		section("pgBackRest", []Setting{
+			{Name: "PGBACKREST_STANZA", Default: "main", Used: []string{"pgbackrest"}, into: &s.Stanza,
+				Meaning: "Stanza of a repository of pgBackRest. Where the repository is, and how it is encrypted, pgBackRest's own variables and files say."},
+		}),
 		section("PostgreSQL", []Setting{
 			{Name: "PGDATA", Type: Path, Used: []string{"backup-push", "catchup-push", "wal-fetch"}, into: &s.Postgres.DataDir,
 				Meaning: "The data directory, where the command line does not name it. wal-fetch looks there for what the server is doing when it is not called from there."},
