@@ -130,7 +130,7 @@ func (r *run) dealPicks(ctx context.Context, tasks chan<- task) (last []task, er
 			}
 			r.plan.Delta.Fetch += n
 		}
-		d := &dealing{run: r, part: p}
+		d := &dealing{run: r, part: p, unit: r.unit()}
 		made, err := d.deal(ctx)
 		for _, t := range made {
 			if err != nil {
@@ -151,10 +151,20 @@ func (r *run) dealPicks(ctx context.Context, tasks chan<- task) (last []task, er
 type dealing struct {
 	*run
 	part  *chain.Part
+	unit  int64 // bytes of content that a worker takes at once, about
 	plain plain // what needs no content
 	picks []pick
 	bytes int64 // of them
 	all   []task
+}
+
+// unit returns how many bytes of content a worker takes at once: less where there is little to do, so that all have a share.
+func (r *run) unit() int64 {
+	if r.plan.Delta == nil {
+		return unitSize
+	}
+	const least = 8 << 20
+	return min(max(r.plan.Delta.Write/int64(8*r.Workers), least), unitSize)
 }
 
 // wanted is what is needed of a take.
@@ -204,7 +214,7 @@ func (d *dealing) deal(ctx context.Context) ([]task, error) {
 			}
 		default:
 			needed = append(needed, w)
-			bySums = bySums || t.Pages > 0 && (w.partly() || t.Size > unitSize+unitSize/2)
+			bySums = bySums || t.Pages > 0 && (w.partly() || t.Size > d.unit+d.unit/2)
 		}
 	}
 	if len(d.plain) > 0 {
@@ -260,12 +270,12 @@ func (d *dealing) cut(w *wanted, sums *chain.Sums) error {
 	}
 	for run := range runs {
 		for run.Length > 0 {
-			if p.sums == nil || p.from+p.length != run.Content || p.length >= unitSize {
+			if p.sums == nil || p.from+p.length != run.Content || p.length >= d.unit {
 				flush()
 				p.from, p.sums = run.Content, pages[run.Page:run.Page]
 			}
 			part := run
-			part.Length = min(run.Length, unitSize-p.length)
+			part.Length = min(run.Length, d.unit-p.length)
 			p.runs = append(p.runs, part)
 			p.length += part.Length
 			p.sums = p.sums[:p.length/page.Size]
@@ -282,7 +292,7 @@ func (d *dealing) group(ctx context.Context) error {
 		d.bytes += d.picks[i].length
 	}
 	var ranges *archive.Ranges
-	if d.bytes < d.part.Content || d.bytes > unitSize {
+	if d.bytes < d.part.Content || d.bytes > d.unit {
 		var err error
 		if ranges, err = d.archive.Ranges(ctx, d.part.Backup, d.part.Part); err != nil {
 			return err
@@ -296,7 +306,7 @@ func (d *dealing) group(ctx context.Context) error {
 	var size, end int64
 	for i := range d.picks {
 		p := &d.picks[i]
-		if i > begin && (size >= unitSize || p.start()-end > maxGap || size+p.length > unitSize+unitSize/2) {
+		if i > begin && (size >= d.unit || p.start()-end > maxGap || size+p.length > d.unit+d.unit/2) {
 			d.all = append(d.all, &picks{d.part, ranges, d.picks[begin:i]})
 			begin, size = i, 0
 		}

@@ -343,16 +343,28 @@ func (r *run) share(ctx context.Context, deal func(context.Context, chan<- task)
 	var last []task
 	group, copying := errgroup.WithContext(ctx)
 	tasks := make(chan task)
+	d := newDesk()
+	defer context.AfterFunc(copying, d.close)()
 	group.Go(func() (err error) {
 		defer close(tasks)
 		last, err = deal(copying, tasks)
 		return err
 	})
+	group.Go(func() error {
+		for t := range tasks {
+			d.put(t)
+		}
+		d.close()
+		return nil
+	})
 	for range r.Workers {
 		group.Go(func() error {
 			w := &worker{run: r, ctx: copying, buf: make([]byte, copyBuffer)}
 			defer w.folder.leave()
-			for t := range tasks {
+			for t := d.take(nil); t != nil; t = d.take(t) {
+				if copying.Err() != nil {
+					return context.Cause(copying)
+				}
 				if err := t.do(w); err != nil {
 					return err
 				}
