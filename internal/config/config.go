@@ -183,6 +183,7 @@ type Compression struct {
 // WAL says how WAL files travel.
 type WAL struct {
 	Parallel    int    // files that wal-push has in flight at once, the one asked for included; WALG_UPLOAD_CONCURRENCY
+	Delayed     int    // newest segments that may be missing without being lost; WALG_INTEGRITY_MAX_DELAYED_WALS
 	Limit       int    // files that one wal-push stores at most; TOTAL_BG_UPLOADED_LIMIT
 	ReadyRename bool   // PG_READY_RENAME
 	Summaries   string // of segments, beside them: auto, on or off; HOLDFAST_WAL_SUMMARIES

@@ -74,7 +74,8 @@ var (
 	fetch    = []string{"backup-fetch"}
 	walPush  = []string{"wal-push"}
 	walFetch = []string{"wal-fetch"}
-	server   = []string{"backup-push", "catchup-push"}
+	asks     = []string{"backup-push", "catchup-push", "wal-verify", "wal-show", "timeline"}
+	server   = []string{"backup-push", "catchup-push", "backup-fetch", "wal-show", "wal-verify", "timeline"}
 )
 
 // Table returns all settings, by section. Defaults of how much is done at once follow from the number of cores.
@@ -293,7 +294,9 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "How hard zstd tries. WAL-G's default is `default`."},
 		}),
 		section("WAL", []Setting{
-			{Name: "WALG_UPLOAD_CONCURRENCY", Default: "16", Min: 1, Max: 1000, Used: walPush, into: &s.WAL.Parallel,
+			{Name: "WALG_INTEGRITY_MAX_DELAYED_WALS", Default: "0", Max: 1 << 20, Used: []string{"wal-verify"}, into: &s.WAL.Delayed,
+				Meaning: "How many of the newest segments may be missing, as not archived yet, without being lost. Behind them as many may as wal-push has in flight."},
+			{Name: "WALG_UPLOAD_CONCURRENCY", Default: "16", Min: 1, Max: 1000, Used: []string{"wal-push", "wal-verify"}, into: &s.WAL.Parallel,
 				Meaning: "WAL files in flight at once: the one asked for, and those PostgreSQL will ask for next. 1 stores only what is asked for."},
 			{Name: "TOTAL_BG_UPLOADED_LIMIT", Default: "32", Min: 1, Max: 1 << 20, Used: walPush, into: &s.WAL.Limit,
 				Meaning: "WAL files that one call stores at most, the one asked for included."},
@@ -351,7 +354,7 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Stanza of a repository of pgBackRest. Where the repository is, and how it is encrypted, pgBackRest's own variables and files say."},
 		}),
 		section("PostgreSQL", []Setting{
-			{Name: "PGDATA", Type: Path, Used: []string{"backup-push", "catchup-push", "wal-fetch"}, into: &s.Postgres.DataDir,
+			{Name: "PGDATA", Type: Path, Used: []string{"backup-push", "catchup-push", "wal-fetch", "wal-push --repair"}, into: &s.Postgres.DataDir,
 				Meaning: "The data directory, where the command line does not name it. wal-fetch looks there for what the server is doing when it is not called from there."},
 			{Name: "PGHOST", Meaning: "Host name, or directory of the socket."},
 			{Name: "PGPORT", check: port, Meaning: "Port."},
