@@ -112,9 +112,10 @@ type run struct {
 	total   int64 // bytes of everything the first walk met
 	read    atomic.Int64
 
-	catalog *catalog.Catalog // nil where no delta is wanted
-	delta   *delta           // nil for a full backup
-	standby *Standby         // nil for what is no catch-up
+	placed  map[string]database // directories of databases as the backup began
+	catalog *catalog.Catalog    // nil where no delta is wanted
+	delta   *delta              // nil for a full backup
+	standby *Standby            // nil for what is no catch-up
 
 	configuration []string // files of the server, where a standby's own are to stay
 
@@ -315,6 +316,9 @@ func (r *run) rest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := r.checkDatabases(); err != nil {
+		return err
+	}
 	if err := r.timed("wal", func() error { return r.awaitWAL(ctx, stop.LSN) }); err != nil {
 		return err
 	}
@@ -345,6 +349,9 @@ func (r *run) timed(phase string, do func() error) error {
 
 func (r *run) startBackup(ctx context.Context) (err error) {
 	r.phase("waiting for the server's checkpoint")
+	if r.placed, err = r.databases(); err != nil {
+		return err
+	}
 	r.report.StartTime = time.Now().UTC()
 	if r.start, err = r.conn.StartBackup(ctx, "holdfast "+r.report.StartTime.Format(time.RFC3339), true); err != nil {
 		return fmt.Errorf("start the backup on the server: %w", err)
