@@ -167,8 +167,7 @@ func readRecords[T any](ctx context.Context, a *Archive, objects []store.Object,
 	var group errgroup.Group
 	for i, o := range objects {
 		group.Go(func() error {
-			records[i].Name, records[i].Modified = o.Name, o.Modified
-			errs[i] = readRecord(ctx, a, o.Name, &records[i].Doc)
+			records[i], errs[i] = ReadRecord[T](ctx, a, o)
 			return nil
 		})
 	}
@@ -177,9 +176,6 @@ func readRecords[T any](ctx context.Context, a *Archive, objects []store.Object,
 		if errors.Is(errs[i], fs.ErrNotExist) && ctx.Err() == nil {
 			continue
 		}
-		if errs[i] != nil {
-			r = Record[T]{Name: r.Name, Modified: r.Modified}
-		}
 		if !yield(r, errs[i]) {
 			return false
 		}
@@ -187,16 +183,18 @@ func readRecords[T any](ctx context.Context, a *Archive, objects []store.Object,
 	return true
 }
 
-func readRecord(ctx context.Context, a *Archive, name string, doc any) error {
-	b, err := store.ReadFile(ctx, a.store, name, maxDocument)
+// ReadRecord reads the record that a listing of its directory shows as o. One that is gone is fs.ErrNotExist.
+func ReadRecord[T any](ctx context.Context, a *Archive, o store.Object) (Record[T], error) {
+	r := Record[T]{Name: o.Name, Modified: o.Modified}
+	b, err := store.ReadFile(ctx, a.store, o.Name, maxDocument)
 	if err != nil {
-		return err
+		return r, err
 	}
 	if b = bytes.TrimLeft(b, " \t\r\n"); !bytes.HasPrefix(b, []byte("{")) {
-		return fmt.Errorf("read %s: it is not a JSON object", name)
+		return r, fmt.Errorf("read %s: it is not a JSON object", o.Name)
 	}
-	if err := json.Unmarshal(b, doc); err != nil {
-		return fmt.Errorf("read %s: %w", name, err)
+	if err := json.Unmarshal(b, &r.Doc); err != nil {
+		return Record[T]{Name: o.Name, Modified: o.Modified}, fmt.Errorf("read %s: %w", o.Name, err)
 	}
-	return nil
+	return r, nil
 }

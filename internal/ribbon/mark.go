@@ -13,6 +13,7 @@ type mark struct {
 	first, last wal.SegmentNo
 	when        time.Time
 	text        string
+	unread      bool
 	gap         *Gap
 }
 

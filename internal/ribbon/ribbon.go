@@ -99,6 +99,7 @@ type Checked struct {
 	Timeline    wal.Timeline
 	First, Last wal.SegmentNo
 	Problem     string // "" where they were good
+	Unread      bool   // nothing is known of them: they could not be read then
 }
 
 // Locked is a stretch of WAL that is there and cannot be read here.

@@ -45,7 +45,7 @@ const missing = "is missing"
 func (c *computer) prepare() {
 	size := c.in.WAL.SegmentSize
 	for _, k := range c.in.Checked {
-		c.checked[k.Timeline] = c.checked[k.Timeline].paint(mark{first: k.First, last: k.Last, when: k.When, text: k.Problem})
+		c.checked[k.Timeline] = c.checked[k.Timeline].paint(mark{first: k.First, last: k.Last, when: k.When, text: k.Problem, unread: k.Unread})
 	}
 	for _, l := range c.in.Locked {
 		c.locked[l.Timeline] = c.locked[l.Timeline].paint(mark{first: l.First, last: l.Last, text: l.Why})
@@ -99,7 +99,7 @@ func (c *computer) cut(spans []span, t wal.Timeline, run *catalog.Run) []span {
 				seen = nil
 			}
 		}
-		s := span{timeline: t, first: n, last: end, run: run, verified: seen != nil && seen.text == ""}
+		s := span{timeline: t, first: n, last: end, run: run, verified: seen != nil && seen.text == "" && !seen.unread}
 		switch {
 		case seen != nil && seen.text != "":
 			s.state, s.why, s.advice = bad, "is damaged: "+seen.text, adviceDamaged

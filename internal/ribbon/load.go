@@ -1,0 +1,361 @@
+package ribbon
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
+	"holdfast/internal/store"
+	"holdfast/internal/store/merge"
+)
+
+// Options tunes Load. The zero value is ready to use.
+type Options struct {
+	Storages   []string         // the names of all storages that the archive lies in
+	Evidence   catalog.Evidence // what tells which timeline the cluster is on, as far as the caller knows
+	Live       wal.Timeline     // to judge whatever the evidence says; 0 is none
+	ProvenOnly bool             // what was never verified is Unknown
+	Now        time.Time        // zero is the present
+}
+
+const (
+	inFlight  = 16 // small objects that are read at once
+	tryRuns   = 64 // stretches of WAL, the newest ones, of which it is tried whether they can be read
+	tryWithin = 32 // segments of one of them that are tried at most to find where that changes
+)
+
+// Load gathers what Compute judges by. The archive is looked at through strict, for which a storage that does not answer is an error; then through
+// lenient, which passes over such, and Input says which. Only the end of ctx is an error: where nothing answers, nothing is known.
+func Load(ctx context.Context, strict, lenient *archive.Archive, o Options) (Input, error) {
+	in := Input{Live: o.Live, ProvenOnly: o.ProvenOnly, Now: o.Now}
+	if in.Now.IsZero() {
+		in.Now = time.Now()
+	}
+	for _, name := range o.Storages {
+		in.Stores = append(in.Stores, Store{Name: name})
+	}
+	err := in.load(ctx, strict)
+	if err != nil && ctx.Err() == nil {
+		silent := &merge.UnaskedError{}
+		if errors.As(err, &silent) {
+			in.silence(silent.Storages, err)
+			err = in.load(ctx, lenient)
+		}
+		if err != nil {
+			in.silence(o.Storages, err)
+			in.Catalog, in.WAL = nil, nil
+		}
+	}
+	if ctx.Err() != nil {
+		return Input{}, context.Cause(ctx)
+	}
+	if in.Catalog != nil {
+		in.Catalog.Evidence = o.Evidence
+	}
+	return in, nil
+}
+
+// silence notes which storages did not answer.
+func (in *Input) silence(storages []string, err error) {
+	for i := range in.Stores {
+		if s := &in.Stores[i]; slices.Contains(storages, s.Name) && s.Err == nil {
+			s.Err = err
+		}
+	}
+	if len(in.Stores) == 0 {
+		in.Stores = []Store{{Name: "default", Err: err}}
+	}
+}
+
+// load reads everything anew. Its error is that nothing can be said.
+func (in *Input) load(ctx context.Context, a *archive.Archive) (err error) {
+	in.Gaps, in.Checked, in.Locked, in.Trouble, in.Backups = nil, nil, nil, nil, map[string]Evidence{}
+	if in.Catalog, err = catalog.Load(ctx, a); err != nil {
+		return err
+	}
+	var size wal.SegmentSize
+	size, in.SizeKnown = in.Catalog.SegmentSize()
+	if in.WAL, err = catalog.LoadWAL(ctx, a, size); err != nil {
+		return err
+	}
+	in.Trouble = append(in.Trouble, in.Catalog.BadTombstones...)
+	switch owner, err := a.Owner(ctx); {
+	case err == nil:
+		in.System = owner.SystemIdentifier
+	case !errors.Is(err, fs.ErrNotExist):
+		in.Trouble = append(in.Trouble, err)
+	}
+	in.loadGaps(ctx, a)
+	in.loadChecked(ctx, a)
+	in.look(ctx, a)
+	in.tryWAL(ctx, a)
+	return ctx.Err()
+}
+
+// LoadGaps reads which holes are accepted now, in the order in which they were, with the names of the records. What cannot be read is an error beside the
+// others.
+func LoadGaps(ctx context.Context, a *archive.Archive) (gaps []archive.Record[Gap], err error) {
+	var errs []error
+	for r, err := range archive.Records[Gap](ctx, a, archive.GapDir) {
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		same := func(o archive.Record[Gap]) bool {
+			return o.Doc.Timeline == r.Doc.Timeline && o.Doc.First == r.Doc.First && o.Doc.Last == r.Doc.Last
+		}
+		gaps = slices.DeleteFunc(gaps, same)
+		if !r.Doc.Revoked {
+			gaps = append(gaps, r)
+		}
+	}
+	return gaps, errors.Join(errs...)
+}
+
+func (in *Input) loadGaps(ctx context.Context, a *archive.Archive) {
+	gaps, err := LoadGaps(ctx, a)
+	if err != nil {
+		in.Trouble = append(in.Trouble, err)
+	}
+	for _, g := range gaps {
+		in.Gaps = append(in.Gaps, g.Doc)
+	}
+}
+
+// walRecord is what the verdict needs of a record in archive.VerifiedWALDir.
+type walRecord struct {
+	Timeline wal.Timeline `json:"timeline"`
+	First    string       `json:"first"`
+	Last     string       `json:"last"`
+	Problems []struct {
+		Segment string `json:"segment"`
+		Kind    string `json:"kind"`
+		Text    string `json:"text"`
+	} `json:"problems"`
+	Sample float64 `json:"sample"`
+}
+
+// unread are the kinds of problems that say nothing of a segment's content: it was not there then, or not to be read.
+var unread = []string{"missing", "store", "key"}
+
+func (in *Input) loadChecked(ctx context.Context, a *archive.Archive) {
+	size := in.WAL.SegmentSize
+	for r, err := range archive.Records[walRecord](ctx, a, archive.VerifiedWALDir) {
+		if err != nil {
+			in.Trouble = append(in.Trouble, err)
+			continue
+		}
+		t, first, err1 := size.ParseSegment(r.Doc.First)
+		t2, last, err2 := size.ParseSegment(r.Doc.Last)
+		if err1 != nil || err2 != nil || t != t2 || t != r.Doc.Timeline || last < first {
+			in.Trouble = append(in.Trouble, fmt.Errorf("read %s: %.40q to %.40q is no stretch of timeline %d", r.Name, r.Doc.First, r.Doc.Last, r.Doc.Timeline))
+			continue
+		}
+		if r.Doc.Sample == 0 {
+			in.Checked = append(in.Checked, Checked{When: r.Modified, Timeline: t, First: first, Last: last})
+		}
+		for _, p := range r.Doc.Problems {
+			pt, n, err := size.ParseSegment(p.Segment)
+			if err != nil {
+				continue
+			}
+			k := Checked{When: r.Modified, Timeline: pt, First: n, Last: n, Problem: cmp.Or(p.Text, p.Kind, "damaged")}
+			if slices.Contains(unread, p.Kind) {
+				k.Problem, k.Unread = "", true
+			}
+			in.Checked = append(in.Checked, k)
+		}
+	}
+}
+
+// look finds out of each backup what is known of its content, and whether it can be read here.
+func (in *Input) look(ctx context.Context, a *archive.Archive) {
+	found := make([]Evidence, len(in.Catalog.Backups))
+	errs := make([]error, len(found))
+	var group errgroup.Group
+	group.SetLimit(inFlight)
+	for i := range in.Catalog.Backups {
+		b := &in.Catalog.Backups[i]
+		if b.Sentinel == nil {
+			continue
+		}
+		group.Go(func() error {
+			found[i], errs[i] = evidence(ctx, a, b)
+			return nil
+		})
+	}
+	group.Wait() // each has its own error
+	for i := range found {
+		in.Backups[in.Catalog.Backups[i].Name] = found[i]
+		if errs[i] != nil {
+			in.Trouble = append(in.Trouble, errs[i])
+		}
+	}
+}
+
+func evidence(ctx context.Context, a *archive.Archive, b *catalog.Backup) (e Evidence, err error) {
+	parts, err := a.Parts(ctx, b.Name)
+	switch {
+	case err != nil:
+		e.Locked = err.Error()
+	case len(parts) == 0:
+		e.Missing = archive.Folder(b.Name) + "tar_partitions: none of its parts is there"
+	default:
+		smallest := slices.MinFunc(parts, func(x, y archive.Part) int { return cmp.Compare(x.Size, y.Size) })
+		if err := try(a.OpenPart(ctx, b.Name, smallest)); err != nil {
+			e.Locked = err.Error()
+		}
+	}
+	if ctx.Err() != nil {
+		return Evidence{}, ctx.Err()
+	}
+	return e, e.recall(ctx, a, b)
+}
+
+// try reads a byte of an object, to see whether there is a key for it.
+func try(r io.ReadCloser, err error) error {
+	if err != nil {
+		return err
+	}
+	defer r.Close() // only read
+	if _, err = io.ReadFull(r, make([]byte, 1)); err == io.EOF || errors.Is(err, context.Canceled) {
+		err = nil // there is nothing in it
+	}
+	return err
+}
+
+// backupRecord is what the verdict needs of a record in archive.VerifiedDir.
+type backupRecord struct {
+	Backup   string `json:"backup"`
+	Sentinel string `json:"sentinel_sha256"`
+	Result   string `json:"result"`
+	Objects  []struct {
+		Name    string `json:"name"`
+		Problem string `json:"problem"`
+	} `json:"objects"`
+	Sample float64 `json:"sample"`
+}
+
+// recall reads the records of verifications, the newest first, as far back as the last that came to an end. Of an object the newest that names it counts.
+func (e *Evidence) recall(ctx context.Context, a *archive.Archive, b *catalog.Backup) error {
+	var records []store.Object
+	for o, err := range a.Store().List(ctx, archive.VerifiedDir(b.Name), "") {
+		if err != nil {
+			return fmt.Errorf("list %s: %w", archive.VerifiedDir(b.Name), err)
+		}
+		if !o.IsDir() && strings.HasSuffix(o.Name, ".json") {
+			records = append(records, o)
+		}
+	}
+	seen := map[string]bool{}
+	var errs []error
+	for _, o := range slices.Backward(records) {
+		r, err := archive.ReadRecord[backupRecord](ctx, a, o)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if r.Doc.Sentinel != "" && r.Doc.Sentinel != b.Sentinel.Sum {
+			continue // of another backup of that name
+		}
+		for _, o := range r.Doc.Objects {
+			if !seen[o.Name] && o.Problem != "" && e.Damaged == "" {
+				e.Damaged = path.Base(o.Name) + ": " + o.Problem
+			}
+			seen[o.Name] = true
+		}
+		switch {
+		case r.Doc.Result == "damaged" && e.Damaged == "" && len(r.Doc.Objects) == 0:
+			e.Damaged = "so says " + r.Name
+		case r.Doc.Result == "ok" && r.Doc.Sample == 0:
+			if e.Damaged == "" {
+				e.Verified = r.Modified
+			}
+			return errors.Join(errs...)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tryWAL finds out which WAL cannot be read here, for want of a key: it tries the first and the last segment of each stretch, and where they differ looks
+// for where that changes.
+func (in *Input) tryWAL(ctx context.Context, a *archive.Archive) {
+	type stretch struct {
+		timeline wal.Timeline
+		run      *catalog.Run
+	}
+	var all []stretch
+	for i := range in.WAL.Timelines {
+		of := &in.WAL.Timelines[i]
+		for j := range of.Runs {
+			all = append(all, stretch{of.Timeline, &of.Runs[j]})
+		}
+	}
+	slices.SortStableFunc(all, func(x, y stretch) int { return y.run.Newest.Compare(x.run.Newest) })
+	all = all[:min(len(all), tryRuns)]
+	locked := make([]Locked, len(all))
+	var group errgroup.Group
+	group.SetLimit(inFlight)
+	for i, s := range all {
+		group.Go(func() error {
+			why := func(n wal.SegmentNo) string {
+				err := try(a.OpenWAL(ctx, in.WAL.SegmentSize.Name(s.timeline, n)))
+				if err == nil || errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil { // that it has gone since, the next look will tell
+					return ""
+				}
+				return err.Error()
+			}
+			l := Locked{Timeline: s.timeline, First: s.run.First, Last: s.run.Last}
+			first, last := why(l.First), ""
+			if last = first; l.Last > l.First {
+				last = why(l.Last)
+			}
+			// Between lo and hi it changes; once, as keys do.
+			lo, hi := l.First, l.Last
+			for range tryWithin {
+				if (first == "") == (last == "") || hi-lo <= 1 {
+					break
+				}
+				mid := lo + (hi-lo)/2
+				if (why(mid) == "") == (first == "") {
+					lo = mid
+				} else {
+					hi = mid
+				}
+			}
+			switch {
+			case first == "" && last == "":
+				return nil
+			case first == "":
+				l.First, l.Why = hi, last
+			case last == "":
+				l.Last, l.Why = lo, first
+			default:
+				l.Why = first
+			}
+			locked[i] = l
+			return nil
+		})
+	}
+	group.Wait() // none fails
+	for _, l := range locked {
+		if l.Why != "" {
+			in.Locked = append(in.Locked, l)
+		}
+	}
+}
