@@ -14,6 +14,7 @@ import (
 
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
@@ -78,27 +79,11 @@ func (a *app) backupFetch() *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&f.time, "target-time", "", "recover to this time, with its zone")
-	flags.StringVar(&f.lsn, "target-lsn", "", "recover to this position, such as 16/B374D848")
-	flags.StringVar(&f.xid, "target-xid", "", "recover to the commit of this transaction")
-	flags.StringVar(&f.name, "target-name", "", "recover to this restore point")
-	flags.StringVar(&f.target, "target", "", "recover to latest, the end of the archived WAL, or immediate, the end of the backup")
-	flags.StringVar(&f.timeline, "target-timeline", "", "recover along this timeline: a number or latest (default latest)")
-	flags.StringVar(&f.recovery.Action, "target-action", "", "at the target pause, promote or shutdown (default pause, PostgreSQL's)")
-	flags.BoolVar(&f.recovery.Exclusive, "exclusive", false, "stop just before the target")
-	flags.BoolVar(&f.recovery.Standby, "standby", false, "make a standby that follows the archive")
-	flags.BoolVar(&f.recovery.Archive, "archive", false, "let the copy archive: it continues the original")
+	f.common(flags)
 	flags.StringVar(&f.userData, "target-user-data", "", "restore the backup with this user data, a JSON value")
-	flags.StringArrayVar(&f.mapping, "tablespace-mapping", nil, "OLD=NEW: put the tablespace whose directory or oid is OLD into NEW; repeatable")
-	flags.StringVar(&f.spec, "restore-spec", "", "file that says where tablespaces go, as JSON in WAL-G's form")
 	flags.StringVar(&f.request.ConfigDir, "restore-config", "", "write configuration from outside the data directory below this directory")
 	flags.BoolVar(&f.request.ConfigIntoData, "config-into-pgdata", false, "write that configuration into DIR, so that the cluster can start alone")
-	flags.StringVar(&f.request.Owner, "owner", "", "user to own the files, when root restores")
-	flags.StringVar(&f.request.Mask, "mask", "", "restore only the files whose path in the data directory matches this pattern, such as 'base/16384/*'")
 	flags.BoolVar(&f.request.Delta, "delta", false, "DIR is a data directory of the cluster: fetch and write only what differs")
-	flags.BoolVar(&f.request.Resume, "resume", false, "continue a restore that was interrupted")
-	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be done, and do nothing")
-	flags.BoolVar(&f.asJSON, "json", false, "print the report, or with --dry-run the plan, as JSON")
 	flags.BoolVar(&reverse, "reverse-unpack", false, "accepted for WAL-G's sake")
 	flags.BoolVar(&skip, "skip-redundant-tars", false, "accepted for WAL-G's sake")
 	flags.StringArrayVar(&only, "restore-only", nil, "of WAL-G, refused")
@@ -109,36 +94,32 @@ func (a *app) backupFetch() *cobra.Command {
 	return cmd
 }
 
-// fetch plans a restore and, unless only the plan is wanted, carries it out.
+// common makes the flags that restores have whatever they restore from.
+func (f *fetchFlags) common(flags *pflag.FlagSet) {
+	flags.StringVar(&f.time, "target-time", "", "recover to this time, with its zone")
+	flags.StringVar(&f.lsn, "target-lsn", "", "recover to this position, such as 16/B374D848")
+	flags.StringVar(&f.xid, "target-xid", "", "recover to the commit of this transaction")
+	flags.StringVar(&f.name, "target-name", "", "recover to this restore point")
+	flags.StringVar(&f.target, "target", "", "recover to latest, the end of the archived WAL, or immediate, the end of the backup")
+	flags.StringVar(&f.timeline, "target-timeline", "", "recover along this timeline: a number or latest (default latest)")
+	flags.StringVar(&f.recovery.Action, "target-action", "", "at the target pause, promote or shutdown (default pause, PostgreSQL's)")
+	flags.BoolVar(&f.recovery.Exclusive, "exclusive", false, "stop just before the target")
+	flags.BoolVar(&f.recovery.Standby, "standby", false, "make a standby that follows the archive")
+	flags.BoolVar(&f.recovery.Archive, "archive", false, "let the copy archive: it continues the original")
+	flags.StringArrayVar(&f.mapping, "tablespace-mapping", nil, "OLD=NEW: put the tablespace whose directory or oid is OLD into NEW; repeatable")
+	flags.StringVar(&f.spec, "restore-spec", "", "file that says where tablespaces go, as JSON in WAL-G's form")
+	flags.StringVar(&f.request.Owner, "owner", "", "user to own the files, when root restores")
+	flags.StringVar(&f.request.Mask, "mask", "", "restore only the files whose path in the data directory matches this pattern, such as 'base/16384/*'")
+	flags.BoolVar(&f.request.Resume, "resume", false, "continue a restore that was interrupted")
+	flags.BoolVar(&f.dryRun, "dry-run", false, "print what would be done, and do nothing")
+	flags.BoolVar(&f.asJSON, "json", false, "print the report, or with --dry-run the plan, as JSON")
+}
+
+// fetch restores a backup of the archive, or says what would be done.
 func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir, name string) error {
-	target, err := f.recoveryTarget()
+	r, target, err := a.request(s, f, dir)
 	if err != nil {
 		return err
-	}
-	r := f.request
-	if r.Destination, err = a.absolute(dir); err != nil {
-		return err
-	}
-	if r.ConfigDir != "" {
-		if r.ConfigDir, err = a.absolute(r.ConfigDir); err != nil {
-			return err
-		}
-	}
-	if r.TablespaceMapping, err = parseMapping(f.mapping); err != nil {
-		return err
-	}
-	if r.Spec, err = readSpec(f.spec); err != nil {
-		return err
-	}
-	if target.Kind != catalog.None {
-		file := s.File
-		if file != "" {
-			if file, err = a.absolute(file); err != nil {
-				return err
-			}
-		}
-		f.recovery.Command = restore.Command(a.env.Program, file)
-		r.Recovery = &f.recovery
 	}
 	ar, err := a.openArchive(ctx, s, toRead)
 	if err != nil {
@@ -147,6 +128,43 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 	if r.Choice, err = a.choose(ctx, ar, s, f, name, target); err != nil {
 		return err
 	}
+	return a.carryOut(ctx, s, f, ar, r, outside(s))
+}
+
+// request turns flags into what is asked of a restore into dir, but for the backup, and the target of recovery. The restore_command has before between
+// the program and wal-fetch.
+func (a *app) request(s *config.Settings, f *fetchFlags, dir string, before ...string) (r restore.Request, target catalog.Target, err error) {
+	if target, err = f.recoveryTarget(); err != nil {
+		return r, target, err
+	}
+	r = f.request
+	if r.Destination, err = a.absolute(dir); err != nil {
+		return r, target, err
+	}
+	if r.ConfigDir != "" {
+		if r.ConfigDir, err = a.absolute(r.ConfigDir); err != nil {
+			return r, target, err
+		}
+	}
+	if r.TablespaceMapping, err = parseMapping(f.mapping); err != nil {
+		return r, target, err
+	}
+	if r.Spec, err = readSpec(f.spec); err != nil || target.Kind == catalog.None {
+		return r, target, err
+	}
+	file := s.File
+	if file != "" {
+		if file, err = a.absolute(file); err != nil {
+			return r, target, err
+		}
+	}
+	f.recovery.Command = restore.Command(a.env.Program, file, before...)
+	r.Recovery = &f.recovery
+	return r, target, nil
+}
+
+// carryOut plans a restore and, unless only the plan is wanted, does it. The restore_command needs the settings outside, and does not carry them.
+func (a *app) carryOut(ctx context.Context, s *config.Settings, f *fetchFlags, ar *archive.Archive, r restore.Request, outside []string) error {
 	plan, err := restore.Decide(ctx, ar, r)
 	if err != nil {
 		return err
@@ -167,7 +185,7 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 	for _, note := range plan.Notes {
 		a.log.Info(note)
 	}
-	if outside := outside(s); r.Recovery != nil && outside != nil {
+	if r.Recovery != nil && len(outside) > 0 {
 		a.log.Warn("restore_command does not carry " + strings.Join(outside, ", ") +
 			": start PostgreSQL with the same in its environment, or restore with a settings file that has it (--config)")
 	}

@@ -4,7 +4,7 @@ import "github.com/spf13/cobra"
 
 // onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
 var onlyWALG = []string{"backup-mark", "catchup-receive", "catchup-send", "copy", "daemon",
-	"delete", "pgbackrest", "wal-receive", "wal-restore", "wal-show", "wal-verify"}
+	"delete", "wal-receive", "wal-restore", "wal-show", "wal-verify"}
 
 // commands lists the commands in the order of the help.
 func (a *app) commands() []*cobra.Command {
@@ -19,6 +19,7 @@ func (a *app) commands() []*cobra.Command {
 		a.walPush(),
 		a.walFetch(),
 		a.walPrefetch(),
+		a.pgbackrest(),
 		a.st(),
 		a.key(),
 		a.settings(),
