@@ -39,7 +39,8 @@ import (
 // Where a standby took over that had been restored from another backup than the one the chain goes on from, its pages come from WAL and those of the
 // chain from the former server. Then the same is left out, since of several such changes to a page WAL has the first one after a checkpoint only;
 // unused room between pd_lower and pd_upper, which in a replayed image of a page is zeros; and t_cid of a row, the number of the command within the
-// transaction that wrote it, which means nothing once that has ended and is zero in a replayed row (heap_mask in access/heap). Elsewhere both are
+// transaction that wrote it, which means nothing once that has ended and is zero in a replayed row (heap_mask in access/heap). And of a sequence what
+// it gave last: WAL has it up to 32 values ahead (SEQ_LOG_VALS), which a replayed page has and the former server's had not. Elsewhere all that is
 // compared too.
 
 // noFile is what is left out of the comparison, by path in the data directory.
@@ -193,7 +194,8 @@ func countDifferences(x, y []byte) (n int) {
 type kind string
 
 const (
-	heap     kind = "a table" // or a sequence
+	heap     kind = "a table"
+	sequence kind = "a sequence"
 	btree    kind = "a btree index"
 	hash     kind = "a hash index"
 	gist     kind = "a gist index"
@@ -215,7 +217,7 @@ func kindOf(p []byte) kind {
 		return heap
 	case 8:
 		if binary.LittleEndian.Uint32(special) == sequenceMagic {
-			return heap
+			return sequence
 		}
 		if binary.LittleEndian.Uint16(special[6:]) == spgistID {
 			return spgist
@@ -246,7 +248,7 @@ func withoutCache(p []byte) []byte {
 	return p
 }
 
-// withoutHistory returns a page with zeros between pd_lower and pd_upper and as t_cid of its rows.
+// withoutHistory returns a page with zeros between pd_lower and pd_upper, as t_cid of its rows, and as the row of a sequence behind its header.
 func withoutHistory(p []byte) []byte {
 	k := kindOf(p)
 	if k == emptyOne {
@@ -255,7 +257,12 @@ func withoutHistory(p []byte) []byte {
 	h, _ := page.ReadHeader(p)
 	p = bytes.Clone(p)
 	clear(p[h.Lower:h.Upper])
-	for at := page.HeaderLen; k == heap && at+4 <= int(h.Lower); at += 4 {
+	if k == sequence {
+		if offset, _ := linePointer(p, page.HeaderLen); offset+24 <= int(h.Special) {
+			clear(p[offset+24 : h.Special])
+		}
+	}
+	for at := page.HeaderLen; (k == heap || k == sequence) && at+4 <= int(h.Lower); at += 4 {
 		if offset, state := linePointer(p, at); state == normal && offset+12 <= len(p) {
 			clear(p[offset+8 : offset+12])
 		}
@@ -314,7 +321,7 @@ func mask(original []byte) []byte {
 	const xmin, xmax = 0x0300, 0x0C00 // HEAP_XMIN_FROZEN is both bits of xmin
 	for at := page.HeaderLen; at+4 <= int(h.Lower); at += 4 {
 		offset, state := linePointer(p, at)
-		if k != heap {
+		if k != heap && k != sequence {
 			if state == dead {
 				le.PutUint32(p[at:], le.Uint32(p[at:])&^(3<<15)|normal<<15)
 			}
@@ -387,11 +394,14 @@ func TestComparisonSeesDamage(t *testing.T) {
 				may[exactly] = 64 + 2
 				may[noHints], may[noHistory] = may[noHints]+64, may[noHistory]+64
 			}
-			if k == heap || k == btree || k == hash || k == gist {
+			if k == heap || k == sequence || k == btree || k == hash || k == gist {
 				lines := int(h.Lower-page.HeaderLen)/4 + 1 // and the flags of an index page
 				may[noHints], may[noHistory] = may[noHints]+lines, may[noHistory]+lines
-				if k == heap {
+				if k == heap || k == sequence {
 					may[noHistory] += 4 * lines
+				}
+				if k == sequence {
+					may[noHistory] += int(h.Special-h.Upper) - 24 // behind the header of its row
 				}
 			}
 			if k == emptyOne {
@@ -412,7 +422,7 @@ func TestComparisonSeesDamage(t *testing.T) {
 			}
 		}
 	}
-	for _, k := range []kind{heap, btree, hash, gist, spgist, others} {
+	for _, k := range []kind{heap, sequence, btree, hash, gist, spgist, others} {
 		if seen[k] == 0 {
 			t.Errorf("there was no page of %s", k)
 		}
