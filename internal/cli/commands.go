@@ -19,6 +19,8 @@ func (a *app) commands() []*cobra.Command {
 		a.walPush(),
 		a.walFetch(),
 		a.walPrefetch(),
+		a.ribbon(),
+		a.walGap(),
 		a.pgbackrest(),
 		a.st(),
 		a.key(),

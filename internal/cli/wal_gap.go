@@ -1,0 +1,199 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/config"
+	"holdfast/internal/pg/wal"
+	"holdfast/internal/ribbon"
+)
+
+func (a *app) walGap() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "wal-gap",
+		Short: "Accept that WAL is lost, so that checks look ahead again",
+		Long: "A segment that was lost for good stays a hole in what can be restored, and `ribbon` and `wal-verify` go on telling. `wal-gap accept` notes\n" +
+			"in the archive that this is known: who says so, when and why. What the hole makes unrestorable stays unrestorable; it is shown as\n" +
+			"accepted, and is no failure any more once there is a backup behind it.",
+		Example: "  holdfast wal-gap accept 00000003000000160000009A --reason 'disk of db1 was full'\n  holdfast wal-gap list",
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return a.usage(cmd, &unknownError{"wal-gap " + args[0], "it is `wal-gap accept`, `wal-gap list` or `wal-gap revoke`"})
+		},
+	}
+	cmd.AddCommand(a.walGapAccept(), a.walGapList(), a.walGapRevoke())
+	return cmd
+}
+
+func (a *app) walGapAccept() *cobra.Command {
+	var reason, by string
+	cmd := &cobra.Command{
+		Use:   "accept FIRST [LAST]",
+		Short: "Note that segments are lost, and why",
+		Long: "FIRST and LAST are names of segments of one timeline; without LAST it is one segment. Both must be missing from the archive, or known to be\n" +
+			"damaged, and WAL behind them archived: what has merely not come yet cannot be accepted as lost.",
+		Example: "  holdfast wal-gap accept 00000003000000160000009A 0000000300000016000000A2 --reason 'disk of db1 was full' --by 'jane@example.org'",
+		Args:    a.args(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			if strings.TrimSpace(reason) == "" {
+				return a.usage(cmd, errors.New("--reason is missing: say why the WAL is lost, for whoever reads this in a year"))
+			}
+			return a.acceptGap(cmd.Context(), s, args[0], args[len(args)-1], reason, by)
+		},
+	}
+	cmd.Flags().StringVar(&reason, "reason", "", "why the segments are lost; must be given")
+	cmd.Flags().StringVar(&by, "by", "", "who says so (default user@host)")
+	targetFlag(cmd)
+	return cmd
+}
+
+func (a *app) acceptGap(ctx context.Context, s *config.Settings, first, last, reason, by string) error {
+	in, err := a.loadRibbon(ctx, s, ribbonFlags{})
+	if err != nil {
+		return err
+	}
+	for _, st := range in.Stores {
+		if st.Err != nil {
+			return &advised{fmt.Errorf("storage %s did not answer: %w", st.Name, st.Err), "what is missing may lie there: nothing is accepted as lost before all storages answer"}
+		}
+	}
+	if err := in.CheckLost(first, last); err != nil {
+		return err
+	}
+	ar, err := a.openArchive(ctx, s, toList)
+	if err != nil {
+		return err
+	}
+	t, err := wal.TimelineOf(first)
+	if err != nil {
+		return err
+	}
+	gap := ribbon.Gap{RecordHead: archive.NewRecordHead(by, release()), Timeline: t, First: first, Last: last, Reason: reason}
+	if _, err := ar.AddRecord(ctx, archive.GapDir, "", gap); err != nil {
+		return err
+	}
+	a.log.Info(fmt.Sprintf("accepted by %s: %s is lost: %s", gap.By, segmentsText(first, last), reason))
+	r := ribbon.Compute(in)
+	if i := slices.IndexFunc(r.Main, func(st ribbon.Stretch) bool { return st.First == first && st.Verdict == ribbon.Broken }); i >= 0 && i == len(r.Main)-1 {
+		a.log.Warn("no backup is newer than that: take one now with `holdfast backup-push`")
+	}
+	return nil
+}
+
+// segmentsText names a stretch of segments.
+func segmentsText(first, last string) string {
+	if first == last {
+		return first
+	}
+	return first + " to " + last
+}
+
+// listedGap is an accepted hole as JSON shows it.
+type listedGap struct {
+	Timeline wal.Timeline `json:"timeline"`
+	First    string       `json:"first"`
+	Last     string       `json:"last"`
+	Reason   string       `json:"reason"`
+	By       string       `json:"by"`
+	At       time.Time    `json:"at"`
+}
+
+func (a *app) walGapList() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:     "list",
+		Short:   "List the holes that are accepted",
+		Example: "  holdfast wal-gap list --json",
+		Args:    a.args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			ar, err := a.openArchive(cmd.Context(), s, toList)
+			if err != nil {
+				return err
+			}
+			gaps, bad := ribbon.LoadGaps(cmd.Context(), ar)
+			return errors.Join(a.listGaps(gaps, asJSON), bad)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	targetFlag(cmd)
+	return cmd
+}
+
+func (a *app) listGaps(gaps []archive.Record[ribbon.Gap], asJSON bool) error {
+	rows := []listedGap{}
+	for _, g := range gaps {
+		rows = append(rows, listedGap{g.Doc.Timeline, g.Doc.First, g.Doc.Last, g.Doc.Reason, g.Doc.By, g.Doc.At.UTC()})
+	}
+	if asJSON {
+		return a.printJSON(rows)
+	}
+	if len(rows) == 0 {
+		a.log.Info("No holes are accepted")
+		return nil
+	}
+	w := tabwriter.NewWriter(a.env.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "first\tlast\taccepted\tby\treason")
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", cell(r.First), cell(r.Last), r.At.Format(time.RFC3339), cell(r.By), cell(r.Reason))
+	}
+	return w.Flush()
+}
+
+func (a *app) walGapRevoke() *cobra.Command {
+	var by string
+	cmd := &cobra.Command{
+		Use:     "revoke FIRST [LAST]",
+		Short:   "Take back that segments are accepted as lost",
+		Long:    "FIRST and LAST are as `wal-gap list` shows them. The record stays in the archive, and a second one that takes it back.",
+		Example: "  holdfast wal-gap revoke 00000003000000160000009A",
+		Args:    a.args(cobra.RangeArgs(1, 2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			s, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			return a.revokeGap(cmd.Context(), s, args[0], args[len(args)-1], by)
+		},
+	}
+	cmd.Flags().StringVar(&by, "by", "", "who says so (default user@host)")
+	targetFlag(cmd)
+	return cmd
+}
+
+func (a *app) revokeGap(ctx context.Context, s *config.Settings, first, last, by string) error {
+	ar, err := a.openArchive(ctx, s, toList)
+	if err != nil {
+		return err
+	}
+	gaps, bad := ribbon.LoadGaps(ctx, ar)
+	i := slices.IndexFunc(gaps, func(g archive.Record[ribbon.Gap]) bool { return g.Doc.First == first && g.Doc.Last == last })
+	if i < 0 {
+		return errors.Join(&advised{fmt.Errorf("%s is not accepted as lost", segmentsText(first, last)), "see `holdfast wal-gap list`"}, bad)
+	}
+	gap := ribbon.Gap{RecordHead: archive.NewRecordHead(by, release()), Timeline: gaps[i].Doc.Timeline, First: first, Last: last, Revoked: true}
+	if _, err := ar.AddRecord(ctx, archive.GapDir, "", gap); err != nil {
+		return err
+	}
+	a.log.Info("no longer accepted as lost: " + segmentsText(first, last))
+	return nil
+}
