@@ -360,9 +360,8 @@ func (r *applying) purgeWAL(ctx context.Context, p *Plan, removed map[*backup]bo
 			ripe = append(ripe, t.WAL...)
 		}
 	}
-	s := selection{size: p.judge.in.WAL.SegmentSize, histories: map[wal.Timeline]bool{}, wal: func(t wal.Timeline, at span) bool {
-		goes, _ := v.of(t, at)
-		return goes && ripe.covers(t, at)
+	s := selection{size: p.judge.in.WAL.SegmentSize, histories: map[wal.Timeline]bool{}, wal: func(t wal.Timeline, at span, about object) bool {
+		return v.lets(t, at, about, ripe.covers)
 	}}
 	for _, h := range p.judge.historyPlan(v, stays) {
 		s.histories[wal.Timeline(h.Timeline)] = !h.Keep
@@ -487,7 +486,7 @@ func (r *applying) removeVerified(ctx context.Context, s *selection) error {
 		}
 		t, first := placeOf(rec.Doc.First)
 		_, last := placeOf(rec.Doc.Last)
-		if first > last || !s.wal(t, span{first, last}) {
+		if first > last || !s.wal(t, span{first, last}, object{rec.Modified, true}) {
 			continue
 		}
 		if err := r.remove(ctx, []store.Object{{Name: rec.Name}}); err != nil {
@@ -497,6 +496,9 @@ func (r *applying) removeVerified(ctx context.Context, s *selection) error {
 	return nil
 }
 
+// clocks is where objects lie for a moment by which the store tells the time.
+const clocks = "holdfast/"
+
 // tidy removes the tombstones of what is gone, what took others back that are gone, and marks of restores that ended without a word.
 func (r *applying) tidy(ctx context.Context, p *Plan) error {
 	for _, re := range p.judge.in.Restores {
@@ -504,6 +506,17 @@ func (r *applying) tidy(ctx context.Context, p *Plan) error {
 			if err := r.remove(ctx, []store.Object{{Name: re.Record}}); err != nil {
 				return err
 			}
+		}
+	}
+	for o, err := range r.a.Store().List(ctx, clocks, clocks+"clock-") { // left by who was interrupted while he asked for the time
+		switch {
+		case err != nil:
+			return err
+		case o.IsDir() || !strings.HasPrefix(o.Name, clocks+"clock-") || p.judge.in.At.Sub(o.Modified) < time.Hour:
+			continue
+		}
+		if err := r.remove(ctx, []store.Object{o}); err != nil {
+			return err
 		}
 	}
 	if r.report.Refused > 0 {

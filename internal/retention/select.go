@@ -2,13 +2,12 @@ package retention
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
 	"path"
 	"strings"
-
-	"errors"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/pg/wal"
@@ -26,7 +25,7 @@ const (
 type selection struct {
 	backups   []string // with their sentinels
 	folders   []string // what is left of other backups, and of pushes
-	wal       func(wal.Timeline, span) bool
+	wal       func(t wal.Timeline, s span, about object) bool
 	histories map[wal.Timeline]bool
 	size      wal.SegmentSize
 }
@@ -49,7 +48,9 @@ func (p *Plan) selects() selection {
 	}
 	if sc := p.rule.scope(); sc.wal {
 		v := p.judge.judgeWAL((*backup).stay, sc.alone)
-		s.wal = func(t wal.Timeline, at span) bool { goes, _ := v.of(t, at); return goes }
+		s.wal = func(t wal.Timeline, at span, about object) bool {
+			return v.lets(t, at, about, func(wal.Timeline, span) bool { return true })
+		}
 	}
 	return s
 }
@@ -101,7 +102,7 @@ func (s *selection) objects(ctx context.Context, a *archive.Archive) iter.Seq2[s
 				yield(store.Object{}, fmt.Errorf("list WAL: %w", err))
 				return
 			}
-			if !o.IsDir() && s.hasWAL(path.Base(o.Name)) && !yield(o, nil) {
+			if !o.IsDir() && s.hasWAL(path.Base(o.Name), object{archived: o.Modified}) && !yield(o, nil) {
 				return
 			}
 		}
@@ -118,7 +119,7 @@ func (s *selection) objects(ctx context.Context, a *archive.Archive) iter.Seq2[s
 					yield(store.Object{}, fmt.Errorf("list summaries of WAL: %w", err))
 					return
 				}
-				if name := archive.WALName(o.Name); !o.IsDir() && wal.IsSegment(name) && s.hasWAL(name) && !yield(o, nil) {
+				if name := archive.WALName(o.Name); !o.IsDir() && wal.IsSegment(name) && s.hasWAL(name, object{o.Modified, true}) && !yield(o, nil) {
 					return
 				}
 			}
@@ -127,16 +128,17 @@ func (s *selection) objects(ctx context.Context, a *archive.Archive) iter.Seq2[s
 }
 
 // hasWAL reports whether the object of that base name goes. What is not understood stays.
-func (s *selection) hasWAL(object string) bool {
-	name, isNote := strings.CutSuffix(object, noteSuffix)
+func (s *selection) hasWAL(base string, about object) bool {
+	name, isNote := strings.CutSuffix(base, noteSuffix)
 	if !isNote {
-		name = archive.WALName(object)
+		name = archive.WALName(base)
 	}
 	group, isDelta := strings.CutSuffix(name, deltaSuffix)
+	about.beside = about.beside || isNote || isDelta
 	switch kind := wal.KindOf(name); {
 	case isDelta && wal.IsSegment(group):
 		t, first, err := s.size.ParseSegment(group)
-		return err == nil && s.wal(t, span{placeAt(s.size, first), placeAt(s.size, first+deltaGroup-1)})
+		return err == nil && s.wal(t, span{placeAt(s.size, first), placeAt(s.size, first+deltaGroup-1)}, about)
 	case kind == wal.History:
 		t, err := wal.TimelineOf(name)
 		return err == nil && s.histories[t]
@@ -144,5 +146,5 @@ func (s *selection) hasWAL(object string) bool {
 		return false
 	}
 	t, p := placeOf(name[:24])
-	return s.wal(t, span{p, p})
+	return s.wal(t, span{p, p}, about)
 }

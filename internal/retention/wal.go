@@ -56,6 +56,7 @@ type verdicts struct {
 	before  map[wal.Timeline]bound // what is not needed and lies before it goes
 	orphans map[wal.Timeline][]span
 	closed  map[wal.Timeline]string // timelines of which all stays, and why
+	runs    map[wal.Timeline][]span // the segments that are there
 	oldest  time.Time               // when the oldest backup was begun that is replayed from; zero: there is none
 }
 
@@ -68,7 +69,10 @@ type bound struct {
 // judgeWAL says which WAL stays where the backups that stay says so stay, in what mode. Without any backup everything stays, unless all says otherwise.
 func (j *judge) judgeWAL(stays func(*backup) (mode, bool), all bool) *verdicts {
 	v := &verdicts{
-		needs: map[wal.Timeline][]need{}, before: map[wal.Timeline]bound{}, orphans: map[wal.Timeline][]span{}, closed: map[wal.Timeline]string{},
+		needs: map[wal.Timeline][]need{}, before: map[wal.Timeline]bound{}, orphans: map[wal.Timeline][]span{}, closed: map[wal.Timeline]string{}, runs: map[wal.Timeline][]span{},
+	}
+	for t, r := range j.in.runs() {
+		v.runs[t] = append(v.runs[t], j.in.places(r))
 	}
 	need := func(needs []need) {
 		for _, n := range needs {
@@ -179,6 +183,40 @@ func (s span) without(needs []need) (free []span) {
 		s.from = n.to + 1
 	}
 	return append(free, s)
+}
+
+// lets reports whether an object goes that is about the segments at s on timeline t: all of them that are there do, and allowed lets them. Where none is there it goes
+// where they would; when they once were, and it was archived before all from which recovery goes on, wherever it is.
+func (v *verdicts) lets(t wal.Timeline, s span, about object, allowed func(wal.Timeline, span) bool) bool {
+	some := false
+	for _, r := range v.runs[t] {
+		if !r.meets(s) {
+			continue
+		}
+		some = true
+		r.from, r.to = max(r.from, s.from), min(r.to, s.to)
+		for i, cuts := 0, v.cuts(t, r); i < len(cuts); i++ {
+			piece := span{cuts[i], r.to}
+			if i+1 < len(cuts) {
+				piece.to = cuts[i+1] - 1
+			}
+			if goes, _ := v.of(t, piece); !goes || !allowed(t, piece) {
+				return false
+			}
+		}
+	}
+	if some {
+		return true
+	}
+	goes, why := v.of(t, s)
+	old := about.archived.Before(v.oldest)
+	return goes || why.ground == Unknown && (old || s.from < v.before[t].place) || why.ground != Unread && old && about.beside
+}
+
+// object is one that is about WAL.
+type object struct {
+	archived time.Time
+	beside   bool // it is no WAL, and of no use without
 }
 
 // of returns the verdict on what lies at s on timeline t: whether it goes, and why.

@@ -7,7 +7,7 @@ import (
 	"io"
 	"iter"
 	"strings"
-	"testing"
+
 	"time"
 
 	"holdfast/internal/archive"
@@ -15,6 +15,14 @@ import (
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
 )
+
+// tester is what testing.T and rapid.T share.
+type tester interface {
+	Helper()
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
 
 const size = wal.SegmentSize(16 << 20)
 
@@ -78,7 +86,7 @@ func (c *clocked) timed(all iter.Seq2[store.Object, error]) iter.Seq2[store.Obje
 
 // world is a cluster with an archive, made by hand: what is in the objects does not matter to retention but for the documents.
 type world struct {
-	t      testing.TB
+	t      tester
 	memory *storetest.Memory
 	store  *clocked
 	now    time.Time
@@ -92,7 +100,7 @@ type world struct {
 	previous []uint64
 }
 
-func newWorld(t testing.TB) *world {
+func newWorld(t tester) *world {
 	w := &world{t: t, memory: &storetest.Memory{}, now: time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC), system: 7001, timeline: 1, seg: 1, highest: 1}
 	w.store = newClocked(w.memory, &w.now)
 	w.a = archive.New(w.store, archive.Options{})
