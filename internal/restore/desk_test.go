@@ -4,7 +4,10 @@ import (
 	"slices"
 	"testing"
 
+	"pgregory.net/rapid"
+
 	"holdfast/internal/chain"
+	"holdfast/internal/pg/page"
 )
 
 // deskTask is a task that writes to a file; 0 stands for one of many files.
@@ -74,4 +77,14 @@ func TestDeskWaits(t *testing.T) {
 	}()
 	full.close()
 	<-ended
+}
+
+// A unit is of whole pages, whatever there is to write: their sums are of whole ones.
+func TestUnitIsWholePages(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		r := newRun(nil, &Plan{Delta: &Differences{Write: rapid.Int64Range(0, 1<<40).Draw(t, "write")}}, Options{Workers: rapid.IntRange(1, 99).Draw(t, "workers")})
+		if n := r.unit(); n%page.Size != 0 || n < page.Size || n > unitSize {
+			t.Errorf("%d bytes", n)
+		}
+	})
 }

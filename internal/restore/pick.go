@@ -158,13 +158,13 @@ type dealing struct {
 	all   []task
 }
 
-// unit returns how many bytes of content a worker takes at once: less where there is little to do, so that all have a share.
+// unit returns how many bytes of content a worker takes at once, whole pages: less where there is little to do, so that all have a share.
 func (r *run) unit() int64 {
 	if r.plan.Delta == nil {
 		return unitSize
 	}
 	const least = 8 << 20
-	return min(max(r.plan.Delta.Write/int64(8*r.Workers), least), unitSize)
+	return min(max(r.plan.Delta.Write/int64(8*r.Workers), least), unitSize) / page.Size * page.Size
 }
 
 // wanted is what is needed of a take.
