@@ -125,8 +125,8 @@ func CheckSeal(doc []byte) (ok bool, err error) {
 	return true, nil
 }
 
-// SentinelName names the object of a backup's sentinel.
-func SentinelName(backup string) string { return BackupDir + backup + sentinelSuffix }
+// HasKey reports whether what is encrypted is read with a key.
+func (a *Archive) HasKey() bool { return a.opts.Key != nil }
 
 // Over returns the same archive as it is in another store, such as one around that of a.
 func (a *Archive) Over(s store.Store) *Archive {

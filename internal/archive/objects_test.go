@@ -47,7 +47,7 @@ func TestObjectsAreKnownAsTheyWereStored(t *testing.T) {
 	if len(known) > 0 {
 		t.Errorf("what is not there is known: %v", known)
 	}
-	for _, name := range []string{archive.SentinelName(backupName), archive.Folder(backupName) + "metadata.json"} {
+	for _, name := range []string{a.SentinelName(backupName), archive.Folder(backupName) + "metadata.json"} {
 		b, err := store.ReadFile(ctx, m, name, 1<<20)
 		if err != nil {
 			t.Fatal(err)

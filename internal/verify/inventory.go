@@ -1,0 +1,509 @@
+package verify
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
+)
+
+// inventory is the WAL that a verification is of.
+type inventory struct {
+	size      wal.SegmentSize
+	timelines []*timeline // ascending
+	systems   []uint64    // of which clusters it may be; empty where that is not known
+	unknown   map[wal.Timeline]error
+
+	pending *WALRecord // of segments that were read, not left yet
+	from    []*segment // of pending
+}
+
+// timeline is the WAL of one timeline.
+type timeline struct {
+	t        wal.Timeline
+	path     catalog.Path // that leads to it; nil where its history cannot be read
+	segments []segment    // ascending; of one that is there twice both
+	others   []object     // history, labels and partial segments
+	ranges   []Range      // that are asked for
+	needed   bool         // its history is
+}
+
+// segment is an archived segment.
+type segment struct {
+	object
+	t      wal.Timeline
+	no     wal.SegmentNo
+	note   bool // there is a note of its content
+	wanted bool
+	closed bool // it was verified, and no record goes on behind it
+	read   bool
+	end    wal.LSN
+}
+
+func (w *inventory) timeline(t wal.Timeline) *timeline {
+	i, found := slices.BinarySearchFunc(w.timelines, t, func(l *timeline, t wal.Timeline) int { return cmp.Compare(l.t, t) })
+	if !found {
+		w.timelines = slices.Insert(w.timelines, i, &timeline{t: t})
+	}
+	return w.timelines[i]
+}
+
+// find returns a segment, nil where it is not archived.
+func (l *timeline) find(n wal.SegmentNo) *segment {
+	i, found := slices.BinarySearchFunc(l.segments, n, func(s segment, n wal.SegmentNo) int { return cmp.Compare(s.no, n) })
+	if !found {
+		return nil
+	}
+	return &l.segments[i]
+}
+
+// takeInventory lists the WAL, marks what is asked for and what of that is due, and looks for what is missing.
+func (p *Plan) takeInventory(ctx context.Context, a *archive.Archive) (*inventory, error) {
+	w := &inventory{unknown: p.catalog.BadHistory}
+	var backup *catalog.Backup
+	if n := len(p.targets); n > 0 {
+		backup = p.targets[n-1].Backup
+	}
+	w.size, _ = p.catalog.SegmentSize()
+	if !p.request.All {
+		if backup == nil || backup.Sentinel == nil {
+			return w, nil
+		}
+		size, err := backup.SegmentSize()
+		if err != nil {
+			return w, nil // told with the sentinel
+		}
+		w.size = size
+	}
+	if err := p.listWAL(ctx, a, w); err != nil {
+		return nil, err
+	}
+	if err := p.ownSystems(ctx, a, w, backup); err != nil {
+		return nil, err
+	}
+	for _, l := range w.timelines {
+		l.path, _ = p.catalog.PathTo(l.t)
+	}
+	var inventory *catalog.WAL
+	if p.request.All || p.request.WAL {
+		var err error
+		if inventory, err = catalog.LoadWAL(ctx, a, w.size); err != nil {
+			return nil, err
+		}
+	}
+	gaps, err := p.accepted(ctx, a)
+	if err != nil {
+		return nil, err
+	}
+	if p.request.All {
+		p.wantAll(w, inventory, gaps)
+	} else {
+		p.wantFor(w, backup, inventory, gaps)
+	}
+	if err := p.recallWAL(ctx, a, w); err != nil {
+		return nil, err
+	}
+	for _, l := range w.timelines {
+		for i := range l.segments {
+			if l.segments[i].wanted {
+				p.count(&l.segments[i].object, true)
+			}
+		}
+		p.WAL = append(p.WAL, l.ranges...)
+	}
+	return w, nil
+}
+
+// listWAL lists what is below wal_005.
+func (p *Plan) listWAL(ctx context.Context, a *archive.Archive, w *inventory) error {
+	var last *segment // listed; a note comes right behind its segment
+	for o, err := range a.Store().List(ctx, archive.WALDir, "") {
+		if err != nil {
+			return fmt.Errorf("list WAL: %w", err)
+		}
+		if o.IsDir() {
+			continue
+		}
+		name := archive.WALName(o.Name)
+		obj := object{name: o.Name, size: o.Size, modified: o.Modified}
+		kind := wal.KindOf(name)
+		t, err := wal.TimelineOf(name)
+		if kind == wal.Other || err != nil {
+			base := path.Base(o.Name)
+			switch {
+			case strings.HasSuffix(base, ".sum.json") && last != nil && strings.TrimSuffix(base, ".sum.json") == archive.WALName(last.name):
+				last.note = true
+			case strings.HasSuffix(base, ".json"), strings.Contains(base, "_delta"):
+			case p.request.All:
+				p.findings = append(p.findings, Finding{Severity: Warning, Kind: Stray, Object: o.Name, Text: "it is no WAL file, nor what is kept beside one: it is left alone"})
+			}
+			continue
+		}
+		l := w.timeline(t)
+		if kind != wal.Segment {
+			l.others = append(l.others, obj)
+			continue
+		}
+		_, no, err := w.size.ParseSegment(name)
+		if err != nil {
+			if p.request.All {
+				p.findings = append(p.findings, Finding{Severity: Warning, Kind: Stray, Object: o.Name, Text: err.Error()})
+			}
+			continue
+		}
+		l.segments = append(l.segments, segment{object: obj, t: t, no: no})
+		last = &l.segments[len(l.segments)-1]
+	}
+	return nil
+}
+
+// ownSystems finds out of which clusters the WAL may be.
+func (p *Plan) ownSystems(ctx context.Context, a *archive.Archive, w *inventory, backup *catalog.Backup) error {
+	if !p.request.All && backup.Sentinel.SystemIdentifier != nil {
+		w.systems = []uint64{*backup.Sentinel.SystemIdentifier}
+		return nil
+	}
+	owner, err := a.Owner(ctx)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		p.findings = append(p.findings, Finding{Severity: Damage, Kind: Content, Object: "holdfast/cluster.json", Text: err.Error()})
+	}
+	if err == nil {
+		w.systems = append(owner.Previous, owner.SystemIdentifier)
+	}
+	for i := range p.catalog.Backups {
+		if s := p.catalog.Backups[i].Sentinel; s != nil && s.SystemIdentifier != nil && !slices.Contains(w.systems, *s.SystemIdentifier) {
+			w.systems = append(w.systems, *s.SystemIdentifier)
+		}
+	}
+	return nil
+}
+
+// want marks segments of a timeline.
+func (l *timeline) want(from, to wal.SegmentNo, size wal.SegmentSize) {
+	n := 0
+	var first, last wal.SegmentNo
+	for i := range l.segments {
+		s := &l.segments[i]
+		if s.no < from || s.no > to {
+			continue
+		}
+		if n == 0 {
+			first = s.no
+		}
+		if n == 0 || s.no != last {
+			n++
+		}
+		s.wanted, last = true, s.no
+	}
+	if n > 0 {
+		l.needed = true
+		l.ranges = append(l.ranges, Range{Timeline: l.t, First: size.Name(l.t, first), Last: size.Name(l.t, last), Segments: n})
+	}
+}
+
+// needs returns which segments a backup needs to be consistent; false where it does not say.
+func needs(b *catalog.Backup, size wal.SegmentSize) (from, to wal.SegmentNo, ok bool) {
+	start, ok := b.StartLSN()
+	if !ok {
+		return 0, 0, false
+	}
+	finish, ok := b.FinishLSN()
+	if !ok {
+		finish = start + 1
+	}
+	return size.Segment(start), size.LastSegment(finish), true
+}
+
+// lacks tells of segments that are missing, but for those that somebody has accepted to be.
+func (p *Plan) lacks(w *inventory, gaps []gap, t wal.Timeline, from, to wal.SegmentNo, backup, text string) {
+	for _, g := range gaps {
+		if g.Timeline == t && g.first <= from && g.last >= to {
+			p.findings = append(p.findings, Finding{Severity: Warning, Kind: Missing, Backup: backup, Object: archive.WALDir + w.size.Name(t, from),
+				Text: fmt.Sprintf("%s not archived, which was accepted: %s", segments(w.size, t, from, to), g.Reason)})
+			return
+		}
+	}
+	p.findings = append(p.findings, Finding{Severity: Damage, Kind: Missing, Backup: backup, Object: archive.WALDir + w.size.Name(t, from),
+		LSN: w.size.Start(from).String(), Text: segments(w.size, t, from, to) + " not archived" + text, segment: &segment{t: t, no: from}})
+}
+
+// segments names a stretch, with its verb.
+func segments(size wal.SegmentSize, t wal.Timeline, from, to wal.SegmentNo) string {
+	if from == to {
+		return fmt.Sprintf("segment %s is", size.Name(t, from))
+	}
+	return fmt.Sprintf("%d segments, %s to %s, are", to-from+1, size.Name(t, from), size.Name(t, to))
+}
+
+// wantBackup marks what a backup needs, and tells of what is missing of it.
+func (p *Plan) wantBackup(w *inventory, b *catalog.Backup, gaps []gap) (from wal.SegmentNo, ok bool) {
+	from, to, ok := needs(b, w.size)
+	if !ok {
+		return 0, false
+	}
+	l := w.timeline(b.Timeline())
+	there := func(n wal.SegmentNo) bool { return l.find(n) != nil || w.copied(b, n) != nil }
+	for n := from; n <= to; n++ {
+		if there(n) {
+			continue
+		}
+		last := n
+		for last < to && !there(last+1) {
+			last++
+		}
+		p.lacks(w, gaps, l.t, n, last, b.Name, ", and the backup needs it to be consistent")
+		n = last
+	}
+	return from, true
+}
+
+// copied returns the segment in which a younger timeline has what the backup's own wrote into segment n, where it was left there; nil for none. That is
+// archived as .partial then, or not at all.
+func (w *inventory) copied(b *catalog.Backup, n wal.SegmentNo) *segment {
+	finish, _ := b.FinishLSN()
+	for _, l := range w.timelines {
+		if leg, on := l.path.Leg(b.Timeline()); on && l.t != b.Timeline() && leg.End >= finish && w.size.Segment(leg.End) == n {
+			if s := l.find(n); s != nil {
+				return s
+			}
+		}
+	}
+	return nil
+}
+
+// wantFor marks the WAL of one backup.
+func (p *Plan) wantFor(w *inventory, b *catalog.Backup, inventory *catalog.WAL, gaps []gap) {
+	from, ok := p.wantBackup(w, b, gaps)
+	if !ok {
+		return
+	}
+	_, to, _ := needs(b, w.size)
+	if !p.request.WAL {
+		w.timeline(b.Timeline()).want(from, to, w.size)
+		if s := w.copied(b, to); s != nil && w.timeline(b.Timeline()).find(to) == nil {
+			w.timeline(s.t).want(to, to, w.size)
+		}
+		return
+	}
+	current := p.catalog.Current(catalog.Evidence{WAL: inventory})
+	along, err := p.catalog.PathTo(current.Timeline)
+	if _, on := along.Leg(b.Timeline()); err != nil || !on {
+		along, err = p.catalog.PathTo(b.Timeline())
+	}
+	if err != nil {
+		w.timeline(b.Timeline()).want(from, to, w.size)
+		return // the history is told of when it is read
+	}
+	for i, leg := range along { // what comes before the backup's own timeline is not replayed
+		if leg.Timeline == b.Timeline() {
+			along = along[i:]
+			break
+		}
+	}
+	for s := range along.Stretches(w.size, from) {
+		w.timeline(s.Timeline).want(s.First, s.Last, w.size)
+	}
+	for hole := range inventory.Holes(along, from) {
+		if hole.Timeline == b.Timeline() && hole.First <= to { // was told
+			if hole.Last <= to {
+				continue
+			}
+			hole.First = to + 1
+		}
+		p.lacks(w, gaps, hole.Timeline, hole.First, hole.Last, "", ", and later ones are")
+	}
+}
+
+// wantAll marks all WAL.
+func (p *Plan) wantAll(w *inventory, inventory *catalog.WAL, gaps []gap) {
+	for _, l := range w.timelines {
+		l.want(0, 1<<64-1, w.size)
+		l.needed = true
+	}
+	type start struct {
+		t    wal.Timeline
+		from wal.SegmentNo
+	}
+	var starts []start
+	told := map[start]bool{}
+	for i := range p.catalog.Backups {
+		b := &p.catalog.Backups[i]
+		if b.Sentinel == nil || b.Condemned != nil {
+			continue
+		}
+		before := len(p.findings)
+		from, ok := p.wantBackup(w, b, gaps)
+		if !ok {
+			continue
+		}
+		for _, f := range p.findings[before:] {
+			if f.segment != nil {
+				told[start{f.segment.t, f.segment.no}] = true
+			}
+		}
+		starts = append(starts, start{b.Timeline(), from})
+	}
+	current := p.catalog.Current(catalog.Evidence{WAL: inventory})
+	ends := []wal.Timeline{current.Timeline}
+	for _, l := range current.Others {
+		ends = append(ends, l.Timeline)
+	}
+	for _, t := range ends {
+		along, err := p.catalog.PathTo(t)
+		if err != nil || len(along) == 0 {
+			continue
+		}
+		first := -1 // the oldest backup on the way
+		for i, s := range starts {
+			if leg, on := along.Leg(s.t); on && (leg.End == 0 || w.size.Start(s.from) < leg.End) && (first < 0 || s.from < starts[first].from) {
+				first = i
+			}
+		}
+		if first < 0 {
+			continue
+		}
+		for hole := range inventory.Holes(along, starts[first].from) {
+			if key := (start{hole.Timeline, hole.First}); !told[key] {
+				told[key] = true
+				p.lacks(w, gaps, hole.Timeline, hole.First, hole.Last, "", ", and later ones are")
+			}
+		}
+	}
+}
+
+// gap is a hole in the WAL that somebody has accepted.
+type gap struct {
+	Timeline    wal.Timeline `json:"timeline"`
+	First       string       `json:"first"`
+	Last        string       `json:"last"`
+	Reason      string       `json:"reason"`
+	Revoked     bool         `json:"revoked"`
+	first, last wal.SegmentNo
+}
+
+// accepted reads which holes somebody has accepted.
+func (p *Plan) accepted(ctx context.Context, a *archive.Archive) (gaps []gap, err error) {
+	size, _ := p.catalog.SegmentSize()
+	for rec, err := range archive.Records[gap](ctx, a, archive.GapDir) {
+		if err != nil && rec.Name == "" {
+			return nil, err
+		}
+		if err != nil {
+			p.findings = append(p.findings, Finding{Severity: Warning, Kind: Content, Object: rec.Name, Text: "an accepted gap cannot be read, and does not count: " + err.Error()})
+			continue
+		}
+		g := rec.Doc
+		_, first, err1 := size.ParseSegment(g.First)
+		_, last, err2 := size.ParseSegment(g.Last)
+		if err1 != nil || err2 != nil {
+			continue
+		}
+		g.first, g.last = first, last
+		if g.Revoked {
+			gaps = slices.DeleteFunc(gaps, func(o gap) bool { return o.Timeline == g.Timeline && o.first == g.first && o.last == g.last })
+			continue
+		}
+		gaps = append(gaps, g)
+	}
+	return gaps, nil
+}
+
+// WALRecord is what a verification has found of a range of segments, in archive.VerifiedWALDir. Segments without a problem are right.
+type WALRecord struct {
+	archive.RecordHead
+	Timeline wal.Timeline `json:"timeline"`
+	First    string       `json:"first"` // names of segments
+	Last     string       `json:"last"`
+	Segments int          `json:"segments"`
+	Bytes    int64        `json:"read_bytes"` // as stored
+	End      string       `json:"end_lsn"`    // of the last one that is right
+	Open     bool         `json:"open"`       // a record of the last one goes on in the next, and was not read to its end
+	// Prints has for each printed segments the XXH64 of their objects' names, sizes and times: those are still there, and as they were.
+	Prints   []string     `json:"prints,omitempty"`
+	Problems []WALProblem `json:"problems,omitempty"`
+	Sample   float64      `json:"sample,omitempty"` // not all of the range was read, but about this share of it: nothing but the problems counts
+}
+
+// WALProblem is what is wrong with a segment.
+type WALProblem struct {
+	Segment string `json:"segment"`
+	Offset  int64  `json:"offset"`
+	Kind    Kind   `json:"kind"`
+	Text    string `json:"text"`
+}
+
+// printed is how many segments one of a record's prints is of.
+const printed = 64
+
+// print returns the print of some segments.
+func print(some []*segment) string {
+	h := xxhash.New()
+	for _, s := range some {
+		fmt.Fprintf(h, "%s %d %d\n", s.name, s.size, s.modified.UnixNano())
+	}
+	return fmt.Sprintf("%016x", h.Sum64())
+}
+
+// recallWAL marks what was found to be right not long ago.
+func (p *Plan) recallWAL(ctx context.Context, a *archive.Archive, w *inventory) error {
+	for rec, err := range archive.Records[WALRecord](ctx, a, archive.VerifiedWALDir) {
+		if err != nil && rec.Name == "" {
+			return err
+		}
+		if err != nil {
+			p.findings = append(p.findings, Finding{Severity: Warning, Kind: Content, Object: rec.Name,
+				Text: "a record of an earlier verification cannot be read, and does not count: " + err.Error()})
+			continue
+		}
+		d := rec.Doc
+		_, first, err1 := w.size.ParseSegment(d.First)
+		_, last, err2 := w.size.ParseSegment(d.Last)
+		if err1 != nil || err2 != nil || last < first || d.At.After(p.now) || p.request.Again || p.now.Sub(d.At) > p.request.MaxAge {
+			continue
+		}
+		l := w.timeline(d.Timeline)
+		bad := map[string]bool{}
+		for _, problem := range d.Problems {
+			bad[problem.Segment] = true
+		}
+		for i := 0; i < len(d.Prints) && first+wal.SegmentNo(i)*printed <= last; i++ {
+			begin := first + wal.SegmentNo(i)*printed
+			end := min(begin+printed-1, last)
+			some := l.between(begin, end)
+			if len(some) == 0 || d.Sample == 0 && print(some) != d.Prints[i] {
+				continue
+			}
+			for _, s := range some {
+				name := w.size.Name(s.t, s.no)
+				if d.Sample == 0 && !bad[name] {
+					s.verified = d.At
+					s.closed = s.no == last && !d.Open
+				}
+				if bad[name] {
+					s.verified = time.Time{}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// between returns the segments first to last.
+func (l *timeline) between(first, last wal.SegmentNo) (some []*segment) {
+	i, _ := slices.BinarySearchFunc(l.segments, first, func(s segment, n wal.SegmentNo) int { return cmp.Compare(s.no, n) })
+	for ; i < len(l.segments) && l.segments[i].no <= last; i++ {
+		some = append(some, &l.segments[i])
+	}
+	return some
+}

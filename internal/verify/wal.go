@@ -1,0 +1,481 @@
+package verify
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+	"golang.org/x/sync/errgroup"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
+	"holdfast/internal/pg/walrec"
+)
+
+// segments verifies the WAL that is due.
+func (r *run) segments(ctx context.Context) error {
+	w := r.wal
+	due := 0
+	for _, l := range w.timelines {
+		for i := range l.segments {
+			if s := &l.segments[i]; s.wanted && s.verified.IsZero() {
+				due++
+			}
+		}
+	}
+	if r.opts.NoKey && due > 0 {
+		r.add(Finding{Severity: Unknown, Kind: Key, Object: archive.WALDir, Text: fmt.Sprintf("%d WAL segments are encrypted, and no key is set that decrypts: only their names were looked at", due)})
+		return nil
+	}
+	for _, l := range w.timelines {
+		if l.needed {
+			if err := r.others(ctx, l); err != nil {
+				return err
+			}
+		}
+	}
+	for _, l := range w.timelines {
+		r.opts.Progress.phase.Store("WAL of timeline " + fmt.Sprint(uint32(l.t)))
+		if err := r.along(ctx, l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// answer is what came of reading a segment.
+type answer struct {
+	s       *segment
+	context bool // it is not due, and read only for what goes on from it
+	summary *walrec.Summary
+	ok      bool
+}
+
+// along reads the segments of a timeline that are due, some at once, and joins them in their order.
+func (r *run) along(ctx context.Context, l *timeline) error {
+	summaries, err := r.summarized(ctx, l)
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	queue := make(chan chan answer, 2*r.opts.Workers)
+	tokens := make(chan struct{}, r.opts.Workers)
+	ask := func(s *segment, asContext bool) error {
+		to := make(chan answer, 1)
+		select {
+		case queue <- to:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		select {
+		case tokens <- struct{}{}:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		group.Go(func() error {
+			defer func() { <-tokens }()
+			summary, ok, err := r.segment(ctx, l, s, asContext)
+			if err == nil && !asContext && summaries[s.no] {
+				err = r.summary(ctx, s)
+			}
+			to <- answer{s, asContext, summary, ok}
+			return err
+		})
+		return nil
+	}
+	group.Go(func() error {
+		defer close(queue)
+		var last *segment // that was asked for
+		for i := range l.segments {
+			s := &l.segments[i]
+			if !s.wanted || !s.verified.IsZero() || !r.chosen() {
+				continue
+			}
+			before := r.before(l, s)
+			if before != nil && before != last && before.wanted && !before.verified.IsZero() && !before.closed || before != nil && before.t != s.t && before.wanted {
+				if err := ask(before, true); err != nil {
+					return err
+				}
+			}
+			if err := ask(s, false); err != nil {
+				return err
+			}
+			last = s
+		}
+		return nil
+	})
+	group.Go(func() error {
+		j := joint{run: r, line: l}
+		for to := range queue {
+			select {
+			case a := <-to:
+				if err := j.add(ctx, a); err != nil {
+					return err
+				}
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		return nil
+	})
+	return group.Wait()
+}
+
+// before returns the segment that is replayed before s, nil where that is not archived.
+func (r *run) before(l *timeline, s *segment) *segment {
+	if s.no == 0 {
+		return nil
+	}
+	for _, leg := range slices.Backward(l.path) {
+		if r.wal.size.Segment(leg.Begin) <= s.no-1 {
+			return r.wal.timeline(leg.Timeline).find(s.no - 1)
+		}
+	}
+	if l.path == nil {
+		return l.find(s.no - 1)
+	}
+	return nil
+}
+
+// summarized says which segments of a timeline have a summary.
+func (r *run) summarized(ctx context.Context, l *timeline) (map[wal.SegmentNo]bool, error) {
+	there := map[wal.SegmentNo]bool{}
+	if i := slices.IndexFunc(l.segments, func(s segment) bool { return s.wanted && s.verified.IsZero() }); i < 0 {
+		return nil, nil
+	}
+	first, last := l.segments[0].no, l.segments[len(l.segments)-1].no
+	for no, err := range r.archive.Summaries(ctx, l.t, first, last, r.wal.size) {
+		if err != nil {
+			return nil, err
+		}
+		there[no] = true
+	}
+	return there, nil
+}
+
+// summary reads the summary of a segment. One that is damaged is made anew by whoever needs it.
+func (r *run) summary(ctx context.Context, s *segment) error {
+	a, t := r.tapped()
+	_, _, err := a.OpenSummary(ctx, r.wal.size.Name(s.t, s.no), r.wal.size)
+	f := Finding{Object: archive.SummaryDir + s.t.String() + "/" + r.wal.size.Name(s.t, s.no) + ".zst", soft: true}
+	_, err = r.judge(ctx, f, nil, t, 1, err)
+	return err
+}
+
+// segment reads one segment.
+func (r *run) segment(ctx context.Context, l *timeline, s *segment, quiet bool) (summary *walrec.Summary, ok bool, err error) {
+	name := r.wal.size.Name(s.t, s.no)
+	var size int64
+	var hash string
+	if s.note {
+		if size, hash, err = r.archive.WALNote(ctx, name); err != nil {
+			if ctx.Err() != nil {
+				return nil, false, context.Cause(ctx)
+			}
+			r.add(Finding{Severity: Warning, Kind: Content, Object: archive.WALDir + name + ".sum.json", Text: err.Error()})
+			err = nil
+		}
+	}
+	start := r.wal.size.Start(s.no)
+	read := func(in io.Reader) error {
+		sum := xxhash.New()
+		n := &counting{Reader: io.TeeReader(in, sum)}
+		var err error
+		summary, err = walrec.Check(n, r.wal.size)
+		if err != nil {
+			return r.fault(err, start)
+		}
+		if extra, err := io.Copy(io.Discard, n); err != nil {
+			return err
+		} else if extra > 0 {
+			return &wrong{Finding{Kind: Size, Offset: at(int64(r.wal.size)), Text: fmt.Sprintf("it goes on for %d bytes behind its end", extra)}}
+		}
+		if hash != "" && (n.n != size || fmt.Sprintf("%016x", sum.Sum64()) != hash) {
+			return &wrong{Finding{Text: "it is not what was pushed: its content does not fit the note beside it, " + name + ".sum.json"}}
+		}
+		if text := r.misplaced(l, s, summary); text != "" {
+			return &wrong{Finding{Kind: Foreign, Offset: at(0), Text: text}}
+		}
+		return nil
+	}
+	open := func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenWALObject(ctx, s.name) }
+	if quiet {
+		body, err := open(r.archive)
+		if err != nil {
+			return nil, false, stopped(ctx)
+		}
+		defer body.Close() // only read
+		return summary, read(body) == nil, stopped(ctx)
+	}
+	ok, err = r.content(ctx, Finding{Object: s.name, LSN: start.String(), segment: s}, nil, open, read)
+	s.read = true
+	if !ok {
+		summary = nil
+	}
+	return summary, ok, err
+}
+
+func stopped(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// fault says where in a segment something is wrong.
+func (r *run) fault(err error, start wal.LSN) error {
+	f := (*walrec.FaultError)(nil)
+	if !errors.As(err, &f) {
+		return err
+	}
+	w := &wrong{Finding{LSN: f.LSN.String(), Text: err.Error()}}
+	if f.LSN >= start && f.LSN < start+wal.LSN(r.wal.size) {
+		w.Offset = at(int64(f.LSN - start))
+	}
+	if errors.Is(err, walrec.ErrEnd) {
+		w.Text += ": nothing was written from there on, and no switch to the next segment says so. PostgreSQL takes it for the end of the WAL"
+	}
+	return w
+}
+
+// misplaced says why what is in a segment does not belong under its name, "" where it does.
+func (r *run) misplaced(l *timeline, s *segment, w *walrec.Summary) string {
+	start := r.wal.size.Start(s.no)
+	var first wal.Timeline
+	switched := false
+	for i, leg := range l.path {
+		if leg.Begin <= start || i == 0 {
+			first = leg.Timeline
+		}
+		switched = switched || i > 0 && leg.Begin > start && r.wal.size.LastSegment(leg.Begin) == s.no
+	}
+	switch {
+	case w.Start != start:
+		return fmt.Sprintf("it is the segment that begins at %s, which is named %s", w.Start, r.wal.size.Name(w.Timeline, r.wal.size.Segment(w.Start)))
+	case len(r.wal.systems) > 0 && !slices.Contains(r.wal.systems, w.SystemIdentifier):
+		return fmt.Sprintf("it is of the cluster %d, and not of this one", w.SystemIdentifier)
+	case w.Timeline != s.t && !(switched && w.Timeline < s.t):
+		return fmt.Sprintf("it is of timeline %d", w.Timeline)
+	case l.path != nil && w.FirstTimeline != first:
+		return fmt.Sprintf("it begins on timeline %d, and by the history it must be %d at %s", w.FirstTimeline, first, start)
+	}
+	return ""
+}
+
+// joint joins segments in their order, and notes what came of each.
+type joint struct {
+	*run
+	line   *timeline
+	joiner *walrec.Joiner
+	last   *segment
+	bad    bool // the last one did not go on where the one before it ends
+}
+
+// add takes the next segment that was read.
+func (j *joint) add(ctx context.Context, a answer) error {
+	follows := j.last != nil && a.s.no == j.last.no+1 && j.before(j.line, a.s) == j.last
+	if !follows || j.joiner == nil {
+		j.joiner, j.bad = &walrec.Joiner{CheckOnly: true}, false
+	}
+	j.last = a.s
+	if a.summary == nil {
+		j.joiner = nil
+		if a.context {
+			return nil
+		}
+		return j.note(ctx, a.s, false)
+	}
+	err := j.joiner.Add(a.summary)
+	if err != nil {
+		j.joiner = &walrec.Joiner{CheckOnly: true}
+		_ = j.joiner.Add(a.summary) // what is wrong with it alone was told
+		if j.bad {
+			err = nil // of the one before
+		}
+	}
+	j.bad = err != nil
+	if a.context {
+		return nil
+	}
+	a.s.end = j.wal.size.Start(a.s.no + 1)
+	a.s.closed = j.joiner.Unfinished() == 0
+	if err != nil {
+		_, text, _ := strings.Cut(err.Error(), ": ")
+		j.run.add(Finding{Severity: Damage, Kind: Sequence, Object: a.s.name, LSN: j.wal.size.Start(a.s.no).String(), Offset: at(0), segment: a.s,
+			Text: "it does not go on where the segment before it ends: " + text + ". One of the two is not what was archived"})
+	}
+	return j.note(ctx, a.s, err == nil)
+}
+
+// note enters a segment into what is recorded. A record is of segments without one missing between.
+func (r *run) note(ctx context.Context, s *segment, ok bool) error {
+	w := r.wal
+	r.mu.Lock()
+	over := w.pending != nil && (w.from[len(w.from)-1].t != s.t || w.from[len(w.from)-1].no+1 < s.no)
+	late := time.Since(r.flushed) >= r.opts.Every
+	r.mu.Unlock()
+	if (over || late) && r.request.Sample == 0 || over && w.from[0].t != s.t {
+		if err := w.flush(ctx, r); err != nil {
+			return err
+		}
+	}
+	if w.pending == nil {
+		w.pending, w.from = &WALRecord{}, nil
+	}
+	w.from = append(w.from, s)
+	return nil
+}
+
+// flush records the segments that were read since the last record.
+func (w *inventory) flush(ctx context.Context, r *run) error {
+	if w == nil || w.pending == nil {
+		return nil
+	}
+	from := w.from
+	w.pending, w.from = nil, nil
+	if r.opts.ReadOnly {
+		return nil
+	}
+	r.mu.Lock()
+	r.flushed = time.Now()
+	r.mu.Unlock()
+	name := func(s *segment) string { return w.size.Name(s.t, s.no) }
+	first, last := from[0], from[len(from)-1]
+	doc := WALRecord{RecordHead: archive.NewRecordHead(r.opts.By, r.opts.Tool), Timeline: first.t, First: name(first), Last: name(last),
+		Segments: len(from), Open: !last.closed, Sample: r.request.Sample, End: w.size.Start(first.no).String()}
+	mine := map[*segment]bool{}
+	for i, s := range from {
+		mine[s] = true
+		doc.Bytes += s.size
+		if s.end > 0 {
+			doc.End = s.end.String()
+		}
+		if i%printed == 0 && doc.Sample == 0 {
+			doc.Prints = append(doc.Prints, print(r.wal.timeline(s.t).between(s.no, min(s.no+printed-1, last.no))))
+		}
+	}
+	for _, f := range r.found(func(f *Finding) bool { return f.segment != nil && mine[f.segment] }) {
+		p := WALProblem{Segment: name(f.segment), Kind: f.Kind, Text: f.Text}
+		if f.Severity == Unknown {
+			doc.Prints = nil // nothing of it counts
+		}
+		if f.Severity != Damage {
+			continue
+		}
+		if f.Offset != nil {
+			p.Offset = *f.Offset
+		}
+		doc.Problems = append(doc.Problems, p)
+	}
+	_, err := r.archive.AddRecord(ctx, archive.VerifiedWALDir, "", doc)
+	return r.unrecorded(err)
+}
+
+// results says what came of the ranges.
+func (w *inventory) results(r *run) []RangeResult {
+	results := []RangeResult{}
+	for _, l := range w.timelines {
+		for _, g := range l.ranges {
+			_, first, _ := w.size.ParseSegment(g.First)
+			_, last, _ := w.size.ParseSegment(g.Last)
+			res := RangeResult{Range: g, Result: "ok"}
+			for _, s := range l.between(first, last) {
+				if s.read {
+					res.Read++
+				} else if s.verified.IsZero() {
+					res.Result = "incomplete"
+				}
+				if s.end > 0 {
+					res.End = s.end.String()
+				}
+			}
+			switch worst(r.found(func(f *Finding) bool {
+				return f.segment != nil && f.segment.t == l.t && f.segment.no >= first && f.segment.no <= last
+			})) {
+			case Damage:
+				res.Result = "damaged"
+			case Unknown:
+				res.Result = "incomplete"
+			}
+			results = append(results, res)
+		}
+	}
+	return results
+}
+
+// others reads what lies beside the segments of a timeline: its history, and what no restore needs. They are small, and read each time.
+func (r *run) others(ctx context.Context, l *timeline) error {
+	history := false
+	for _, o := range l.others {
+		name := archive.WALName(o.name)
+		open := func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenWALObject(ctx, o.name) }
+		f := Finding{Object: o.name, segment: &segment{t: l.t}}
+		var err error
+		switch kind := wal.KindOf(name); {
+		case kind == wal.History:
+			history = true
+			_, err = r.content(ctx, f, nil, open, func(in io.Reader) error { return r.history(l, in) })
+		case !r.request.All:
+		case kind == wal.Label:
+			f.soft = true
+			_, err = r.content(ctx, f, nil, open, func(in io.Reader) error {
+				b, err := io.ReadAll(io.LimitReader(in, 1<<20))
+				if err == nil && !bytes.HasPrefix(b, []byte("START WAL LOCATION: ")) || err == nil && !bytes.Contains(b, []byte(name[:24])) {
+					err = &wrong{Finding{Text: "it is not the label of a backup that starts in the segment of its name"}}
+				}
+				return err
+			})
+		default: // partial
+			f.soft = true
+			_, err = r.content(ctx, f, nil, open, func(in io.Reader) error {
+				b := make([]byte, wal.HeaderLen)
+				if _, err := io.ReadFull(in, b); err != nil {
+					return err
+				}
+				h, err := wal.ReadHeader(b)
+				if err == nil && r.wal.size.Name(h.Timeline, r.wal.size.Segment(h.Address)) != name[:24] && h.Timeline >= l.t {
+					err = &wrong{Finding{Kind: Foreign, Text: "it is not the segment of its name"}}
+				}
+				return err
+			})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if l.t > 1 && !history && len(l.segments) > 0 {
+		r.add(Finding{Severity: Damage, Kind: Missing, Object: archive.WALDir + wal.HistoryName(l.t), segment: &segment{t: l.t},
+			Text: fmt.Sprintf("the history of timeline %d is not there: no restore of an older backup can go on to that timeline", l.t)})
+	}
+	return nil
+}
+
+// history compares a history file with those of its ancestors.
+func (r *run) history(l *timeline, in io.Reader) error {
+	b, err := io.ReadAll(io.LimitReader(in, 1<<20+1))
+	if err != nil {
+		return err
+	}
+	branches, err := catalog.ParseHistory(l.t, b)
+	if err != nil {
+		return &wrong{Finding{Text: err.Error()}}
+	}
+	if len(branches) == 0 {
+		return &wrong{Finding{Text: "it names no timeline that this one comes from"}}
+	}
+	parent := branches[len(branches)-1]
+	if of, known := r.catalog.Histories[parent.Timeline]; known {
+		same := slices.EqualFunc(of, branches[:len(branches)-1], func(x, y catalog.Branch) bool { return x.Timeline == y.Timeline && x.Switch == y.Switch })
+		if !same {
+			return &wrong{Finding{Kind: Document, Text: fmt.Sprintf("it does not go on from the history of timeline %d, where it says it comes from", parent.Timeline)}}
+		}
+	}
+	return nil
+}
