@@ -13,6 +13,7 @@ func (a *app) commands() []*cobra.Command {
 		a.backupFetch(),
 		a.backupList(),
 		a.backupMerge(),
+		a.verify(),
 		a.catchupPush(),
 		a.catchupFetch(),
 		a.catchupList(),

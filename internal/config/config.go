@@ -32,6 +32,7 @@ type Settings struct {
 	WAL          WAL
 	Backup       Backup
 	Restore      Restore
+	Verify       Verify
 	Stanza       string // of pgBackRest; PGBACKREST_STANZA
 	Postgres     Postgres
 	Log          Log
@@ -226,6 +227,12 @@ type Delta struct {
 type Restore struct {
 	Workers  int             // parts restored at once; 0 means one per core; WALG_DOWNLOAD_CONCURRENCY where it is set
 	UserData json.RawMessage // of the backup to restore; nil when not given; WALG_FETCH_TARGET_USER_DATA
+}
+
+// Verify says how archives are verified.
+type Verify struct {
+	Budget int64         // bytes a second read at most; 0 is no limit but that of the network; HOLDFAST_VERIFY_BUDGET
+	MaxAge time.Duration // how long what was found of an object counts; HOLDFAST_VERIFY_MAX_AGE
 }
 
 // Postgres says which server to talk to.

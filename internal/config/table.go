@@ -349,6 +349,12 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "WALG_FETCH_TARGET_USER_DATA", Used: fetch, into: &s.Restore.UserData,
 				Meaning: "Restore the backup with this user data."},
 		}),
+		section("Verification", []Setting{
+			{Name: "HOLDFAST_VERIFY_BUDGET", Default: "0", Used: []string{"verify"}, into: &s.Verify.Budget,
+				Meaning: "Bytes a second that `verify` reads from the storage at most; 0 is no limit but WALG_NETWORK_RATE_LIMIT."},
+			{Name: "HOLDFAST_VERIFY_MAX_AGE", Default: "720h0m0s", Min: int64(time.Second), Used: []string{"verify"}, into: &s.Verify.MaxAge,
+				Meaning: "How long it counts what `verify` has found of an object. It is not read again until then, unless its size or time has changed."},
+		}),
 		section("pgBackRest", []Setting{
 			{Name: "PGBACKREST_STANZA", Default: "main", Used: []string{"pgbackrest"}, into: &s.Stanza,
 				Meaning: "Stanza of a repository of pgBackRest. Where the repository is, and how it is encrypted, pgBackRest's own variables and files say."},

@@ -163,6 +163,9 @@ func (s *Setting) Range() string {
 // sizeUnits are powers of 1024.
 const sizeUnits = "KMGT"
 
+// ParseSize reads what a flag says of bytes, as settings do.
+func ParseSize(text string) (int64, error) { return parseSize(text) }
+
 // parseSize reads bytes: "1048576", "1MiB", "1MB", "1m".
 func parseSize(text string) (int64, error) {
 	bad := errors.New("must be a size in bytes, or with a unit as in 64MiB")
