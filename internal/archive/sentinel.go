@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"strconv"
+	"strings"
 	"time"
 
 	"holdfast/internal/pg/wal"
@@ -358,26 +359,88 @@ func (a *Archive) Metadata(ctx context.Context, name string) (*Metadata, error) 
 	return &m, nil
 }
 
-// MarkPermanent sets the permanent flag in a backup's metadata.json, and keeps the rest of it. A backup without that document is fs.ErrNotExist.
+// MarkPermanent sets the permanent flag in a backup's metadata.json, see Mark. A backup without that document is fs.ErrNotExist.
 func (a *Archive) MarkPermanent(ctx context.Context, name string) error {
+	_, err := a.Mark(ctx, name, true)
+	return err
+}
+
+// Mark sets or clears the permanent flag in a backup's metadata.json, and keeps the rest of it as it is, keys that we do not know included. It reports whether
+// that had to be changed. A backup without that document is fs.ErrNotExist. Of two that mark a backup at once the later one wins, as each says.
+func (a *Archive) Mark(ctx context.Context, name string, permanent bool) (changed bool, err error) {
 	object := a.folder(name) + "metadata.json"
 	b, err := store.ReadFile(ctx, a.store, object, maxDocument)
 	if err != nil {
+		return false, err
+	}
+	marked, err := markDocument(b, permanent)
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", object, err)
+	}
+	if marked == nil {
+		return false, nil
+	}
+	return true, a.store.Put(ctx, object, bytes.NewReader(marked))
+}
+
+// markDocument returns a metadata.json with the permanent flag as it is to be; nil where it is so already. Keys stay in their order.
+func markDocument(doc []byte, permanent bool) ([]byte, error) {
+	d := newDocument(bytes.NewReader(doc))
+	if err := d.enter('{'); err != nil {
+		return nil, err
+	}
+	want := []byte(strconv.FormatBool(permanent))
+	out, flags, same := []byte{'{'}, 0, false
+	for {
+		key, more, err := d.key()
+		if err != nil {
+			return nil, err
+		}
+		if !more {
+			break
+		}
+		var value json.RawMessage
+		if err := d.value(&value); err != nil {
+			return nil, err
+		}
+		if strings.EqualFold(key, "is_permanent") {
+			same = key == "is_permanent" && bytes.Equal(value, want)
+			flags++
+			continue // of several, readers differ in which one counts
+		}
+		if key != sealKey {
+			out = appendKey(out, key, value)
+		}
+	}
+	if err := d.end(); err != nil {
+		return nil, err
+	}
+	if same && flags == 1 {
+		return nil, nil
+	}
+	return sealed(append(appendKey(out, "is_permanent", want), '}')), nil
+}
+
+// appendKey appends a key and its value to the beginning of a JSON object.
+func appendKey(doc []byte, key string, value []byte) []byte {
+	name, err := json.Marshal(key)
+	if err != nil {
+		panic(err) // strings always can be
+	}
+	if len(doc) > 1 {
+		doc = append(doc, ',')
+	}
+	return append(append(append(doc, name...), ':'), value...)
+}
+
+// AddMetadata gives a backup that has no metadata.json, as those of WAL-E and early WAL-G, the document that its sentinel makes, with the permanent flag.
+// Where there is one by now the error is fs.ErrExist.
+func (a *Archive) AddMetadata(ctx context.Context, name string, m *Metadata) error {
+	b, err := json.Marshal(m)
+	if err != nil {
 		return err
 	}
-	var doc map[string]json.RawMessage
-	if err := json.Unmarshal(b, &doc); err != nil {
-		return fmt.Errorf("read %s: %w", object, err)
-	}
-	if string(doc["is_permanent"]) == "true" {
-		return nil
-	}
-	doc["is_permanent"] = json.RawMessage("true")
-	delete(doc, sealKey)
-	if b, err = json.Marshal(doc); err != nil {
-		return err
-	}
-	return a.store.Put(ctx, object, bytes.NewReader(sealed(b)))
+	return store.PutIfAbsent(ctx, a.store, a.folder(name)+"metadata.json", bytes.NewReader(sealed(b)))
 }
 
 // notExist makes an error that says what is missing and is fs.ErrNotExist.

@@ -3,7 +3,7 @@ package cli
 import "github.com/spf13/cobra"
 
 // onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
-var onlyWALG = []string{"backup-mark", "catchup-receive", "catchup-send", "copy", "daemon",
+var onlyWALG = []string{"catchup-receive", "catchup-send", "copy", "daemon",
 	"delete", "wal-receive", "wal-restore", "wal-show", "wal-verify"}
 
 // commands lists the commands in the order of the help.
@@ -12,8 +12,8 @@ func (a *app) commands() []*cobra.Command {
 		a.backupPush(),
 		a.backupFetch(),
 		a.backupList(),
+		a.backupMark(),
 		a.backupMerge(),
-		a.verify(),
 		a.catchupPush(),
 		a.catchupFetch(),
 		a.catchupList(),
