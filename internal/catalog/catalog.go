@@ -381,8 +381,8 @@ func (b *Backup) userData() json.RawMessage {
 	return nil
 }
 
-// timelines returns the timelines that the archive knows of, the highest first; 1 is always among them.
-func (c *Catalog) timelines() []wal.Timeline {
+// Timelines returns the timelines that backups and history files tell of, the highest first; 1 is always among them.
+func (c *Catalog) Timelines() []wal.Timeline {
 	known := map[wal.Timeline]bool{1: true}
 	for _, b := range c.Backups {
 		known[b.Timeline()] = true

@@ -134,7 +134,7 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 	var current *Current
 	switch {
 	case t.Timeline == 0 && t.Highest:
-		t.Timeline = c.timelines()[0]
+		t.Timeline = c.Timelines()[0]
 	case t.Timeline == 0:
 		found := c.Current(c.Evidence)
 		current, t.Timeline = &found, found.Timeline
@@ -173,7 +173,7 @@ func (c *Catalog) none(asked, t Target, reasons []string) error {
 	if asked.Timeline != 0 {
 		return e
 	}
-	for _, other := range c.timelines() {
+	for _, other := range c.Timelines() {
 		p, err := c.PathTo(other)
 		if err != nil || other == t.Timeline {
 			continue
@@ -207,7 +207,7 @@ func (c *Catalog) chooseFor(b *Backup, t Target) (Choice, error) {
 	var current *Current
 	switch {
 	case t.Timeline == 0 && t.Highest:
-		along = slices.DeleteFunc(c.timelines(), func(other wal.Timeline) bool { return other < b.Timeline() })
+		along = slices.DeleteFunc(c.Timelines(), func(other wal.Timeline) bool { return other < b.Timeline() })
 	case t.Timeline == 0:
 		found := c.Current(c.Evidence)
 		if leads := func(to wal.Timeline) bool { p, err := c.PathTo(to); return err == nil && b.usable(p, t) == nil }; !leads(found.Timeline) {

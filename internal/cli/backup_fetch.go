@@ -46,6 +46,8 @@ func (a *app) backupFetch() *cobra.Command {
 			"With a target (--target-time, --target-lsn, --target-xid, --target-name, --target immediate, --target latest) or --standby the\n" +
 			"settings for recovery are written too: start PostgreSQL, and it goes there by itself. Such a copy does not archive, unless\n" +
 			"--archive is given. Without them DIR holds the backup alone, and recovery is yours to set up.\n\n" +
+			"Recovery leads along the timeline that the cluster is on, whatever others are in the archive: the log says which, and why. With PGHOST\n" +
+			"or its like set the live server is asked; --target-timeline takes another one.\n\n" +
 			"A time needs a zone: 2026-05-06T07:08:09Z, or as PostgreSQL prints it, 2026-05-06 09:08:09.5+02.\n\n" +
 			"Tablespaces go where they were if that is free, else to where --tablespace-mapping says. Every file is verified while it is\n" +
 			"written. A restore that was interrupted continues with --resume.\n\n" +
@@ -101,7 +103,7 @@ func (f *fetchFlags) common(flags *pflag.FlagSet) {
 	flags.StringVar(&f.xid, "target-xid", "", "recover to the commit of this transaction")
 	flags.StringVar(&f.name, "target-name", "", "recover to this restore point")
 	flags.StringVar(&f.target, "target", "", "recover to latest, the end of the archived WAL, or immediate, the end of the backup")
-	flags.StringVar(&f.timeline, "target-timeline", "", "recover along this timeline: a number or latest (default latest)")
+	flags.StringVar(&f.timeline, "target-timeline", "", "recover along this timeline: a number, or latest, the highest (default the one that the cluster is on)")
 	flags.StringVar(&f.recovery.Action, "target-action", "", "at the target pause, promote or shutdown (default pause, PostgreSQL's)")
 	flags.BoolVar(&f.recovery.Exclusive, "exclusive", false, "stop just before the target")
 	flags.BoolVar(&f.recovery.Standby, "standby", false, "make a standby that follows the archive")
@@ -273,13 +275,20 @@ func (a *app) choose(ctx context.Context, ar *archive.Archive, s *config.Setting
 	if latest && target.Kind == catalog.None {
 		a.log.Info("Selecting the latest backup...")
 	}
+	if err := a.findCurrent(ctx, s, &history{archive: ar, catalog: c}, target); err != nil {
+		return catalog.Choice{}, err
+	}
 	choice, err := c.Choose(name, target)
 	if err != nil {
 		return catalog.Choice{}, err
 	}
+	a.tellTimeline(choice)
 	switch {
 	case latest && target.Kind == catalog.None:
 		a.log.Info(fmt.Sprintf("LATEST backup is: '%s'", choice.Backup.Name))
+		if err := a.warnStray(ctx, s, &history{archive: ar, catalog: c}, choice.Backup); err != nil {
+			return catalog.Choice{}, err
+		}
 	case target.Kind != catalog.None:
 		a.log.Info(fmt.Sprintf("backup %s, finished at %s, for %s on timeline %d", choice.Backup.Name,
 			catalog.FormatTime(choice.Backup.Created()), choice.Target, choice.Target.Timeline))
@@ -335,6 +344,7 @@ func (f *fetchFlags) recoveryTarget() (t catalog.Target, err error) {
 	if given == 0 && (f.timeline != "" || f.recovery.Action != "" || f.recovery.Exclusive || f.recovery.Archive) {
 		return t, errors.New("--target-timeline, --target-action, --exclusive and --archive need a target, such as --target latest")
 	}
+	t.Highest = f.timeline == "latest"
 	if f.timeline != "" && f.timeline != "latest" {
 		n, err := strconv.ParseUint(strings.TrimPrefix(f.timeline, "0x"), map[bool]int{true: 16, false: 10}[strings.HasPrefix(f.timeline, "0x")], 32)
 		if err != nil || n == 0 {

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
 )
 
 // Recovery says how PostgreSQL shall go on from the restored backup.
@@ -95,8 +96,14 @@ func (p *Plan) planRecovery(r Request) error {
 		lines = append(lines, setting("recovery_target_name", t.Name))
 	}
 	timeline := strconv.FormatUint(uint64(t.Timeline), 10)
-	if rec.Standby {
-		timeline = "latest"
+	if rec.Standby { // follows the primary to the timelines that are to come
+		switch stray, higher := strayAbove(r.Choice); {
+		case higher:
+			p.note("the standby stays on timeline %d: PostgreSQL would follow the latest one, and that is timeline %d, which the cluster is not on. "+
+				"Put that aside (`holdfast timeline forget %[2]d`), and set recovery_target_timeline = 'latest'", uint32(t.Timeline), uint32(stray))
+		case r.Choice.Current != nil || t.Highest:
+			timeline = "latest"
+		}
 	}
 	lines = append(lines, setting("recovery_target_timeline", timeline))
 	if rec.Exclusive {
@@ -135,6 +142,19 @@ func (p *Plan) planRecovery(r Request) error {
 		p.note("the newest backup is restored: where the %s came before its end at %s, name an older backup", t, catalog.FormatTime(p.Finished))
 	}
 	return nil
+}
+
+// strayAbove returns the highest timeline that PostgreSQL might take for the latest, and that does not lead on from the choice's.
+func strayAbove(c catalog.Choice) (stray wal.Timeline, higher bool) {
+	if c.Current == nil {
+		return 0, false
+	}
+	for _, l := range c.Current.Others {
+		if l.Timeline > c.Target.Timeline {
+			stray, higher = max(stray, l.Timeline), true
+		}
+	}
+	return stray, higher
 }
 
 var archiveOff = setting("archive_mode", "off")

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,6 +19,37 @@ import (
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/tarpart"
 )
+
+// A standby follows its primary to the timelines to come, but no timeline that a stray clone pushed, and not where another one was asked for.
+func TestStandbyTimeline(t *testing.T) {
+	a := backedUp(t, &storetest.Memory{}, compress.Zstd, nil, small()...)
+	for what, x := range map[string]struct {
+		target  catalog.Target
+		current *catalog.Current
+		want    string
+		note    string
+	}{
+		"the cluster's":          {catalog.Target{}, &catalog.Current{Timeline: 1}, "latest", ""},
+		"beside an older line":   {catalog.Target{}, &catalog.Current{Timeline: 1, Others: []catalog.Line{{Timeline: 1}}}, "latest", ""},
+		"beside a stray clone":   {catalog.Target{}, &catalog.Current{Timeline: 1, Others: []catalog.Line{{Timeline: 2}, {Timeline: 7}}}, "1", "holdfast timeline forget 7"},
+		"asked for":              {catalog.Target{Timeline: 1}, nil, "1", ""},
+		"asked for by its place": {catalog.Target{Highest: true}, nil, "latest", ""},
+	} {
+		x.target.Kind = catalog.Latest
+		p, err := decide(t, a, func(r *restore.Request) {
+			r.Choice, r.Recovery = choose(t, a, "", x.target), &restore.Recovery{Standby: true, Command: "true"}
+			r.Choice.Current = x.current
+		})
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		notes := strings.Join(p.Notes, "; ")
+		if !slices.Contains(p.Settings, "recovery_target_timeline = '"+x.want+"'") || !strings.Contains(notes, x.note) || x.note == "" && strings.Contains(notes, "stays on timeline") {
+			t.Errorf("%s: %q, notes %s; want %s", what, p.Settings, notes, x.want)
+		}
+	}
+}
 
 // What PostgreSQL is told, per kind of target. Settings of an earlier recovery do not stay in force.
 func TestRecoverySettings(t *testing.T) {

@@ -95,7 +95,7 @@ type Survey struct {
 	Quarantines *Quarantines
 	Server      bool                 // Current is what the live server says
 	Unfinished  []archive.Unfinished // backups that are being taken
-	Now         time.Time            // by the store's clock
+	Now         time.Time
 }
 
 // Plan is what will be moved, and which way.
