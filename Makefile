@@ -46,7 +46,7 @@ check: ## gofmt, go vet, and the pure Go codec builds and works
 	CGO_ENABLED=0 go test ./internal/compress
 
 bench: build ## measure against pgBackRest, pg_basebackup, tar and cp in one run; writes docs/bench.md
-	test/services/install.sh --bench
+	test/services/install.sh
 	go run ./test/bench
 
 fuzz: ## fuzz each decoder for FUZZTIME (default 1m each)

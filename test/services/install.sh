@@ -1,5 +1,5 @@
 #!/bin/bash
-# install.sh [--bench | --server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, brotli, xz, lzop, gpg, age, libsodium, an S3
+# install.sh [--server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, brotli, xz, lzop, gpg, age, libsodium, an S3
 # server (versitygw), a Google Cloud Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's
 # openssh-server, which is not started), OpenStack's own Swift (openstack-swift).
 #
@@ -8,7 +8,7 @@
 # must be able to read the binaries. Run again it does only what is missing; remove the directory to begin anew.
 #
 # --server brings a PostgreSQL for `make demo` when there is none, and nothing else.
-# --bench also installs the peers the benchmark runs against: this host's Debian's pgbackrest, and a newer one for increments.
+# Of pgBackRest, whose repositories Holdfast reads and against which it is measured, come this host's Debian's, and a newer one that knows block incrementals.
 #
 # Debian packages are installed as root, and only those that are missing: no package already there is upgraded, no cluster is created
 # and no server is started. Without root the script says which packages to install and goes on with the rest.
@@ -222,13 +222,12 @@ azurite() {
   ln -sf ../azurite/node_modules/.bin/azurite-blob "$cache/bin/azurite-blob"
 }
 
-bench='' server=''
+server=''
 for arg; do
   case $arg in
     --step) trap 'echo "line $LINENO: $BASH_COMMAND: exit status $?"' ERR; set -E; shift; "$@"; exit ;;
-    --bench) bench=1 ;;
     --server) server=1 ;;
-    *) echo "usage: install.sh [--bench | --server]" >&2; exit 2 ;;
+    *) echo "usage: install.sh [--server]" >&2; exit 2 ;;
   esac
 done
 
@@ -262,7 +261,7 @@ failed=0
 packages=$(missing zstd lz4 patchelf openssl:openssl node:nodejs npm /usr/lib/postgresql/15/bin/postgres:postgresql-15 \
   brotli xz:xz-utils lzop python3 /usr/lib/x86_64-linux-gnu/libsodium.so.23:libsodium23 \
   /usr/sbin/sshd:openssh-server gpg:gnupg age \
-  /usr/share/zoneinfo/UTC:tzdata ${bench:+pgbackrest} | tr '\n' ' ')
+  /usr/share/zoneinfo/UTC:tzdata pgbackrest | tr '\n' ' ')
 if [ -z "${packages// /}" ]; then
   echo "packages       all there"
 elif [ "$(id -u)" -ne 0 ]; then
@@ -275,7 +274,7 @@ else
   rm -f "$cache/stamps/packages" # what is missing is looked at anew each time
 fi
 
-if [ -n "$bench" ]; then tool pgbackrest forky backrest forky || failed=1; fi
+tool pgbackrest forky backrest forky || failed=1
 
 # Lanes of downloads, and one of compilations that yields to them.
 (
