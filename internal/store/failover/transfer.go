@@ -5,9 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash"
-	"hash/crc32"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
@@ -16,6 +13,7 @@ import (
 	"time"
 
 	"holdfast/internal/store"
+	"holdfast/internal/store/relay"
 )
 
 // Kind says what a transfer moves.
@@ -193,7 +191,8 @@ func (s *Stores) Transfer(ctx context.Context, plan *Plan, opts TransferOptions)
 	opts.Interval = cmp.Or(opts.Interval, time.Second)
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	t := &transfer{from: from, to: to, opts: opts, stop: cancel}
+	t := &transfer{from: from, to: to, opts: opts, stop: cancel,
+		relay: relay.Relay{From: from, To: to, Overwrite: opts.Overwrite, Checks: opts.Checks, Interval: opts.Interval, ReadBack: readBack}}
 	for rest := plan.Units; len(rest) > 0 && ctx.Err() == nil; {
 		if rest[0].Backup != "" {
 			t.backup(ctx, &rest[0])
@@ -224,6 +223,7 @@ func (s *Stores) Transfer(ctx context.Context, plan *Plan, opts TransferOptions)
 
 type transfer struct {
 	from, to store.Store
+	relay    relay.Relay
 	opts     TransferOptions
 	stop     context.CancelCauseFunc
 
@@ -383,60 +383,30 @@ func (t *transfer) removeAll(ctx context.Context, u *Unit, all []store.Object) e
 
 // copy makes sure that the target has the source's object, and returns that as it was.
 func (t *transfer) copy(ctx context.Context, name string) (store.Object, error) {
-	o, err := t.from.Stat(ctx, name)
-	if err != nil {
-		return o, gone(err)
-	}
-	src := &reopening{ctx: ctx, s: t.from, name: name, sum: crc32.New(castagnoli)}
-	defer src.Close()
-	there, err := t.to.Stat(ctx, name)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = store.PutIfAbsent(ctx, t.to, name, src)
-		if errors.Is(err, fs.ErrExist) {
-			there, err = t.to.Stat(ctx, name)
-		} else if err == nil {
-			return o, t.verify(ctx, o, src)
-		}
-	}
-	if err != nil {
-		return o, err
-	}
-	switch same, err := t.equal(ctx, o, there); {
+	done, err := t.relay.Copy(ctx, name, nil)
+	switch {
 	case err != nil:
-		return o, err
-	case same:
+	case done.Equal:
 		t.count(func(r *Report) { r.Equal++ })
-		return o, nil
-	case !t.opts.Overwrite:
-		return o, fmt.Errorf("%s is in both storages, and its contents differ", name)
+	default:
+		t.count(func(r *Report) { r.Copied++; r.Bytes += done.Object.Size })
 	}
-	if _, err := src.Seek(0, io.SeekStart); err != nil {
-		return o, err
-	}
-	if err := t.to.Put(ctx, name, src); err != nil {
-		return o, err
-	}
-	return o, t.verify(ctx, o, src)
-}
-
-// gone says of an object that it left the source since it was listed.
-func gone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("it left the source meanwhile: %v", err)
-	}
-	return err
+	return done.Object, err
 }
 
 // compared is copy where nothing may be copied.
 func (t *transfer) compared(ctx context.Context, name string) (store.Object, error) {
 	o, err := t.from.Stat(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return o, fmt.Errorf("it left the source meanwhile: %v", err)
+	}
 	if err != nil {
-		return o, gone(err)
+		return o, err
 	}
 	there, err := t.to.Stat(ctx, name)
 	same := false
 	if err == nil {
-		same, err = t.equal(ctx, o, there)
+		same, err = t.relay.Same(ctx, o, there, nil)
 	}
 	if err == nil && !same {
 		err = errors.New("its contents differ")
@@ -448,109 +418,6 @@ func (t *transfer) compared(ctx context.Context, name string) (store.Object, err
 	return o, nil
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
-// equal reports whether both storages have the same content.
-func (t *transfer) equal(ctx context.Context, o, there store.Object) (bool, error) {
-	if o.Size != there.Size {
-		return false, nil
-	}
-	ours, err := sum(ctx, t.from, o.Name)
-	if err != nil {
-		return false, err
-	}
-	theirs, err := sum(ctx, t.to, o.Name)
-	return ours == theirs, err
-}
-
-// sum reads a whole object, and returns its length and CRC-32C.
-func sum(ctx context.Context, s store.Store, name string) (at [2]int64, err error) {
-	r, err := s.Open(ctx, name)
-	if err != nil {
-		return at, err
-	}
-	defer r.Close() // only read: nothing to lose
-	h := crc32.New(castagnoli)
-	n, err := io.Copy(h, r)
-	return [2]int64{n, int64(h.Sum32())}, err
-}
-
 // readBack is the size up to which a copy is read and compared before the source is removed: every WAL segment of the usual
 // size is. Of larger ones the length has to be right.
 const readBack = 32 << 20
-
-// verify waits until the target shows the copy that src was read for, and compares.
-func (t *transfer) verify(ctx context.Context, o store.Object, src *reopening) error {
-	there, err := t.to.Stat(ctx, o.Name)
-	for n := 0; errors.Is(err, fs.ErrNotExist) && n < t.opts.Checks; n++ {
-		timer := time.NewTimer(t.opts.Interval)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return ctx.Err()
-		}
-		there, err = t.to.Stat(ctx, o.Name)
-	}
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("the copy is not to be seen in the target: %v", err)
-	case err != nil:
-		return err
-	case src.n != o.Size || there.Size != o.Size:
-		return fmt.Errorf("%s has %d bytes in the source, %d were read and the target has %d", o.Name, o.Size, src.n, there.Size)
-	}
-	if o.Size <= readBack {
-		switch got, err := sum(ctx, t.to, o.Name); {
-		case err != nil:
-			return fmt.Errorf("read the copy back: %w", err)
-		case got != [2]int64{src.n, int64(src.sum.Sum32())}:
-			return fmt.Errorf("%s reads differently from the target than from the source", o.Name)
-		}
-	}
-	t.count(func(r *Report) { r.Copied++; r.Bytes += o.Size })
-	return nil
-}
-
-// reopening reads an object, and can go back to its start. It sums up what it yields.
-type reopening struct {
-	ctx  context.Context // of the copy
-	s    store.Store
-	name string
-	body io.ReadCloser
-	n    int64
-	sum  hash.Hash32
-}
-
-func (r *reopening) Read(p []byte) (n int, err error) {
-	if r.body == nil {
-		if r.body, err = r.s.Open(r.ctx, r.name); err != nil {
-			return 0, err
-		}
-	}
-	n, err = r.body.Read(p)
-	r.n += int64(n)
-	r.sum.Write(p[:n])
-	return n, err
-}
-
-// Seek goes to the start; where it is, it says too.
-func (r *reopening) Seek(offset int64, whence int) (int64, error) {
-	switch {
-	case whence == io.SeekCurrent && offset == 0:
-		return r.n, nil
-	case whence != io.SeekStart || offset != 0:
-		return 0, fs.ErrInvalid
-	}
-	err := r.Close()
-	r.body, r.n = nil, 0
-	r.sum.Reset()
-	return 0, err
-}
-
-func (r *reopening) Close() error {
-	if r.body == nil {
-		return nil
-	}
-	return r.body.Close()
-}
