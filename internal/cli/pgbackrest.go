@@ -45,9 +45,9 @@ func (a *app) pgbackrest() *cobra.Command {
 		Short: "List, restore and verify what pgBackRest stored, in place",
 		Long: "Works on a repository of pgBackRest 2, where it is, and writes nothing to it: full, differential and incremental backups, with bundles and\n" +
 			"block incrementals, compressed by any of its codecs, encrypted (aes-256-cbc) or not.\n\n" +
-			"Where the repository is say pgBackRest's own options: PGBACKREST_REPO1_PATH and the like in the environment, else pgbackrest.conf, which is\n" +
-			"--pgbackrest-config, PGBACKREST_CONFIG, /etc/pgbackrest/pgbackrest.conf or /etc/pgbackrest.conf. Where they name no repository it is, as in\n" +
-			"WAL-G, what the storage prefix leads to: WALG_S3_PREFIX=s3://bucket/repo. The stanza is PGBACKREST_STANZA, or main.",
+			"Where the repository is say, the first of these that does: pgBackRest's own options in the environment (PGBACKREST_REPO1_PATH and the like) or in\n" +
+			"the file that --pgbackrest-config or PGBACKREST_CONFIG names; a storage prefix, as in WAL-G (WALG_S3_PREFIX=s3://bucket/repo); else\n" +
+			"/etc/pgbackrest/pgbackrest.conf or /etc/pgbackrest.conf. How it is encrypted say pgBackRest's options. The stanza is PGBACKREST_STANZA, or main.",
 		Example: "  holdfast pgbackrest backup-list\n" +
 			"  holdfast pgbackrest backup-fetch /srv/copy --target-time '2026-05-06 09:08:09+02' --target-action promote\n" +
 			"  WALG_FILE_PREFIX=/var/lib/pgbackrest holdfast pgbackrest --stanza demo verify all",
@@ -63,7 +63,7 @@ func (a *app) pgbackrest() *cobra.Command {
 	f.StringVar(&t.file, "pgbackrest-config", "", "pgBackRest's configuration file")
 	f.StringVar(&t.stanza, "stanza", "", "the stanza (default PGBACKREST_STANZA, else main)")
 	f.IntVar(&t.number, "repo", 1, "number of the repository, where pgBackRest has several")
-	cmd.AddCommand(t.backupList(), t.backupFetch(), t.walFetch(), t.walPrefetch(), t.verify())
+	cmd.AddCommand(t.backupList(), t.backupFetch(), t.walFetch(), t.walPrefetch(), t.walShow(), t.verify())
 	return cmd
 }
 
@@ -99,13 +99,14 @@ func (t *theirs) find(ctx context.Context, s *config.Settings) (*place, error) {
 	}
 	repo := theirs.Repo(stanza, t.number)
 	p.outside = append(p.outside, repo.FromEnviron()...)
+	asked := repo.Named() && (named != "" || repo.Source("path") == "environment" || repo.Source("type") == "environment")
 	var st store.Store
 	switch {
-	case !repo.Named() && s.Storage.Location() != "":
+	case !asked && s.Storage.Location() != "":
 		p.location = s.Location()
 		p.outside = append(p.outside, outside(s)...)
 		st, err = t.openStore(ctx, s, toRead)
-	case !repo.Named() && files == 0:
+	case !asked && files == 0:
 		return nil, &advised{errors.New("nothing says where the repository is"),
 			"set PGBACKREST_REPO1_PATH, name a file with --pgbackrest-config, or set a storage prefix such as WALG_FILE_PREFIX to the root of the repository"}
 	default:
@@ -295,7 +296,7 @@ type found struct {
 
 // choose finds the backup for a target. A stanza may have been for several clusters, each the successor of the one before by pg_upgrade: a target belongs to the
 // newest of them that had a backup by then.
-func (t *theirs) choose(ctx context.Context, p *place, name string, target catalog.Target) (*found, error) {
+func (t *theirs) choose(ctx context.Context, s *config.Settings, p *place, name string, target catalog.Target) (*found, error) {
 	info, err := p.Info(ctx)
 	if err != nil {
 		return nil, err
@@ -331,7 +332,7 @@ func (t *theirs) choose(ctx context.Context, p *place, name string, target catal
 		if len(all.Backups) == 0 {
 			continue
 		}
-		if err := t.evidence(ctx, all, wal); err != nil {
+		if err := t.findCurrent(ctx, s, &history{archive: wal, catalog: all}, target); err != nil {
 			return nil, err
 		}
 		choice, err := all.Choose(name, target)
@@ -342,21 +343,11 @@ func (t *theirs) choose(ctx context.Context, p *place, name string, target catal
 		if c != clusters[0] && first != nil {
 			t.log.Warn(fmt.Sprintf("the target is of the cluster before the current one, with system identifier %d, of PostgreSQL %s", c.SystemIdentifier, c.Version))
 		}
+		t.tellTimeline(choice)
 		b, err := info.Find(choice.Backup.Name)
 		return &found{info, b, choice, wal, c}, err
 	}
 	return nil, first
-}
-
-// evidence lists the WAL of a catalog, which tells the timeline that the cluster is on where there are several.
-func (t *theirs) evidence(ctx context.Context, c *catalog.Catalog, wal *archive.Archive) error {
-	if len(c.Histories)+len(c.BadHistory) == 0 {
-		return nil
-	}
-	size, _ := c.SegmentSize()
-	inventory, err := catalog.LoadWAL(ctx, wal, size)
-	c.Evidence.WAL = inventory
-	return err
 }
 
 func (t *theirs) backupFetch() *cobra.Command {
@@ -396,7 +387,7 @@ func (t *theirs) fetch(ctx context.Context, s *config.Settings, p *place, f *fet
 	if len(args) == 2 {
 		name = args[1]
 	}
-	b, err := t.choose(ctx, p, name, target)
+	b, err := t.choose(ctx, s, p, name, target)
 	if err != nil {
 		return err
 	}

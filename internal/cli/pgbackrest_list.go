@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"runtime"
@@ -14,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/catalog"
+	"holdfast/internal/config"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/pgbackrest"
 )
@@ -157,6 +159,75 @@ func position(at *wal.LSN) string {
 	return at.String()
 }
 
+// theirWAL is the WAL of a cluster as JSON shows it.
+type theirWAL struct {
+	Cluster          string  `json:"cluster"` // the directory of its WAL
+	Version          string  `json:"pg_version"`
+	SystemIdentifier uint64  `json:"system_identifier"`
+	Timelines        []shown `json:"timelines"`
+}
+
+func (t *theirs) walShow() *cobra.Command {
+	var asJSON, without bool
+	cmd := &cobra.Command{
+		Use:   "wal-show",
+		Short: "Show the WAL in a repository of pgBackRest: timelines, promotions, what is missing",
+		Long: "Shows which WAL the repository has, as `holdfast wal-show` does of an archive of ours, for each of the clusters that the stanza was for,\n" +
+			"the current one last.",
+		Example: "  holdfast pgbackrest wal-show\n  holdfast pgbackrest wal-show --detailed-json | jq '.[].timelines[].missing_segments'",
+		Args:    t.args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, p, err := t.start(cmd)
+			if err != nil {
+				return err
+			}
+			return t.showWAL(cmd.Context(), s, p, asJSON, !without)
+		},
+	}
+	f := cmd.Flags()
+	f.BoolVar(&asJSON, "detailed-json", false, "print JSON, with each missing segment and each backup")
+	f.BoolVar(&without, "without-backups", false, "leave the backups out")
+	targetFlag(cmd)
+	return cmd
+}
+
+// showWAL prints the WAL of all clusters of a stanza.
+func (t *theirs) showWAL(ctx context.Context, s *config.Settings, p *place, asJSON, backups bool) error {
+	info, err := p.Info(ctx)
+	if err != nil {
+		return err
+	}
+	wals, err := p.WALInfo(ctx)
+	if err != nil {
+		return err
+	}
+	all := []theirWAL{}
+	for _, c := range wals.Clusters {
+		h := &history{archive: p.WAL(wals, c), theirs: true}
+		if h.catalog, err = info.Catalog(ctx, h.archive, c); err != nil {
+			return err
+		}
+		if err := t.loadEvidence(ctx, s, h); err != nil {
+			return err
+		}
+		infos := h.describe()
+		if asJSON {
+			all = append(all, theirWAL{c.Name(), c.Version, c.SystemIdentifier, h.shown(infos, backups, "")})
+			continue
+		}
+		if len(wals.Clusters) > 1 {
+			fmt.Fprintf(t.env.Stdout, "%s, the cluster with system identifier %d:\n", c.Name(), c.SystemIdentifier)
+		}
+		if err := t.printShow(h, infos, backups); err != nil {
+			return err
+		}
+	}
+	if asJSON {
+		return t.printJSON(all)
+	}
+	return nil
+}
+
 func (t *theirs) verify() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -167,7 +238,7 @@ func (t *theirs) verify() *cobra.Command {
 		Example: "  holdfast pgbackrest verify\n  holdfast pgbackrest verify all --json",
 		Args:    t.args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, p, err := t.start(cmd)
+			s, p, err := t.start(cmd)
 			if err != nil {
 				return err
 			}
@@ -188,7 +259,7 @@ func (t *theirs) verify() *cobra.Command {
 			all := []*pgbackrest.Verification{} // JSON shows a list, though nothing is in it
 			bad := 0
 			for _, name := range names {
-				v, err := t.verifyOne(cmd, p, name)
+				v, err := t.verifyOne(cmd.Context(), s, p, name)
 				if err != nil {
 					return err
 				}
@@ -222,9 +293,8 @@ func (r *reading) Phase() string              { return "read" }
 func (r *reading) Bytes() (done, total int64) { return r.done.Load(), r.total }
 
 // verifyOne verifies a backup.
-func (t *theirs) verifyOne(cmd *cobra.Command, p *place, name string) (*pgbackrest.Verification, error) {
-	ctx := cmd.Context()
-	b, err := t.choose(ctx, p, name, catalog.Target{})
+func (t *theirs) verifyOne(ctx context.Context, s *config.Settings, p *place, name string) (*pgbackrest.Verification, error) {
+	b, err := t.choose(ctx, s, p, name, catalog.Target{})
 	if err != nil {
 		return nil, err
 	}

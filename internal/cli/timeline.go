@@ -77,6 +77,7 @@ type history struct {
 	quarantines *timelines.Quarantines
 	server      *server.Position // nil where none was asked
 	current     catalog.Current
+	theirs      bool // it is a repository of another tool, in which nothing is changed
 }
 
 // openHistory opens an archive and loads what there is to know of its timelines.
@@ -181,7 +182,7 @@ func (a *app) tellTimeline(choice catalog.Choice) {
 	}
 	tell(fmt.Sprintf("recovery leads along timeline %d: %s", uint32(t), c.Why))
 	for _, l := range c.Others {
-		tell(otherLine(l))
+		tell(otherLine(l, true))
 	}
 }
 

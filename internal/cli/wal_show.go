@@ -210,15 +210,15 @@ func (a *app) printShow(h *history, infos []timelines.Info, backups bool) error 
 			if !backups {
 				other.Backups = 0
 			}
-			fmt.Fprintln(&b, otherLine(other))
+			fmt.Fprintln(&b, otherLine(other, !h.theirs))
 		}
 	}
 	_, err := a.env.Stdout.Write([]byte(b.String()))
 	return err
 }
 
-// otherLine says what is known of a line of timelines that the cluster is not on.
-func otherLine(l catalog.Line) string {
+// otherLine says what is known of a line of timelines that the cluster is not on; ours that it can be put aside.
+func otherLine(l catalog.Line, ours bool) string {
 	var what []string
 	if l.Segments > 0 {
 		what = append(what, manyOf(l.Segments, "segment")+" of its own")
@@ -236,7 +236,11 @@ func otherLine(l catalog.Line) string {
 	if l.Left {
 		return s + fmt.Sprintf("; it was left for timeline %d, and archived nothing since that began.", uint32(l.For))
 	}
-	return s + fmt.Sprintf(". `--target-timeline %d` restores along it, `holdfast timeline forget %[1]d` puts it aside.", uint32(l.Timeline))
+	s += fmt.Sprintf(". `--target-timeline %d` restores along it", uint32(l.Timeline))
+	if ours {
+		s += fmt.Sprintf(", `holdfast timeline forget %d` puts it aside", uint32(l.Timeline))
+	}
+	return s + "."
 }
 
 // moments is how times are written in lines for people.

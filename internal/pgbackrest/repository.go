@@ -294,7 +294,7 @@ func (e *NoStanzaError) Error() string {
 // Hint says which there are.
 func (e *NoStanzaError) Hint() string {
 	if len(e.Others) == 0 {
-		return "look whether repo1-path, and bucket or prefix, lead to a repository of pgBackRest: one has the directories archive and backup"
+		return "a repository of pgBackRest has the directories archive and backup: look whether this is one, and whether repo1-path or the storage prefix leads to it"
 	}
 	return "it has " + strings.Join(e.Others, ", ") + ": set PGBACKREST_STANZA or --stanza"
 }
