@@ -182,6 +182,9 @@ func isObject(e *fs.PathError) bool {
 
 // parts takes errors apart that were joined, so that each gets a line and a hint of its own.
 func parts(err error) []error {
+	if coded, ok := err.(*exit); ok {
+		err = coded.error
+	}
 	// An error of fmt.Errorf has parts too, and text of its own around them.
 	if joined, ok := err.(interface{ Unwrap() []error }); ok && err.Error() == errors.Join(joined.Unwrap()...).Error() {
 		var all []error

@@ -4,7 +4,7 @@ import "github.com/spf13/cobra"
 
 // onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
 var onlyWALG = []string{"catchup-receive", "catchup-send", "copy", "daemon",
-	"delete", "wal-receive", "wal-restore", "wal-verify"}
+	"delete", "wal-receive", "wal-restore"}
 
 // commands lists the commands in the order of the help.
 func (a *app) commands() []*cobra.Command {
@@ -21,6 +21,7 @@ func (a *app) commands() []*cobra.Command {
 		a.walFetch(),
 		a.walPrefetch(),
 		a.walShow(),
+		a.walVerify(),
 		a.timeline(),
 		a.ribbon(),
 		a.walGap(),

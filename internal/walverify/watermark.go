@@ -1,0 +1,248 @@
+package walverify
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
+)
+
+// Watermark is a record in archive.WatermarkDir: the WAL that was found without a gap, but for what was accepted. The newest one counts.
+type Watermark struct {
+	archive.RecordHead
+	System   uint64          `json:"system_identifier,omitempty"`
+	Timeline wal.Timeline    `json:"timeline"`     // that the cluster was on
+	Size     wal.SegmentSize `json:"segment_size"` // bytes
+	Path     []Left          `json:"path"`         // the timelines that led to it, oldest first
+	Rows     []Whole         `json:"rows"`         // ascending, each beginning where the one before ends
+	Walked   time.Time       `json:"walked"`       // when all of their names were looked at last
+}
+
+// Left is a timeline that was left for the next.
+type Left struct {
+	Timeline wal.Timeline `json:"timeline"`
+	Switch   string       `json:"switch"` // an LSN
+}
+
+// Whole is a stretch of segments that are all archived, or of which it was accepted that none is.
+type Whole struct {
+	First    string `json:"first"`
+	Last     string `json:"last"`
+	Count    uint64 `json:"count"`
+	Accepted bool   `json:"accepted,omitempty"`
+}
+
+const (
+	// walkEvery is after which time all names are looked at again.
+	walkEvery = 24 * time.Hour
+	// sampled and together say how much is asked again of what lies before a watermark: so many stretches of so many segments.
+	sampled, together = 3, 64
+	// overlap is how many segments before the watermark are always looked at again.
+	overlap = 16
+	// worth is how many segments a watermark must save.
+	worth = 4 * overlap
+	// maxRows bounds what a watermark remembers.
+	maxRows = 10_000
+)
+
+// watermark is a Watermark that holds for what is looked at now.
+type watermark struct {
+	rows   []Row // from the first segment that is needed to last
+	last   wal.SegmentNo
+	walked time.Time
+	record string // its name
+	whole  wal.SegmentNo
+}
+
+// fromWatermark returns what need not be looked at again; nil is nothing.
+func (w *walk) fromWatermark() (*watermark, error) {
+	var newest *archive.Record[Watermark]
+	var bad error
+	for r, err := range archive.Records[Watermark](w.ctx, w.a, archive.WatermarkDir) {
+		if err != nil && (r.Name == "" || w.ctx.Err() != nil) {
+			return nil, err
+		}
+		newest, bad = &r, err
+	}
+	if newest == nil || w.r.All {
+		return nil, nil
+	}
+	if bad == nil {
+		mark, why, err := w.trust(newest)
+		if err != nil || why == nil {
+			return mark, err
+		}
+		bad = why
+	}
+	w.note("all names are looked at: %v", bad)
+	return nil, nil
+}
+
+// trust checks a watermark: why says why it does not hold.
+func (w *walk) trust(record *archive.Record[Watermark]) (mark *watermark, why, err error) {
+	doc := &record.Doc
+	switch {
+	case doc.Size != w.r.Size || doc.System != 0 && w.r.System != 0 && doc.System != w.r.System:
+		return nil, errors.New("the watermark is of another cluster"), nil
+	case w.r.Now.Sub(doc.Walked) >= walkEvery || doc.Walked.After(w.r.Now.Add(walkEvery)):
+		return nil, fmt.Errorf("they were last at %s, as they are once a day", doc.Walked.UTC().Format(time.RFC3339)), nil
+	case len(doc.Rows) == 0 || len(doc.Rows) > maxRows:
+		return nil, fmt.Errorf("the watermark %s makes no sense", record.Name), nil
+	}
+	rows, why := w.decode(doc)
+	if why != nil {
+		return nil, fmt.Errorf("the watermark %s does not hold: %w", record.Name, why), nil
+	}
+	mark = &watermark{walked: doc.Walked, record: record.Name, whole: rows[len(rows)-1].Last}
+	mark.last = min(mark.whole, w.last)
+	if mark.last < w.first+overlap {
+		return nil, nil, nil // as good as nothing
+	}
+	if rows[0].First > w.first {
+		return nil, fmt.Errorf("the watermark is of %s to %s, and WAL is needed from %s on", doc.Rows[0].First, doc.Rows[len(doc.Rows)-1].Last,
+			w.r.Size.Name(w.stretchAt(w.first), w.first)), nil
+	}
+	mark.last -= overlap
+	for _, r := range rows {
+		r.First, r.Last = max(r.First, w.first), min(r.Last, mark.last)
+		if r.First <= r.Last {
+			mark.rows = append(mark.rows, r)
+		}
+	}
+	lacks, err := w.sample(mark.rows)
+	if err == nil && lacks != "" {
+		why = fmt.Errorf("%s was found before %s, and is not there any more", lacks, doc.At.UTC().Format(time.RFC3339))
+	}
+	return mark, why, err
+}
+
+// decode reads the rows of a watermark, which must lie on the path as it is now, and accepted must be what was.
+func (w *walk) decode(doc *Watermark) (rows []Row, why error) {
+	if len(doc.Path) >= len(w.path) || w.path[len(doc.Path)].Timeline != doc.Timeline {
+		return nil, fmt.Errorf("it is of timeline %d, which does not lead to timeline %d", uint32(doc.Timeline), uint32(w.r.Timeline))
+	}
+	for i, left := range doc.Path {
+		if w.path[i].Timeline != left.Timeline || w.path[i].End.String() != left.Switch {
+			return nil, fmt.Errorf("timeline %d was left at %s then, and the history says now that timeline %d was at %s",
+				uint32(left.Timeline), left.Switch, uint32(w.path[i].Timeline), w.path[i].End)
+		}
+	}
+	for i, row := range doc.Rows {
+		t, first, err1 := w.r.Size.ParseSegment(row.First)
+		t2, last, err2 := w.r.Size.ParseSegment(row.Last)
+		s := catalog.Stretch{Timeline: t, First: first, Last: last}
+		switch {
+		case err1 != nil || err2 != nil || t != t2 || last < first || uint64(last-first)+1 != row.Count:
+			return nil, fmt.Errorf("%q to %q are not %d segments", row.First, row.Last, row.Count)
+		case i > 0 && first != rows[len(rows)-1].Last+1:
+			return nil, fmt.Errorf("there is a gap before %s", row.First)
+		case !w.along(s):
+			return nil, fmt.Errorf("%s to %s is not on the way to timeline %d any more", row.First, row.Last, uint32(w.r.Timeline))
+		case !row.Accepted:
+			rows = append(rows, Row{Stretch: s})
+			continue
+		}
+		for piece, by := range s.Split(w.accepted) {
+			if by == nil {
+				return nil, fmt.Errorf("that %s is missing is not accepted any more", w.r.Size.Name(piece.Timeline, piece.First))
+			}
+			rows = append(rows, Row{Stretch: piece, Found: Accepted, Accepted: by})
+		}
+	}
+	return rows, nil
+}
+
+// along reports whether the path passes along all of s.
+func (w *walk) along(s catalog.Stretch) bool {
+	for on := range w.path.Stretches(w.r.Size, s.First) {
+		return on.Timeline == s.Timeline && s.Last <= on.Last
+	}
+	return false
+}
+
+// sample asks again for some of what was found, and returns the name of one that is not there; "" for none.
+func (w *walk) sample(rows []Row) (lacks string, err error) {
+	var total uint64
+	for _, r := range rows {
+		if r.Found == Archived {
+			total += r.Count()
+		}
+	}
+	if total == 0 {
+		return "", nil
+	}
+	for range sampled {
+		at := rand.Uint64N(total)
+		for _, r := range rows {
+			if r.Found != Archived {
+				continue
+			}
+			if at >= r.Count() {
+				at -= r.Count()
+				continue
+			}
+			s := catalog.Stretch{Timeline: r.Timeline, First: r.First + wal.SegmentNo(at), Last: min(r.Last, r.First+wal.SegmentNo(at)+together-1)}
+			next := s.First
+			for n, err := range w.list(s) {
+				if err != nil {
+					return "", err
+				}
+				if n != next {
+					break
+				}
+				next++
+			}
+			if next <= s.Last {
+				return w.r.Size.Name(s.Timeline, next), nil
+			}
+			break
+		}
+	}
+	return "", nil
+}
+
+// keep stores how far all was found, for the next look, and removes older watermarks. A host that may not write goes without.
+func (w *walk) keep(known *watermark) {
+	doc := Watermark{RecordHead: w.r.By, System: w.r.System, Timeline: w.r.Timeline, Size: w.r.Size, Walked: w.r.Now}
+	if known != nil {
+		doc.Walked = known.walked
+	}
+	for _, leg := range w.path[:len(w.path)-1] {
+		doc.Path = append(doc.Path, Left{leg.Timeline, leg.End.String()})
+	}
+	var whole wal.SegmentNo
+	for _, r := range w.out.Rows {
+		if r.Found != Archived && r.Found != Accepted || len(doc.Rows) == maxRows {
+			break
+		}
+		doc.Rows = append(doc.Rows, Whole{w.r.Size.Name(r.Timeline, r.First), w.r.Size.Name(r.Timeline, r.Last), r.Count(), r.Found == Accepted})
+		whole = r.Last
+	}
+	if whole < w.first+worth || known != nil && whole <= known.whole {
+		return
+	}
+	name, err := w.a.AddRecord(w.ctx, archive.WatermarkDir, "", doc)
+	if err != nil {
+		w.note("how far all was found is not remembered, and the next look begins from the start: %v", err)
+		return
+	}
+	var old []string
+	for r, err := range archive.Records[struct{}](w.ctx, w.a, archive.WatermarkDir) {
+		if err != nil && r.Name == "" {
+			return // they do no harm
+		}
+		if r.Name < name {
+			old = append(old, r.Name)
+		}
+	}
+	for _, r := range slices.Backward(old) {
+		if w.a.RemoveRecord(w.ctx, r) != nil {
+			return
+		}
+	}
+}
