@@ -4,10 +4,12 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/config"
+	"holdfast/internal/ribbon"
 	"holdfast/internal/store"
 	"holdfast/internal/store/failover"
 )
@@ -32,4 +34,11 @@ func Examine(ctx context.Context, s store.Store) (findings map[string]string, er
 		findings[f.What] = f.Text
 	}
 	return findings, e.err
+}
+
+// RibbonText is what `ribbon` prints.
+func RibbonText(r ribbon.Ribbon) string {
+	var b strings.Builder
+	ribbonText(&b, &r, false)
+	return b.String()
 }

@@ -213,8 +213,11 @@ func stretchText(b *strings.Builder, stretches []ribbon.Stretch, all bool) {
 			continue
 		}
 		text := "by " + s.Backup
-		if n := len(s.Bases); n > 1 {
-			text += fmt.Sprintf(" and %d older backups", n-1)
+		switch n := len(s.Bases); {
+		case n == 2:
+			text += " and an older one"
+		case n > 2:
+			text += fmt.Sprintf(" and %d older ones", n-1)
 		}
 		text += fmt.Sprintf("; WAL to replay: %s to the end", humanize.IBytes(s.ReplayBytes))
 		if s.MaxReplay > s.ReplayBytes {

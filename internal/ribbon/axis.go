@@ -328,6 +328,9 @@ func (x *axis) lack(from, to wal.LSN, before, next *interval) []Stretch {
 		older := s
 		older.Verdict, older.Why = Uncovered, "WAL that is older than the oldest backup"
 		if len(broken) == 0 {
+			if next != nil && first >= next.bases[0].first {
+				return nil // it is the WAL of the backup itself
+			}
 			return []Stretch{older}
 		}
 		b := slices.MinFunc(broken, func(a, b *base) int { return cmp.Compare(a.start, b.start) })
@@ -379,6 +382,9 @@ func (x *axis) blameBase(s *Stretch, b *base, next *interval) {
 	s.Backup = b.Name
 	if b.state == bad {
 		s.Why, s.Advice = b.Name+" "+b.why, b.advice
+		if next != nil {
+			s.Advice = "newer backups restore; `holdfast delete target " + b.Name + "` removes this one"
+		}
 		return
 	}
 	if i := x.lacks(b); i >= 0 {

@@ -350,7 +350,7 @@ func (x *axis) baseless() (why, advice string) {
 const (
 	adviceTake     = "`holdfast backup-push`"
 	adviceFull     = "`holdfast backup-push --full`"
-	adviceLocked   = "set the secret key (docs/security.md); `holdfast key check --read` tries it"
+	adviceLocked   = "see to it that it can be read: `holdfast key check --read` tries the secret key (docs/security.md)"
 	adviceVerify   = "`holdfast verify`"
 	adviceDocument = "`holdfast backup-list` and `holdfast st cat` show what is there"
 	adviceStorage  = "see to it that the storage answers (`holdfast st check read`), and look again"

@@ -39,10 +39,10 @@ func (c *computer) judge(b *base) {
 	_, n, err := size.ParseSegment(b.Segment())
 	b.start, b.finish, b.first, b.last = size.Start(n), size.Start(n)+1, n, n
 	if err != nil {
-		b.worse(doubtful, fmt.Sprintf("its name does not fit WAL segments of %d MiB, which is what the newest backup has", size>>20), "")
+		b.worse(doubtful, fmt.Sprintf("has a name that does not fit WAL segments of %d MiB, which is what the newest backup has", size>>20), "")
 	}
 	if b.Sentinel == nil {
-		b.worse(doubtful, fmt.Sprintf("its documents cannot be read: %v", b.Err), adviceDocument)
+		b.worse(doubtful, fmt.Sprintf("has documents that cannot be read: %v", b.Err), adviceDocument)
 		return
 	}
 	c.place(b)
@@ -105,7 +105,7 @@ func (c *computer) judgeParent(b *base) {
 	}
 	c.judge(parent)
 	if parent.Sentinel == nil {
-		b.worse(doubtful, fmt.Sprintf("builds on %s, whose documents cannot be read: %v", parent.Name, parent.Err), adviceDocument)
+		b.worse(doubtful, fmt.Sprintf("builds on %s, which has documents that cannot be read: %v", parent.Name, parent.Err), adviceDocument)
 		return
 	}
 	if err := b.CheckParent(parent.Backup); err != nil {

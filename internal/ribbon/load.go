@@ -215,7 +215,7 @@ func evidence(ctx context.Context, a *archive.Archive, b *catalog.Backup) (e Evi
 	default:
 		smallest := slices.MinFunc(parts, func(x, y archive.Part) int { return cmp.Compare(x.Size, y.Size) })
 		if err := try(a.OpenPart(ctx, b.Name, smallest)); err != nil {
-			e.Locked = err.Error()
+			e.Locked = strings.TrimPrefix(err.Error(), "read "+archive.Folder(b.Name)+"tar_partitions/")
 		}
 	}
 	if ctx.Err() != nil {
@@ -318,7 +318,12 @@ func (in *Input) tryWAL(ctx context.Context, a *archive.Archive) {
 				if err == nil || errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil { // that it has gone since, the next look will tell
 					return ""
 				}
-				return err.Error()
+				// The segment is named where this is told.
+				text := err.Error()
+				if object, why, ok := strings.Cut(text, ": "); ok && strings.HasPrefix(object, "read "+archive.WALDir) {
+					text = why
+				}
+				return text
 			}
 			l := Locked{Timeline: s.timeline, First: s.run.First, Last: s.run.Last}
 			first, last := why(l.First), ""

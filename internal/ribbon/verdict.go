@@ -33,7 +33,7 @@ func (c *computer) conclude(r *Ribbon, x *axis) {
 		r.Age = &age
 	}
 	lost := c.review(r.Main, last)
-	c.reviewBackups(r, x)
+	c.reviewBackups(r, x, lost)
 	r.Verdict = c.sentence(r, last, count, lost)
 	r.Status = c.status
 }
@@ -67,7 +67,7 @@ func (c *computer) review(main []Stretch, last int) *Stretch {
 
 // reviewBackups notes backups that cannot be restored; their moments may be restorable all the same. Those that do not lead to the cluster's timeline are
 // no reason to worry.
-func (c *computer) reviewBackups(r *Ribbon, x *axis) {
+func (c *computer) reviewBackups(r *Ribbon, x *axis, lost *Stretch) {
 	const some = 5 // are named
 	wrong := 0
 	for i := len(r.Backups) - 1; i >= 0; i-- {
@@ -75,7 +75,7 @@ func (c *computer) reviewBackups(r *Ribbon, x *axis) {
 		if b.Condemned || b.Verdict == Restorable || b.Verdict == Unknown && (c.in.ProvenOnly || c.silent != "") {
 			continue
 		}
-		if wrong++; wrong > some {
+		if wrong++; wrong > some || lost != nil && lost.Backup == b.Name { // the verdict itself tells
 			continue
 		}
 		tell := c.note
@@ -120,19 +120,19 @@ func (c *computer) sentence(r *Ribbon, last, count int, lost *Stretch) string {
 		}
 	}
 	age := Ago(time.Duration(*r.Age))
-	proven := ""
+	yes := "Restorable"
 	if c.in.ProvenOnly {
-		proven = "verified: "
+		yes += " and verified"
 	}
 	switch {
 	case lost != nil && lost.Verdict == Broken:
-		return fmt.Sprintf("NOT restorable to the end: only any moment %s%s, %s ago: %s", window, earlier, age, lost.Why)
+		return fmt.Sprintf("NOT restorable to the end: only %s%s, %s ago: %s", window, earlier, age, lost.Why)
 	case lost != nil:
-		return fmt.Sprintf("Restorable: %sany moment %s%s; what is newer is not known to be: %s", proven, window, earlier, lost.Why)
+		return fmt.Sprintf("%s: any moment %s%s; what is newer is not known to be: %s", yes, window, earlier, lost.Why)
 	case count > 1:
-		return fmt.Sprintf("Restorable: %sany moment %s%s; newest WAL is %s old", proven, window, earlier, age)
+		return fmt.Sprintf("%s: any moment %s%s; newest WAL is %s old", yes, window, earlier, age)
 	}
-	return fmt.Sprintf("Restorable: %sany moment %s; newest WAL is %s old", proven, window, age)
+	return fmt.Sprintf("%s: any moment %s; newest WAL is %s old", yes, window, age)
 }
 
 // Ago prints how long ago something was, in the largest unit that fits it twice.
