@@ -10,7 +10,6 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
-	"holdfast/internal/catalog"
 	"holdfast/internal/config"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/ribbon"
@@ -72,14 +71,22 @@ func (a *app) loadRibbon(ctx context.Context, s *config.Settings, o ribbonFlags)
 			return ribbon.Input{}, err
 		}
 	}
-	opts := ribbon.Options{Live: wal.Timeline(o.timeline), ProvenOnly: o.verified, Evidence: catalog.Evidence{}}
+	opts := ribbon.Options{Live: wal.Timeline(o.timeline), ProvenOnly: o.verified}
 	for _, st := range s.InUse() {
 		opts.Storages = append(opts.Storages, st.Name)
 	}
-	if q, err := timelines.LoadQuarantines(ctx, lenient); err == nil { // what cannot be read here, Load says
-		opts.Evidence.Forgotten = q.Age
+	in, err := ribbon.Load(ctx, strict, lenient, opts)
+	if err != nil || in.Catalog == nil {
+		return in, err
 	}
-	return ribbon.Load(ctx, strict, lenient, opts)
+	q, err := timelines.LoadQuarantines(ctx, lenient)
+	if err != nil {
+		in.Trouble = append(in.Trouble, err)
+		return in, ctx.Err()
+	}
+	in.Trouble = append(in.Trouble, q.Bad...)
+	in.Catalog.Evidence.Forgotten = q.Age
+	return in, nil
 }
 
 func (a *app) showRibbon(ctx context.Context, s *config.Settings, o ribbonFlags) error {

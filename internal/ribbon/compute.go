@@ -254,7 +254,7 @@ func (c *computer) backups(main *axis) (all []Backup) {
 		if !b.system {
 			continue
 		}
-		v := Backup{Name: b.Name, Timeline: b.Timeline(), Verified: b.verified, Condemned: b.Condemned != nil, Storage: b.Storage}
+		v := Backup{Name: b.Name, Timeline: b.Timeline(), Verified: b.verified, Proven: c.in.Backups[b.Name].Proven, Condemned: b.Condemned != nil, Storage: b.Storage}
 		x := c.axisOf(b.Timeline())
 		v.Verdict, v.Why = c.judgement(b, x)
 		for _, along := range []*axis{main, x} {

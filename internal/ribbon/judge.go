@@ -56,6 +56,9 @@ func (c *computer) judge(b *base) {
 	if found.Locked != "" {
 		b.worse(doubtful, "cannot be read here: "+found.Locked, adviceLocked)
 	}
+	if !found.Failed.IsZero() {
+		b.worse(doubtful, "did not come up when it was restored to be proven, "+stamp(found.Failed), adviceVerify)
+	}
 	b.verified = found.Verified
 	if b.IsDelta() {
 		c.judgeParent(b)

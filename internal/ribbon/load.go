@@ -221,7 +221,7 @@ func evidence(ctx context.Context, a *archive.Archive, b *catalog.Backup) (e Evi
 	if ctx.Err() != nil {
 		return Evidence{}, ctx.Err()
 	}
-	return e, e.recall(ctx, a, b)
+	return e, errors.Join(e.recall(ctx, a, b), e.proof(ctx, a, b))
 }
 
 // try reads a byte of an object, to see whether there is a key for it.
@@ -248,16 +248,44 @@ type backupRecord struct {
 	Sample float64 `json:"sample"`
 }
 
-// recall reads the records of verifications, the newest first, as far back as the last that came to an end. Of an object the newest that names it counts.
-func (e *Evidence) recall(ctx context.Context, a *archive.Archive, b *catalog.Backup) error {
-	var records []store.Object
-	for o, err := range a.Store().List(ctx, archive.VerifiedDir(b.Name), "") {
+// proof reads the newest record of a restore that was to prove the backup.
+func (e *Evidence) proof(ctx context.Context, a *archive.Archive, b *catalog.Backup) error {
+	records, err := recordsIn(ctx, a, archive.ProvenDir(b.Name))
+	if err != nil || len(records) == 0 {
+		return err
+	}
+	r, err := archive.ReadRecord[struct {
+		OK bool `json:"ok"`
+	}](ctx, a, records[len(records)-1])
+	switch {
+	case err == nil && r.Doc.OK:
+		e.Proven = r.Modified
+	case err == nil:
+		e.Failed = r.Modified
+	case errors.Is(err, fs.ErrNotExist):
+		err = nil
+	}
+	return err
+}
+
+// recordsIn lists the records of a directory, without reading them.
+func recordsIn(ctx context.Context, a *archive.Archive, dir string) (records []store.Object, err error) {
+	for o, err := range a.Store().List(ctx, dir, "") {
 		if err != nil {
-			return fmt.Errorf("list %s: %w", archive.VerifiedDir(b.Name), err)
+			return nil, fmt.Errorf("list %s: %w", dir, err)
 		}
 		if !o.IsDir() && strings.HasSuffix(o.Name, ".json") {
 			records = append(records, o)
 		}
+	}
+	return records, nil
+}
+
+// recall reads the records of verifications, the newest first, as far back as the last that came to an end. Of an object the newest that names it counts.
+func (e *Evidence) recall(ctx context.Context, a *archive.Archive, b *catalog.Backup) error {
+	records, err := recordsIn(ctx, a, archive.VerifiedDir(b.Name))
+	if err != nil {
+		return err
 	}
 	seen := map[string]bool{}
 	var errs []error

@@ -236,6 +236,16 @@ func TestRecordsOfVerification(t *testing.T) {
 			t.Errorf("%s: %+v, want %s, verified %t", c.what, b, c.verdict, c.verified)
 		}
 	}
+	for doc, want := range map[string]ribbon.Verdict{`{"ok":true}`: ribbon.Restorable, `{"ok":false}`: ribbon.Unknown} {
+		m := &storetest.Memory{}
+		backup(t, m, 2)
+		pack(t, m, archive.WALDir+size.Name(1, 2))
+		record(`{"ok":false}`)(t, m, archive.ProvenDir(name))
+		record(doc)(t, m, archive.ProvenDir(name))
+		if b := judge(t, m, m, ribbon.Options{}).Backups[0]; b.Verdict != want || b.Proven.IsZero() != (want == ribbon.Unknown) {
+			t.Errorf("its proof is %s: %+v", doc, b)
+		}
+	}
 	m := &storetest.Memory{}
 	backup(t, m, 2)
 	for n := wal.SegmentNo(2); n < 6; n++ {

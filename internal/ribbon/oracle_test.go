@@ -462,6 +462,7 @@ func (w *world) holds(t *rapid.T, r ribbon.Ribbon) {
 			}
 		}
 	}
+	w.lapses(t, r)
 	var until wal.LSN
 	for _, s := range r.Main {
 		if s.Verdict == ribbon.Restorable {
@@ -491,6 +492,34 @@ func (w *world) holds(t *rapid.T, r ribbon.Ribbon) {
 		if b.Verdict != want {
 			t.Fatalf("%s is %s, want %s\n%s", b.Name, b.Verdict, want, w.describe(r))
 		}
+	}
+}
+
+// lapses checks what is said of positions that cannot be restored: what was accepted explains some of it, and changes nothing else.
+func (w *world) lapses(t *rapid.T, r ribbon.Ribbon) {
+	strict := w.in
+	strict.Gaps = nil
+	without := ribbon.Compute(strict)
+	for i, s := range r.Main {
+		switch s.Verdict {
+		case ribbon.Uncovered:
+			if i > 0 {
+				t.Fatalf("stretch %d is older than the oldest backup\n%s", i, w.describe(r))
+			}
+		case ribbon.Accepted:
+			named := slices.ContainsFunc(w.in.Gaps, func(g ribbon.Gap) bool { return g.First <= s.First && s.First <= g.Last })
+			later := slices.ContainsFunc(r.Main[i:], func(o ribbon.Stretch) bool { return o.Verdict == ribbon.Restorable || o.Verdict == ribbon.Unknown })
+			if !named || !later {
+				t.Fatalf("stretch %d is accepted, in a gap %t, before a backup %t\n%s", i, named, later, w.describe(r))
+			}
+		}
+		j := slices.IndexFunc(without.Main, func(o ribbon.Stretch) bool { return o.From == s.From && o.To == s.To })
+		if j < 0 || without.Main[j].Verdict != s.Verdict && (s.Verdict != ribbon.Accepted || without.Main[j].Verdict != ribbon.Broken) {
+			t.Fatalf("stretch %d without what was accepted: %+v\n%s", i, without.Main, w.describe(r))
+		}
+	}
+	if last := len(r.Main) - 1; last >= 0 && (r.Main[last].Verdict == ribbon.Broken) != (r.Status == ribbon.Failure) && r.Main[last].Verdict != ribbon.Uncovered {
+		t.Fatalf("the newest is %s, and all in all %s\n%s", r.Main[last].Verdict, r.Status, w.describe(r))
 	}
 }
 

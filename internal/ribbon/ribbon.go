@@ -91,6 +91,8 @@ type Evidence struct {
 	Damaged  string    // what was found to be wrong with it, later than that; "" for nothing
 	Missing  string    // which object is known not to be there; "" for none
 	Locked   string    // why it cannot be read here; "" where it can
+	Proven   time.Time // when it was restored, started and queried last, and that went well; zero for never
+	Failed   time.Time // when that was tried last, and did not go well, later than that; zero for never
 }
 
 // Checked is what was found when segments of a timeline were read.
@@ -179,6 +181,7 @@ type Backup struct {
 	UntilTime   time.Time    `json:"restorable_until,omitzero"`
 	ReplayBytes uint64       `json:"wal_to_replay"` // from its start to Until
 	Verified    time.Time    `json:"verified_at,omitzero"`
+	Proven      time.Time    `json:"proven_at,omitzero"`
 	Condemned   bool         `json:"condemned,omitempty"` // retention removes it: nothing counts on it
 	Storage     string       `json:"storage,omitempty"`
 }

@@ -38,22 +38,21 @@ func (c *computer) conclude(r *Ribbon, x *axis) {
 	r.Status = c.status
 }
 
-// review finds out what the stretches mean for the status. It returns the first that keeps the newest state from being restored, nil where it can be.
-func (c *computer) review(main []Stretch, last int) *Stretch {
-	var lost *Stretch
+// review finds out what the stretches mean for the status. It returns the last one if that keeps the newest state from being restored for certain, else nil.
+func (c *computer) review(main []Stretch, last int) (lost *Stretch) {
 	for i := range main {
 		s := &main[i]
 		switch {
-		case i > last && (s.Verdict == Broken || s.Verdict == Unknown):
-			if lost == nil || s.Verdict == Broken && lost.Verdict == Unknown {
-				lost = s
+		case s.Verdict != Broken && s.Verdict != Unknown:
+			if s.Verdict == Accepted {
+				c.note("not restorable from %s to %s: %s", s.From, s.To, s.Why)
 			}
+		case i == len(main)-1:
+			lost = s
 		case s.Verdict == Broken && s.Backup == "": // of backups there is more to say
 			c.warn("not restorable from %s to %s: %s", s.From, s.To, s.Why)
 		case s.Verdict == Unknown && c.silent == "":
 			c.warn("not known to be restorable from %s to %s: %s", s.From, s.To, s.Why)
-		case s.Verdict == Accepted:
-			c.note("not restorable from %s to %s: %s", s.From, s.To, s.Why)
 		}
 	}
 	switch {
