@@ -7,7 +7,7 @@
 //	    files_metadata.json                  what stock WAL-G needs to restore
 //	    manifest.json.zst                    ours: every member with its checksum, part and offset; of a delta what is unchanged
 //	    page_sums/<part>.crc32c              ours: the CRC-32C of each page in that part, four bytes each
-//	    objects.json                         ours: size and CRC-32C of each object as it was stored
+//	    objects.json                         ours: size and XXH64 of each object as it was stored
 //	    config.tar.<ext>                     ours: configuration that lives outside the data directory
 //	    backup_manifest.zst                  ours: the server's own manifest of a backup that it sent over the wire
 //	    push.json                            ours: who is writing this backup right now

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"iter"
@@ -19,6 +18,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/cespare/xxhash/v2"
 
 	"holdfast/internal/compress"
 	"holdfast/internal/store"
@@ -324,7 +325,7 @@ func (d *Draft) put(ctx context.Context, name string, r io.Reader) error {
 	ours := &summed{Reader: r}
 	err := store.PutIfAbsent(ctx, d.archive.store, name, ours)
 	if err == nil {
-		d.note(name, Stored{ours.n, ours.sum})
+		d.note(name, Stored{ours.n, ours.xxh64()})
 	}
 	if !errors.Is(err, fs.ErrExist) {
 		return err
@@ -340,8 +341,8 @@ func (d *Draft) put(ctx context.Context, name string, r io.Reader) error {
 		if _, err := io.Copy(io.Discard, theirs); err != nil {
 			return fmt.Errorf("compare %s with what was put: %w", name, err)
 		}
-		if theirs.n == ours.n && theirs.sum == ours.sum {
-			d.note(name, Stored{ours.n, ours.sum})
+		if theirs.n == ours.n && theirs.xxh64() == ours.xxh64() {
+			d.note(name, Stored{ours.n, ours.xxh64()})
 			return nil
 		}
 	}
@@ -370,13 +371,24 @@ func (d *Draft) taken(object string) error {
 type summed struct {
 	io.Reader
 	n     int64
-	sum   uint32 // CRC-32C
-	ended bool   // all was read
+	hash  *xxhash.Digest // nil before the first byte
+	ended bool           // all was read
 }
 
 func (s *summed) add(p []byte) {
+	if s.hash == nil {
+		s.hash = xxhash.New()
+	}
 	s.n += int64(len(p))
-	s.sum = crc32.Update(s.sum, castagnoli, p)
+	s.hash.Write(p)
+}
+
+// xxh64 returns the XXH64 of what was read.
+func (s *summed) xxh64() Sum {
+	if s.hash == nil {
+		return Sum(xxhash.Sum64(nil))
+	}
+	return Sum(s.hash.Sum64())
 }
 
 func (s *summed) Read(p []byte) (int, error) {
@@ -402,8 +414,6 @@ func (w *summingWriter) Write(p []byte) (int, error) {
 	w.s.add(p[:n])
 	return n, err
 }
-
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func partRank(name string) int {
 	switch base, _ := compress.Split(name); base {

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"holdfast/internal/compress"
@@ -24,8 +25,25 @@ const maxObjects = 64 << 20
 
 // Stored is an object of a backup as it was put.
 type Stored struct {
-	Size int64  `json:"size"`   // bytes
-	CRC  uint32 `json:"crc32c"` // CRC-32C of them
+	Size int64 `json:"size"`     // bytes
+	Sum  Sum   `json:"xxhash64"` // of them
+}
+
+// Sum is an XXH64, which JSON shows as 16 hexadecimal digits. It is no CRC-32C because files that hold one of themselves, as pg_control does, have the same
+// CRC-32C whatever else is in them.
+type Sum uint64
+
+// MarshalText implements encoding.TextMarshaler.
+func (s Sum) MarshalText() ([]byte, error) { return fmt.Appendf(nil, "%016x", uint64(s)), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Sum) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 16, 64)
+	if err != nil || len(text) != 16 {
+		return fmt.Errorf("%.40q is not an XXH64 in hexadecimal digits", text)
+	}
+	*s = Sum(n)
+	return nil
 }
 
 type objectsDocument struct {
@@ -44,7 +62,13 @@ func (a *Archive) Objects(ctx context.Context, backup string) (objects map[strin
 	hash := sha256.Sum256(b)
 	sum = hex.EncodeToString(hash[:])
 	var doc objectsDocument
-	err = json.Unmarshal(b, &doc)
+	ok, err := CheckSeal(b)
+	if err == nil && !ok {
+		err = errors.New("it has no seal")
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &doc)
+	}
 	if err == nil && doc.Backup != backup {
 		err = fmt.Errorf("it is of %.100q", doc.Backup)
 	}
@@ -94,6 +118,7 @@ func (d *Draft) putObjects(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	b = sealed(b)
 	sum := sha256.Sum256(b)
 	return hex.EncodeToString(sum[:]), d.putDocument(ctx, d.archive.folder(d.name)+objectsName, b)
 }
@@ -107,7 +132,7 @@ func sealed(doc []byte) []byte {
 	return fmt.Appendf(doc[:len(doc)-1:len(doc)-1], `,%q:"%x"}`, sealKey, sum)
 }
 
-// CheckSeal reports whether a document, a sentinel or a metadata.json, has a seal, and returns an error where that does not hold. WAL-G's have none,
+// CheckSeal reports whether a document, a sentinel, metadata.json or objects.json, has a seal, and returns an error where that does not hold. WAL-G's have none,
 // nor has a metadata.json that WAL-G's backup-mark has written anew.
 func CheckSeal(doc []byte) (ok bool, err error) {
 	const length = 2 + len(sealKey) + 2 + 1 + 2*sha256.Size + 2 // of ,"key":"…"}
