@@ -24,7 +24,7 @@ import (
 	"holdfast/internal/tarpart"
 )
 
-const segmentSize = wal.SegmentSize(16 << 20)
+const segmentSize = wal.SegmentSize(1 << 20)
 
 // maker makes archives of a small cluster. What two seeds make has the same names and other content.
 type maker struct {
@@ -55,9 +55,10 @@ func newMaker(t *testing.T, seed uint64, s store.Store, o archive.Options) *make
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d, err := control.Decode(b); err == nil && d.SegmentSize == segmentSize && d.Major == 15 {
+		if d, err := control.Decode(b); err == nil && d.Major == 15 {
 			m.control, m.system = b, d.SystemIdentifier
-			const crc, checksums = 288, 216 + 36
+			const crc, segment, checksums = 288, 216 + 12, 216 + 36
+			binary.LittleEndian.PutUint32(m.control[segment:], uint32(segmentSize))
 			binary.LittleEndian.PutUint64(m.control[24:], 1_700_000_000+seed) // when it was written
 			binary.LittleEndian.PutUint32(m.control[checksums:], 1)
 			binary.LittleEndian.PutUint32(m.control[crc:], crc32.Checksum(m.control[:crc], castagnoli))
@@ -66,7 +67,7 @@ func newMaker(t *testing.T, seed uint64, s store.Store, o archive.Options) *make
 	if d, err := control.Decode(m.control); err != nil || d.ChecksumVersion != 1 {
 		t.Fatal("no pg_control of PostgreSQL 15 that will do", err)
 	}
-	m.log = newLog(m.system, 1, segmentSize.Start(2))
+	m.log = &log{system: m.system, timeline: 1, start: segmentSize.Start(2), random: rand.New(rand.NewPCG(seed, 2))}
 	return m
 }
 
@@ -179,7 +180,7 @@ func (m *maker) promote() {
 	m.t.Helper()
 	at := m.log.lsn()
 	old := m.log
-	m.log = &log{system: old.system, timeline: old.timeline + 1, start: segmentSize.Start(segmentSize.Segment(at)), prev: old.prev}
+	m.log = &log{system: old.system, timeline: old.timeline + 1, start: segmentSize.Start(segmentSize.Segment(at)), prev: old.prev, random: old.random}
 	m.log.bytes = bytes.Clone(old.bytes[m.log.start-old.start:])
 	old.bytes = old.bytes[:m.log.start-old.start] // what is in the segment it was left in is not archived
 	history := fmt.Sprintf("%d\t%s\tno recovery target specified\n", old.timeline, at)
@@ -212,10 +213,6 @@ type log struct {
 	prev     wal.LSN
 	history  string
 	random   *rand.Rand
-}
-
-func newLog(system uint64, t wal.Timeline, start wal.LSN) *log {
-	return &log{system: system, timeline: t, start: start}
 }
 
 const walPage = 8192
@@ -279,13 +276,10 @@ func (l *log) record(info byte, data []byte) {
 
 // records writes n records of some bytes that do nothing (XLOG_NOOP).
 func (l *log) records(n, size int) {
-	if l.random == nil {
-		l.random = rand.New(rand.NewPCG(l.system, uint64(l.timeline)))
-	}
 	for range n {
-		data := make([]byte, size)
-		for i := range data {
-			data[i] = byte(l.random.IntN(4))
+		data := make([]byte, size+8*l.random.IntN(4))
+		for i := range data[:16] {
+			data[i] = byte(l.random.IntN(256))
 		}
 		l.record(0x20, data)
 	}

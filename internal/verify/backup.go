@@ -61,10 +61,10 @@ func (r *run) backup(ctx context.Context, t *target) error {
 	if !t.due() {
 		return nil
 	}
-	if err := r.objects(ctx, t); err != nil {
+	if err := r.sentinel(ctx, t); err != nil {
 		return err
 	}
-	if err := r.sentinel(ctx, t); err != nil {
+	if err := r.objects(ctx, t); err != nil {
 		return err
 	}
 	if err := r.metadata(ctx, t); err != nil {
@@ -139,6 +139,13 @@ func (r *run) objects(ctx context.Context, t *target) error {
 	var err error
 	t.stored, sum, err = a.Objects(ctx, t.name)
 	if err == nil && t.Sentinel != nil && t.Sentinel.Objects != "" && sum != t.Sentinel.Objects {
+		other, errRun := r.otherSentinel(ctx, t)
+		if errRun != nil {
+			return errRun
+		}
+		if other {
+			return r.forsake(ctx, t, o)
+		}
 		err = &wrong{Finding{Text: "it is not the one that the sentinel names"}}
 		t.stored = nil
 	}
@@ -157,6 +164,28 @@ func (r *run) objects(ctx context.Context, t *target) error {
 		}
 	}
 	return nil
+}
+
+// otherSentinel reports whether a sentinel that does not name the objects.json that is there is the odd one: the manifest is as that document has it.
+func (r *run) otherSentinel(ctx context.Context, t *target) (bool, error) {
+	known, o := t.known(manifestName), t.object(manifestName)
+	if known == nil || o == nil {
+		return false, nil
+	}
+	a, tap := r.tapped()
+	body, err := a.Store().Open(ctx, o.name)
+	if err == nil {
+		err = body.Close() // having read all of it
+	}
+	return err == nil && tap.err == nil && tap.stored() == *known, stopped(ctx)
+}
+
+// forsake goes on without the sentinel, which is not that of the backup.
+func (r *run) forsake(ctx context.Context, t *target, objects *object) error {
+	r.add(Finding{Severity: Damage, Kind: Foreign, Backup: t.name, Object: t.objects[0].name,
+		Text: "it is of another backup than what lies in the folder: it names another manifest and another objects.json, and these two agree. It was replaced, or is an old one"})
+	r.distrust(t)
+	return r.noted(ctx, t, objects, true)
 }
 
 // noted notes that an object was read, and what came of it.
@@ -203,7 +232,23 @@ func (r *run) sentinel(ctx context.Context, t *target) error {
 	if err != nil {
 		return err
 	}
+	if !ok && t.Sentinel != nil {
+		r.distrust(t)
+	}
 	return r.noted(ctx, t, o, ok)
+}
+
+// distrust goes on as if the sentinel said nothing.
+func (r *run) distrust(t *target) {
+	b := *t.Backup
+	b.Sentinel = nil
+	t.Backup = &b
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.findings = slices.DeleteFunc(r.findings, func(f Finding) bool { return f.segment != nil && f.Backup == t.name }) // which WAL it needs is not known
+	if !r.request.All {
+		r.wal.systems = nil
+	}
 }
 
 // agrees compares a sentinel with its own name.
@@ -362,7 +407,7 @@ func (r *run) asStored(ctx context.Context, t *target) error {
 		r.add(f)
 		return nil
 	case r.opts.NoKey:
-		t.limits = "no key that decrypts is set: objects were compared as they are stored, by their CRC-32C, and not looked into"
+		t.limits = "no key that decrypts is set: objects were compared as they are stored, by their checksums, and not looked into"
 	default:
 		t.limits = "it has no manifest: objects were compared as they are stored"
 	}
@@ -694,7 +739,7 @@ func (r *run) complete(ctx context.Context, t *target) error {
 
 // altered says of an object that is not as it was put what it is instead, as far as that can be told.
 func (r *run) altered(f Finding, known *archive.Stored, t *tap) string {
-	is := archive.Stored{Size: t.size, CRC: t.sum}
+	is := t.stored()
 	for _, target := range r.targets {
 		for name, s := range target.stored {
 			if s == is {
@@ -705,5 +750,5 @@ func (r *run) altered(f Finding, known *archive.Stored, t *tap) string {
 	if t.size != known.Size {
 		return fmt.Sprintf("it was put with %d bytes, and has %d", known.Size, t.size)
 	}
-	return fmt.Sprintf("it was put with the CRC-32C %08X, and has %08X", known.CRC, t.sum)
+	return "what is stored is not what was put: its checksum is another"
 }

@@ -253,31 +253,49 @@ func (p *Plan) wantBackup(w *inventory, b *catalog.Backup, gaps []gap) (from wal
 		return 0, false
 	}
 	l := w.timeline(b.Timeline())
-	there := func(n wal.SegmentNo) bool { return l.find(n) != nil || w.copied(b, n) != nil }
-	for n := from; n <= to; n++ {
-		if there(n) {
-			continue
+	hole := func(first, last wal.SegmentNo) {
+		younger := w.leftIn(b, last)
+		if younger != nil && younger.find(last) != nil {
+			if last--; last+1 == first {
+				return
+			}
+			younger = nil
 		}
-		last := n
-		for last < to && !there(last+1) {
-			last++
+		t := l.t
+		if younger != nil && first == last {
+			t = younger.t
 		}
-		p.lacks(w, gaps, l.t, n, last, b.Name, ", and the backup needs it to be consistent")
-		n = last
+		p.lacks(w, gaps, t, first, last, b.Name, ", and the backup needs it to be consistent")
+	}
+	next := from
+	for _, s := range l.between(from, to) {
+		if s.no > next {
+			hole(next, s.no-1)
+		}
+		next = s.no + 1
+	}
+	if next <= to {
+		hole(next, to)
 	}
 	return from, true
 }
 
-// copied returns the segment in which a younger timeline has what the backup's own wrote into segment n, where it was left there; nil for none. That is
-// archived as .partial then, or not at all.
-func (w *inventory) copied(b *catalog.Backup, n wal.SegmentNo) *segment {
+// leftIn returns the timeline for which the backup's own was left in segment n, behind the backup's finish; nil for none. Its segment n has what the
+// backup's timeline wrote into it, which under its own name is archived as .partial, or not at all.
+func (w *inventory) leftIn(b *catalog.Backup, n wal.SegmentNo) *timeline {
 	finish, _ := b.FinishLSN()
 	for _, l := range w.timelines {
 		if leg, on := l.path.Leg(b.Timeline()); on && l.t != b.Timeline() && leg.End >= finish && w.size.Segment(leg.End) == n {
-			if s := l.find(n); s != nil {
-				return s
-			}
+			return l
 		}
+	}
+	return nil
+}
+
+// copied returns the segment of a younger timeline that stands for segment n of a backup's; nil for none.
+func (w *inventory) copied(b *catalog.Backup, n wal.SegmentNo) *segment {
+	if l := w.leftIn(b, n); l != nil {
+		return l.find(n)
 	}
 	return nil
 }

@@ -8,8 +8,9 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"github.com/cespare/xxhash/v2"
+
 	"holdfast/internal/archive"
-	"holdfast/internal/crc32c"
 	"holdfast/internal/store"
 )
 
@@ -20,19 +21,25 @@ type tap struct {
 	done *atomic.Int64 // bytes, of all taps
 
 	size int64
-	sum  uint32 // CRC-32C
-	err  error  // of the store
+	hash *xxhash.Digest
+	err  error // of the store
+}
+
+// stored says what was read.
+func (t *tap) stored() archive.Stored {
+	return archive.Stored{Size: t.size, Sum: archive.Sum(t.hash.Sum64())}
 }
 
 // tapped returns the archive as it is read through a new tap.
 func (r *run) tapped() (*archive.Archive, *tap) {
-	t := &tap{Store: r.archive.Store(), done: &r.opts.Progress.done}
+	t := &tap{Store: r.archive.Store(), done: &r.opts.Progress.done, hash: xxhash.New()}
 	return r.archive.Over(t), t
 }
 
 // Open implements store.Store.
 func (t *tap) Open(ctx context.Context, name string) (io.ReadCloser, error) {
-	t.size, t.sum = 0, 0
+	t.size = 0
+	t.hash.Reset()
 	var body io.ReadCloser
 	body, t.err = t.Store.Open(ctx, name)
 	if t.err != nil {
@@ -62,7 +69,7 @@ type passing struct {
 func (p *passing) Read(b []byte) (int, error) {
 	n, err := p.ReadCloser.Read(b)
 	p.tap.size += int64(n)
-	p.tap.sum = crc32c.Update(p.tap.sum, b[:n])
+	p.tap.hash.Write(b[:n])
 	p.tap.done.Add(int64(n))
 	if err != nil {
 		p.ended = true
@@ -128,7 +135,7 @@ func (r *run) judge(ctx context.Context, f Finding, known *archive.Stored, t *ta
 	r.mu.Lock()
 	r.Plan.touch(&r.read, f.Object, t.size)
 	r.mu.Unlock()
-	altered := known != nil && t.err == nil && (t.size != known.Size || t.sum != known.CRC)
+	altered := known != nil && t.err == nil && t.stored() != *known
 	if err == nil && !altered {
 		if read > 0 && r.archive.HasKey() {
 			r.opened.Store(true)

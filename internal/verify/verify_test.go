@@ -27,7 +27,7 @@ func story(t *testing.T, seed uint64, o archive.Options) *maker {
 	t.Helper()
 	m := newMaker(t, seed, &storetest.Memory{}, o)
 	m.backup()
-	m.log.records(20, 1<<20) // over the end of a segment, and records that span it
+	m.log.records(20, 1<<16) // over the end of a segment, and records that span it
 	m.backup()
 	m.log.records(3, 700)
 	m.promote()

@@ -218,8 +218,47 @@ func (r *run) segment(ctx context.Context, l *timeline, s *segment, quiet bool) 
 	s.read = true
 	if !ok {
 		summary = nil
+	} else if err == nil && len(l.path) > 1 && r.wal.size.Segment(l.path[len(l.path)-1].Begin) == s.no {
+		err = r.branch(ctx, l, s)
 	}
 	return summary, ok, err
+}
+
+// branch makes sure that a timeline begins where its history says: a record begins there, which the server writes as the first of a timeline.
+func (r *run) branch(ctx context.Context, l *timeline, s *segment) error {
+	begin := l.path[len(l.path)-1].Begin
+	if begin <= r.wal.size.Start(s.no) {
+		return nil
+	}
+	body, err := r.archive.OpenWALObject(ctx, s.name)
+	if err != nil {
+		return stopped(ctx)
+	}
+	defer body.Close() // only read
+	reader, err := walrec.NewReader(body, 0)
+	if err != nil {
+		return stopped(ctx)
+	}
+	for {
+		rec, err := reader.Next()
+		if err != nil { // what is wrong with it was told; nothing is behind the branch where it was left at the end
+			return stopped(ctx)
+		}
+		if rec.LSN < begin {
+			continue
+		}
+		if header := rec.LSN - begin; rec.RM != walrec.RMXLOG || header != 0 && header != 24 && header != 40 {
+			f := Finding{Severity: Damage, Kind: Foreign, Object: archive.WALDir + wal.HistoryName(l.t), LSN: begin.String(), segment: &segment{t: l.t},
+				Text: fmt.Sprintf("it says that the timeline begins at %s, where no record of a new timeline is", begin)}
+			for _, o := range l.others {
+				if archive.WALName(o.name) == wal.HistoryName(l.t) {
+					f.Object = o.name
+				}
+			}
+			r.add(f)
+		}
+		return nil
+	}
 }
 
 func stopped(ctx context.Context) error {
@@ -261,9 +300,9 @@ func (r *run) misplaced(l *timeline, s *segment, w *walrec.Summary) string {
 		return fmt.Sprintf("it is the segment that begins at %s, which is named %s", w.Start, r.wal.size.Name(w.Timeline, r.wal.size.Segment(w.Start)))
 	case len(r.wal.systems) > 0 && !slices.Contains(r.wal.systems, w.SystemIdentifier):
 		return fmt.Sprintf("it is of the cluster %d, and not of this one", w.SystemIdentifier)
-	case w.Timeline != s.t && !(switched && w.Timeline < s.t):
+	case w.Timeline > s.t, w.Timeline != s.t && !switched && (s.t == 1 || len(l.path) > 1):
 		return fmt.Sprintf("it is of timeline %d", w.Timeline)
-	case l.path != nil && w.FirstTimeline != first:
+	case (len(l.path) > 1 || s.t == 1) && w.FirstTimeline != first:
 		return fmt.Sprintf("it begins on timeline %d, and by the history it must be %d at %s", w.FirstTimeline, first, start)
 	}
 	return ""
@@ -275,15 +314,18 @@ type joint struct {
 	line   *timeline
 	joiner *walrec.Joiner
 	last   *segment
-	bad    bool // the last one did not go on where the one before it ends
+	joined bool // the last one goes on where the one before it ends
+	bad    bool // it does not
 }
 
 // add takes the next segment that was read.
 func (j *joint) add(ctx context.Context, a answer) error {
 	follows := j.last != nil && a.s.no == j.last.no+1 && j.before(j.line, a.s) == j.last
-	if !follows || j.joiner == nil {
-		j.joiner, j.bad = &walrec.Joiner{CheckOnly: true}, false
+	fresh := !follows || j.joiner == nil
+	if fresh {
+		j.joiner, j.bad, j.joined = &walrec.Joiner{CheckOnly: true}, false, false
 	}
+	before := j.last
 	j.last = a.s
 	if a.summary == nil {
 		j.joiner = nil
@@ -300,7 +342,8 @@ func (j *joint) add(ctx context.Context, a answer) error {
 			err = nil // of the one before
 		}
 	}
-	j.bad = err != nil
+	sure := j.joined // that it is not the one before
+	j.bad, j.joined = err != nil, err == nil && !fresh
 	if a.context {
 		return nil
 	}
@@ -309,7 +352,11 @@ func (j *joint) add(ctx context.Context, a answer) error {
 	if err != nil {
 		_, text, _ := strings.Cut(err.Error(), ": ")
 		j.run.add(Finding{Severity: Damage, Kind: Sequence, Object: a.s.name, LSN: j.wal.size.Start(a.s.no).String(), Offset: at(0), segment: a.s,
-			Text: "it does not go on where the segment before it ends: " + text + ". One of the two is not what was archived"})
+			Text: fmt.Sprintf("it does not go on where %s ends: %s. One of the two is not what was archived", archive.WALName(before.name), text)})
+		if !sure {
+			j.run.add(Finding{Severity: Damage, Kind: Sequence, Object: before.name, LSN: j.wal.size.Start(before.no).String(), Offset: at(0), segment: before,
+				Text: fmt.Sprintf("%s does not go on where it ends: %s. One of the two is not what was archived", archive.WALName(a.s.name), text)})
+		}
 	}
 	return j.note(ctx, a.s, err == nil)
 }
@@ -466,6 +513,9 @@ func (r *run) history(l *timeline, in io.Reader) error {
 	branches, err := catalog.ParseHistory(l.t, b)
 	if err != nil {
 		return &wrong{Finding{Text: err.Error()}}
+	}
+	if len(b) > 0 && b[len(b)-1] != '\n' {
+		return &wrong{Finding{Kind: Size, Offset: at(int64(len(b))), Text: "it breaks off within a line"}}
 	}
 	if len(branches) == 0 {
 		return &wrong{Finding{Text: "it names no timeline that this one comes from"}}
