@@ -119,8 +119,8 @@ func (t *theirs) find(ctx context.Context, s *config.Settings) (*place, error) {
 	if err != nil {
 		return nil, err
 	}
+	p.Repository, err = pgbackrest.New(st, pgbackrest.Options{Stanza: stanza, Passphrase: passphrase, Location: p.location})
 	p.location += ", stanza " + stanza
-	p.Repository, err = pgbackrest.New(st, pgbackrest.Options{Stanza: stanza, Passphrase: passphrase})
 	t.log.Debug("the repository is " + p.location)
 	return p, err
 }

@@ -43,6 +43,7 @@ var ErrDamaged = errors.New("the repository is damaged")
 type Options struct {
 	Stanza     string
 	Passphrase string // "" where the repository is not encrypted
+	Location   string // of the repository, for errors; "" where it has no name
 }
 
 // Repository is a repository's stanza. Its methods may be called by several goroutines at once.
@@ -282,13 +283,18 @@ func (i *Info) Cluster(b *Backup) Cluster {
 
 // NoStanzaError says that a repository has no such stanza.
 type NoStanzaError struct {
-	Stanza string
-	Others []string // that it has, some of them
-	Err    error    // fs.ErrNotExist of the document that is missing
+	Stanza   string
+	Location string   // of the repository; "" where it has no name
+	Others   []string // that it has, some of them
+	Err      error    // fs.ErrNotExist of the document that is missing
 }
 
 func (e *NoStanzaError) Error() string {
-	return fmt.Sprintf("the repository has no stanza %s: %v", e.Stanza, e.Err)
+	where := ""
+	if e.Location != "" {
+		where = " at " + e.Location
+	}
+	return fmt.Sprintf("the repository%s has no stanza %s: %v", where, e.Stanza, e.Err)
 }
 
 // Hint says which there are.
@@ -301,7 +307,7 @@ func (e *NoStanzaError) Hint() string {
 
 // noStanza returns why there is no document, with the stanzas that there are.
 func (r *Repository) noStanza(ctx context.Context, err error) error {
-	e := &NoStanzaError{Stanza: r.opts.Stanza, Err: err}
+	e := &NoStanzaError{Stanza: r.opts.Stanza, Location: r.opts.Location, Err: err}
 	for _, dir := range []string{"backup/", "archive/"} {
 		for o, err := range r.store.List(ctx, dir, "") {
 			if err != nil || len(e.Others) == 10 {
