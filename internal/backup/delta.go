@@ -286,17 +286,32 @@ func (r *run) backupName(segment string) string {
 	return archive.BackupName(segment)
 }
 
-// besideParent makes sure that the draft of a delta lies where its parent does: of several storages either may be lost alone. Where it
-// does not the backup becomes a full one.
+// besideParent makes sure that the draft of a delta lies where its parent does: of several storages either may be lost alone. And that the parent is there still:
+// retention has seen this draft before it condemns anything from now on, and what it has condemned before is seen here. Where not the backup becomes a full one.
 func (r *run) besideParent(ctx context.Context) error {
-	if r.delta == nil || r.delta.parent == nil || r.delta.parent.Storage == "" {
+	if r.delta == nil || r.delta.parent == nil {
 		return nil
 	}
-	where, err := r.draft.Storage(ctx)
-	if err != nil || where == r.delta.parent.Storage {
-		return err
+	var reason string
+	if storage := r.delta.parent.Storage; storage != "" {
+		where, err := r.draft.Storage(ctx)
+		if err != nil {
+			return err
+		}
+		if where != storage {
+			reason = fmt.Sprintf("%s is in the storage %s, and this backup goes to %s. Doing full backup.", r.delta.parent.Name, storage, where)
+		}
 	}
-	reason := fmt.Sprintf("%s is in the storage %s, and this backup goes to %s. Doing full backup.", r.delta.parent.Name, r.delta.parent.Storage, where)
+	if err := catalog.StillThere(ctx, r.archive, r.delta.parent.Backup); err != nil && reason == "" {
+		if ctx.Err() != nil {
+			return err
+		}
+		reason = fmt.Sprintf("%s, which was to be built on, %v. Doing full backup.", r.delta.parent.Name, err)
+	}
+	if reason == "" {
+		return nil
+	}
+	var err error
 	if r.Delta.Name != "" || r.Delta.UserData != nil {
 		return &catalog.FullError{Reason: reason, Asked: true}
 	}

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/backup"
@@ -98,5 +99,35 @@ func TestParentDeletedMeanwhile(t *testing.T) {
 	}
 	if after := len(names(t, c.store)); after != before-1 {
 		t.Errorf("%d objects before, %d after", before, after)
+	}
+}
+
+// condemning is a store in which retention condemns a backup the moment before a push says that it is at work.
+type condemning struct {
+	*storetest.Memory
+	what string // name of the backup, "" for none
+}
+
+func (c *condemning) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	if what := c.what; what != "" && strings.HasSuffix(name, "/push.json") {
+		c.what = ""
+		d := archive.Tombstone{PurgeAfter: time.Now().Add(time.Hour), Backups: []string{what}}
+		if _, err := archive.New(c.Memory, archive.Options{}).AddRecord(ctx, archive.TombstoneDir, "", d); err != nil {
+			return err
+		}
+	}
+	return c.Memory.PutIfAbsent(ctx, name, r)
+}
+
+// What retention has condemned is not built on, though it was not when it was chosen: the backup is a full one.
+func TestParentCondemnedMeanwhile(t *testing.T) {
+	c := newChain(t, 15)
+	d := &condemning{Memory: c.store}
+	c.archive = archive.New(d, archive.Options{})
+	full := c.push(t, backup.PageLSN, nil)
+	d.what = full.Name
+	r := c.push(t, backup.PageLSN, nil)
+	if r.Delta != nil || !strings.Contains(r.FullBecause, full.Name+", which was to be built on, is condemned") {
+		t.Errorf("%s: %+v, %q", r.Name, r.Delta, r.FullBecause)
 	}
 }

@@ -172,7 +172,7 @@ func (a *app) carryOut(ctx context.Context, s *config.Settings, f *fetchFlags, a
 		return err
 	}
 	progress := &restore.Progress{}
-	opts := restore.Options{Workers: s.Restore.Workers, Progress: progress}
+	opts := restore.Options{Workers: s.Restore.Workers, Progress: progress, Announce: release()}
 	if f.dryRun {
 		if plan.Delta != nil {
 			stop := a.progress(ctx, "compare", progress)

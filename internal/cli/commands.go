@@ -4,7 +4,7 @@ import "github.com/spf13/cobra"
 
 // onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
 var onlyWALG = []string{"catchup-receive", "catchup-send", "copy", "daemon",
-	"delete", "wal-receive", "wal-restore"}
+	"wal-receive", "wal-restore"}
 
 // commands lists the commands in the order of the help.
 func (a *app) commands() []*cobra.Command {
@@ -26,6 +26,10 @@ func (a *app) commands() []*cobra.Command {
 		a.ribbon(),
 		a.walGap(),
 		a.pgbackrest(),
+		a.delete(),
+		a.retention(),
+		a.undelete(),
+		a.hold(),
 		a.st(),
 		a.key(),
 		a.settings(),

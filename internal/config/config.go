@@ -33,6 +33,7 @@ type Settings struct {
 	Backup       Backup
 	Restore      Restore
 	Verify       Verify
+	Retention    Retention
 	Stanza       string // of pgBackRest; PGBACKREST_STANZA
 	Postgres     Postgres
 	Log          Log
@@ -227,6 +228,13 @@ type Delta struct {
 type Restore struct {
 	Workers  int             // parts restored at once; 0 means one per core; WALG_DOWNLOAD_CONCURRENCY where it is set
 	UserData json.RawMessage // of the backup to restore; nil when not given; WALG_FETCH_TARGET_USER_DATA
+}
+
+// Retention says which backups stay, and how soon what goes is gone.
+type Retention struct {
+	Policy      string        // in YAML or JSON, "" for none; HOLDFAST_RETENTION
+	Grace       time.Duration // from when a policy has condemned something; HOLDFAST_RETENTION_GRACE
+	DeleteGrace time.Duration // from when a command has; HOLDFAST_DELETE_GRACE
 }
 
 // Verify says how archives are verified.

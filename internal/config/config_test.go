@@ -134,6 +134,7 @@ func TestDefaults(t *testing.T) {
 		WAL:         config.WAL{Parallel: 16, Limit: 32, Summaries: "auto", Prefetch: 10},
 		Backup: config.Backup{Workers: 6, PartSize: 1<<30 - 1, Wire: "off", Alive: time.Minute, WALTimeout: time.Hour,
 			Delta: config.Delta{Origin: "LATEST", Source: "auto", Sample: 0.001}},
+		Retention:    config.Retention{Grace: 72 * time.Hour},
 		Postgres:     config.Postgres{Vars: map[string]string{"PGAPPNAME": "holdfast"}},
 		Log:          config.Log{Level: "NORMAL", Destination: "stderr", Format: "text"},
 		MemoryBudget: 256 << 20,

@@ -396,7 +396,7 @@ func (l *loader) read(path, where string) []value {
 		if e.line > 0 {
 			v.where = fmt.Sprintf("%s:%d", path, e.line)
 		}
-		if i, ok := l.byName[strings.ToUpper(e.key)]; ok && e.structured && !slices.Contains([]Kind{JSON, Map, Storages}, l.table[i].Type) {
+		if i, ok := l.byName[strings.ToUpper(e.key)]; ok && e.structured && !slices.Contains([]Kind{JSON, Map, Rules, Storages}, l.table[i].Type) {
 			l.problem(v, "must be one value, not a list or a map", "write it as a string")
 			continue
 		}

@@ -349,6 +349,14 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "WALG_FETCH_TARGET_USER_DATA", Used: fetch, into: &s.Restore.UserData,
 				Meaning: "Restore the backup with this user data."},
 		}),
+		section("Retention", []Setting{
+			{Name: "HOLDFAST_RETENTION", Type: Rules, Used: []string{"retention"}, into: &s.Retention.Policy,
+				Meaning: "Which backups `retention` keeps: a map of `recovery_window` (a duration such as 14d), `full` (a number), `gfs` (a map of `daily`, `weekly`, `monthly` and `yearly` numbers), `minimum` (a number) and `keep_last_proven` (true or false). What one rule wants stays. Without it nothing goes."},
+			{Name: "HOLDFAST_RETENTION_GRACE", Default: "72h0m0s", Max: int64(10 * 365 * 24 * time.Hour), Used: []string{"retention"}, into: &s.Retention.Grace,
+				Meaning: "How long `retention apply` leaves what it has condemned, so that `undelete` can take that back."},
+			{Name: "HOLDFAST_DELETE_GRACE", Default: "0s", Max: int64(10 * 365 * 24 * time.Hour), Used: []string{"delete"}, into: &s.Retention.DeleteGrace,
+				Meaning: "The same for `delete --confirm`, which as in WAL-G removes at once. What was condemned is removed by the next `retention apply` behind that time."},
+		}),
 		section("Verification", []Setting{
 			{Name: "HOLDFAST_VERIFY_BUDGET", Default: "0", Used: []string{"verify"}, into: &s.Verify.Budget,
 				Meaning: "Bytes a second that `verify` reads from the storage at most; 0 is no limit but WALG_NETWORK_RATE_LIMIT."},

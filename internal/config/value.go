@@ -22,14 +22,15 @@ const (
 	String   Kind = "string"
 	Path     Kind = "path"
 	Enum     Kind = "enum"
-	Bool     Kind = "bool"        // 1, t, true, 0, f, false
-	Int      Kind = "int"         //
-	Size     Kind = "size"        // bytes, or a number with k, M, G or T, then perhaps B or iB, in steps of 1024 as in PostgreSQL
-	Duration Kind = "duration"    // as Go writes it: 30s, 1h30m
-	Fraction Kind = "fraction"    // from 0 to 1
-	JSON     Kind = "JSON"        // in a file also as it is, not as a string
-	Map      Kind = "map"         // of strings, in JSON or YAML; in a file also as it is
-	Storages Kind = "map of maps" // of settings, in JSON or YAML; in a file also as it is
+	Bool     Kind = "bool"         // 1, t, true, 0, f, false
+	Int      Kind = "int"          //
+	Size     Kind = "size"         // bytes, or a number with k, M, G or T, then perhaps B or iB, in steps of 1024 as in PostgreSQL
+	Duration Kind = "duration"     // as Go writes it: 30s, 1h30m
+	Fraction Kind = "fraction"     // from 0 to 1
+	JSON     Kind = "JSON"         // in a file also as it is, not as a string
+	Map      Kind = "map"          // of strings, in JSON or YAML; in a file also as it is
+	Rules    Kind = "map of rules" // in JSON or YAML; in a file also as it is
+	Storages Kind = "map of maps"  // of settings, in JSON or YAML; in a file also as it is
 )
 
 // assign reads text and puts it where field points. The error says what a value must be, without repeating it.

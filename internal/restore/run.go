@@ -32,6 +32,7 @@ import (
 type Options struct {
 	Workers  int       // 0 means Workers()
 	Progress *Progress // kept up to date; nil for nobody
+	Announce string    // release of the program that tells retention in the archive what it is restoring; "" tells nothing
 }
 
 // Progress is where a restore is. Run keeps it up to date; others read it at any time.
@@ -154,6 +155,8 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 	r.pages.setUp(p.control, p.Mask == "")
 	defer r.abandon()
 	report := &Report{Backup: p.Backup, Destination: p.Destination, Verified: p.Verified, Target: p.Target, Seconds: map[string]float64{}}
+	end := r.announce(ctx)
+	defer func() { end(err); report.Notes = r.notes.all }()
 	if r.picking != nil && t.overwrite {
 		begun := time.Now()
 		r.phase("compare", p.Bytes)
@@ -195,7 +198,6 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 	if !p.Verified && !r.pages.off {
 		report.Pages, report.BadPages = r.pages.checked.Load(), r.pages.bad.Load()
 	}
-	report.Notes = r.notes.all
 	return report, nil
 }
 

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
 )
@@ -356,10 +357,7 @@ func (j *judge) plan(rule Rule) *Plan {
 		l := Leftover{Name: u.Name, Objects: u.Count, Bytes: u.Bytes, Keep: true}
 		switch {
 		case u.Alive(j.in.At):
-			l.Why = "a push is at work there"
-			if u.Push != nil {
-				l.Why = fmt.Sprintf("a push by process %d on %s is at work there since %s", u.Push.PID, u.Push.Host, catalog.FormatTime(u.Push.Started))
-			}
+			l.Why = atWork(u)
 		case j.half(u.Name):
 			l.Keep, l.Why = false, "its removal was begun"
 		case !s.leftover && !s.nothing:
@@ -372,6 +370,14 @@ func (j *judge) plan(rule Rule) *Plan {
 		p.Leftovers = append(p.Leftovers, l)
 	}
 	return p
+}
+
+// atWork says who may be writing an unfinished backup.
+func atWork(u archive.Unfinished) string {
+	if u.Push == nil {
+		return fmt.Sprintf("it has no sentinel, and was written to at %s, less than a day ago: another program may be at work there", catalog.FormatTime(u.Beat))
+	}
+	return fmt.Sprintf("a push by process %d on %s is at work there since %s", u.Push.PID, u.Push.Host, catalog.FormatTime(u.Push.Started))
 }
 
 // half reports whether name is a backup whose removal was begun: it was condemned, and its sentinel is gone.

@@ -348,7 +348,7 @@ func (r everything) choose(j *judge) error {
 	}
 	for _, p := range j.in.Pushes {
 		if p.Alive(j.in.At) {
-			return &KeptError{p.Name, "it is being taken at this moment", Pushing}
+			return &KeptError{p.Name, atWork(p), Pushing}
 		}
 	}
 	for _, re := range j.in.Restores {

@@ -51,7 +51,8 @@ func ParsePolicy(text string) (Policy, error) {
 		if errors.Is(err, io.EOF) {
 			return Policy{}, errors.New("it is empty")
 		}
-		return Policy{}, errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
+		text := strings.Join(strings.Fields(strings.TrimPrefix(err.Error(), "yaml: ")), " ")
+		return Policy{}, errors.New(unknownField.ReplaceAllString(strings.TrimPrefix(text, "unmarshal errors: "), "there is no rule $1"))
 	}
 	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
 		return Policy{}, errors.New("it is more than one map")
@@ -93,6 +94,9 @@ func ParsePolicy(text string) (Policy, error) {
 	p.Minimum = max(p.Minimum, 1)
 	return p, nil
 }
+
+// unknownField is how package yaml speaks of a key that there is not.
+var unknownField = regexp.MustCompile(`field (\S+) not found in type \S+`)
 
 var durationForm = regexp.MustCompile(`^(\d+)(y|w|d)`)
 
