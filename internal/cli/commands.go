@@ -3,7 +3,7 @@ package cli
 import "github.com/spf13/cobra"
 
 // onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
-var onlyWALG = []string{"catchup-receive", "catchup-send", "copy", "daemon",
+var onlyWALG = []string{"catchup-receive", "catchup-send", "daemon",
 	"wal-receive", "wal-restore"}
 
 // commands lists the commands in the order of the help.
@@ -14,6 +14,7 @@ func (a *app) commands() []*cobra.Command {
 		a.backupList(),
 		a.backupMark(),
 		a.backupMerge(),
+		a.copy(),
 		a.catchupPush(),
 		a.catchupFetch(),
 		a.catchupList(),

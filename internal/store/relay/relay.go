@@ -9,19 +9,19 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
+
 	"holdfast/internal/store"
 )
 
-// Sum is the length of an object in bytes and its CRC-32C.
+// Sum is the length of an object in bytes and its XXH64.
 type Sum struct {
 	Size int64
-	CRC  uint32
+	Hash uint64
 }
 
 // Relay copies objects. It may be used by several goroutines at once.
@@ -130,8 +130,6 @@ func (r *Relay) Same(ctx context.Context, o, there store.Object, known *Sum) (bo
 	return err == nil && *known == theirs, err
 }
 
-var castagnoli = crc32.MakeTable(crc32.Castagnoli)
-
 // Read reads a whole object and sums it up.
 func Read(ctx context.Context, s store.Store, name string) (Sum, error) {
 	r, err := s.Open(ctx, name)
@@ -139,9 +137,9 @@ func Read(ctx context.Context, s store.Store, name string) (Sum, error) {
 		return Sum{}, err
 	}
 	defer r.Close() // only read: nothing to lose
-	h := crc32.New(castagnoli)
+	h := xxhash.New()
 	n, err := io.Copy(h, r)
-	return Sum{n, h.Sum32()}, err
+	return Sum{n, h.Sum64()}, err
 }
 
 // verify waits until the target shows the copy that src was read for, and compares. A copy that is not what went in is removed.
@@ -171,7 +169,7 @@ func (r *Relay) verify(ctx context.Context, o store.Object, src *source) error {
 	switch got, err := Read(ctx, r.To, o.Name); {
 	case err != nil:
 		return &readBackError{err}
-	case got != Sum{src.n, src.sum.Sum32()}:
+	case got != Sum{src.n, src.sum.Sum64()}:
 		err = fmt.Errorf("%s reads differently from the target than from the source", o.Name)
 		return errors.Join(err, r.To.Delete(ctx, o.Name))
 	}
@@ -193,11 +191,11 @@ type source struct {
 	passed func(int64)
 	body   io.ReadCloser
 	n      int64
-	sum    hash.Hash32
+	sum    *xxhash.Digest
 }
 
 func (r *Relay) source(ctx context.Context, o store.Object, known *Sum) *source {
-	return &source{ctx: ctx, s: r.From, object: o, known: known, passed: r.Passed, sum: crc32.New(castagnoli)}
+	return &source{ctx: ctx, s: r.From, object: o, known: known, passed: r.Passed, sum: xxhash.New()}
 }
 
 func (s *source) Read(p []byte) (n int, err error) {
@@ -233,9 +231,9 @@ func (s *source) check() error {
 	switch {
 	case s.n != s.object.Size:
 		return &DamagedError{s.object.Name, fmt.Sprintf("it yields %d bytes, and the source lists it with %d: it was replaced meanwhile, or is damaged", s.n, s.object.Size)}
-	case s.known != nil && *s.known != Sum{s.n, s.sum.Sum32()}:
-		return &DamagedError{s.object.Name, fmt.Sprintf("it is not what was stored: it has %d bytes with the CRC-32C %08x, and %d with %08x were put", s.n, s.sum.Sum32(),
-			s.known.Size, s.known.CRC)}
+	case s.known != nil && *s.known != Sum{s.n, s.sum.Sum64()}:
+		return &DamagedError{s.object.Name, fmt.Sprintf("it is not what was stored: it has %d bytes with the XXH64 %016x, and %d with %016x were put", s.n, s.sum.Sum64(),
+			s.known.Size, s.known.Hash)}
 	}
 	return nil
 }

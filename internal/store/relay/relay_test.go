@@ -4,11 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"hash/crc32"
 	"io"
 	"io/fs"
 	"strings"
 	"testing"
+
+	"github.com/cespare/xxhash/v2"
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/relay"
@@ -40,7 +41,7 @@ func content(t *testing.T, s store.Store, name string) string {
 }
 
 func sum(body string) *relay.Sum {
-	return &relay.Sum{Size: int64(len(body)), CRC: crc32.Checksum([]byte(body), crc32.MakeTable(crc32.Castagnoli))}
+	return &relay.Sum{Size: int64(len(body)), Hash: xxhash.Sum64String(body)}
 }
 
 // What comes over is what was stored, or nothing does.
