@@ -384,9 +384,24 @@ func TestParseHistory(t *testing.T) {
 	if err != nil || len(got) != 2 || got[0] != want[0] || got[1] != want[1] {
 		t.Errorf("ParseHistory: %+v, %v", got, err)
 	}
-	for _, bad := range []string{"1\n", "x\t0/1\n", "0\t0/1\n", "1\t1\n", "4\t0/1\n", "2\t0/5\n1\t0/6\n", "1\t0/6\n2\t0/5\n"} {
+	for _, bad := range []string{"1\n", "x\t0/1\n", "0\t0/1\n", "1\t1\n", "4\t0/1\n", "2\t0/5\n1\t0/6\n", "1\t0/6\n1\t0/7\n"} {
 		if got, err := catalog.ParseHistory(4, []byte(bad)); err == nil {
 			t.Errorf("ParseHistory(%q) = %+v", bad, got)
+		}
+	}
+}
+
+// Promoted before it had reached the beginning of the timeline that it recovered along, a server is a child of the one whose WAL it has.
+func TestParseHistoryOfAnEarlyEnd(t *testing.T) {
+	for file, want := range map[string]string{
+		"1\t0/6\ta\n2\t0/5\tb\n":             "[{00000001 0/5 b}]",
+		"1\t0/6\ta\n2\t0/6\tb\n":             "[{00000001 0/6 a} {00000002 0/6 b}]",
+		"1\t0/4\ta\n2\t0/8\tb\n3\t0/6\tc\n":  "[{00000001 0/4 a} {00000002 0/6 c}]",
+		"1\t0/7\ta\n2\t0/8\tb\n3\t0/6\tc\n":  "[{00000001 0/6 c}]",
+		"1\t0/6\ta\n2\t0/5\tb\n3\t0/A0\tc\n": "[{00000001 0/5 b} {00000003 0/A0 c}]",
+	} {
+		if got, err := catalog.ParseHistory(9, []byte(file)); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%q: %v, %v, want %s", file, got, err, want)
 		}
 	}
 }
@@ -394,6 +409,7 @@ func TestParseHistory(t *testing.T) {
 // What is accepted can be written again and reads the same; branches always ascend.
 func FuzzParseHistory(f *testing.F) {
 	f.Add(uint32(2), []byte("1\t0/5800000\tno recovery target specified\n"))
+	f.Add(uint32(9), []byte("1\t0/7\ta\n2\t0/8\tb\n3\t0/6\tc\n"))
 	f.Add(uint32(9), []byte("# x\n1 0/0 \n 3\tFFFFFFFF/FFFFFFFF\tafter LSN 0/1\r\n"))
 	f.Fuzz(func(t *testing.T, tl uint32, file []byte) {
 		branches, err := catalog.ParseHistory(wal.Timeline(tl), file)

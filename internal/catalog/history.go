@@ -21,9 +21,13 @@ const maxHistory = 1 << 20
 
 // ParseHistory decodes the history file of timeline t, oldest branch first (readTimeLineHistory in
 // src/backend/access/transam/timeline.c): lines of parent, position and reason, separated by white space. Empty lines and
-// what follows a # are passed over. Both timelines and positions ascend, and all timelines are below t.
+// what follows a # are passed over. Timelines ascend, and all are below t.
+//
+// Positions ascend too, but for one case: who recovers along a timeline and is promoted before he has reached its beginning gets that timeline for
+// a parent, with a position before its beginning. No WAL of it is in his, and it is left out: what he left is the timeline that has the WAL there.
 func ParseHistory(t wal.Timeline, file []byte) ([]Branch, error) {
 	var branches []Branch
+	var last wal.Timeline
 	for i, line := range strings.Split(string(file), "\n") {
 		fields := strings.Fields(line)
 		if len(fields) == 0 || strings.HasPrefix(fields[0], "#") {
@@ -44,14 +48,18 @@ func ParseHistory(t wal.Timeline, file []byte) ([]Branch, error) {
 			return nil, bad("%v", err)
 		}
 		b := Branch{Timeline: wal.Timeline(parent), Switch: at, Reason: strings.Join(fields[2:], " ")}
-		if n := len(branches); n > 0 && (branches[n-1].Timeline >= b.Timeline || branches[n-1].Switch > b.Switch) {
-			return nil, bad("timeline %d at %s does not come behind timeline %d at %s",
-				b.Timeline, b.Switch, branches[n-1].Timeline, branches[n-1].Switch)
+		if b.Timeline <= last {
+			return nil, bad("timeline %d does not come behind timeline %d", uint32(b.Timeline), uint32(last))
+		}
+		last = b.Timeline
+		for n := len(branches); n > 0 && branches[n-1].Switch > b.Switch; n-- {
+			b.Timeline = branches[n-1].Timeline
+			branches = branches[:n-1]
 		}
 		branches = append(branches, b)
 	}
-	if n := len(branches); n > 0 && branches[n-1].Timeline >= t {
-		return nil, fmt.Errorf("%s names timeline %d as its ancestor", wal.HistoryName(t), branches[n-1].Timeline)
+	if last >= t {
+		return nil, fmt.Errorf("%s names timeline %d as its ancestor", wal.HistoryName(t), uint32(last))
 	}
 	return branches, nil
 }
