@@ -485,14 +485,16 @@ func (r *run) manifest(ctx context.Context, t *target) (*contents, error) {
 	c := &contents{names: map[string]bool{}, bases: map[string]bool{}}
 	var found []Finding
 	a, tap := r.tapped()
+	read := int64(0)
 	m, err := a.OpenManifest(ctx, t.name)
 	if err == nil {
+		read = 1
 		found, err = r.readManifest(t, m, c)
 		if errClose := m.Close(); err == nil {
 			err = errClose
 		}
 	}
-	ok, err := r.judge(ctx, f, t.known(manifestName), tap, tap.size, err)
+	ok, err := r.judge(ctx, f, t.known(manifestName), tap, read, err)
 	if err != nil {
 		return nil, err
 	}

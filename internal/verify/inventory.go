@@ -234,8 +234,15 @@ func (p *Plan) lacks(w *inventory, gaps []gap, t wal.Timeline, from, to wal.Segm
 			return
 		}
 	}
-	p.findings = append(p.findings, Finding{Severity: Damage, Kind: Missing, Backup: backup, Object: archive.WALDir + w.size.Name(t, from),
-		LSN: w.size.Start(from).String(), Text: segments(w.size, t, from, to) + " not archived" + text, segment: &segment{t: t, no: from}})
+	f := Finding{Severity: Damage, Kind: Missing, Backup: backup, Object: archive.WALDir + w.size.Name(t, from),
+		LSN: w.size.Start(from).String(), Text: segments(w.size, t, from, to) + " not archived" + text, segment: &segment{t: t, no: from}}
+	for bad := range p.catalog.BadHistory {
+		if bad > t && len(w.timeline(t).between(to, 1<<64-1)) == 0 {
+			f.Severity = Unknown
+			f.Text += fmt.Sprintf("; where timeline %d begins is not known, which may have it", bad)
+		}
+	}
+	p.findings = append(p.findings, f)
 }
 
 // segments names a stretch, with its verb.

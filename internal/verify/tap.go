@@ -137,7 +137,7 @@ func (r *run) judge(ctx context.Context, f Finding, known *archive.Stored, t *ta
 	r.mu.Unlock()
 	altered := known != nil && t.err == nil && t.stored() != *known
 	if err == nil && !altered {
-		if read > 0 && r.archive.HasKey() {
+		if read > 0 && read != t.size && r.archive.HasKey() && !strings.HasSuffix(f.Object, ".json") { // it was decrypted
 			r.opened.Store(true)
 		}
 		return true, nil
@@ -189,5 +189,9 @@ func (r *run) judge(ctx context.Context, f Finding, known *archive.Stored, t *ta
 
 // plain is the text of an error without the name of the object, which stands beside it.
 func plain(err error, object string) string {
-	return strings.TrimPrefix(err.Error(), "read "+object+": ")
+	text := strings.ReplaceAll(err.Error(), "read "+object+": ", "")
+	if rest, ok := strings.CutPrefix(text, "read the manifest of "); ok {
+		_, text, _ = strings.Cut(rest, ": ")
+	}
+	return text
 }

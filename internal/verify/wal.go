@@ -81,7 +81,7 @@ func (r *run) along(ctx context.Context, l *timeline) error {
 		}
 		group.Go(func() error {
 			defer func() { <-tokens }()
-			summary, ok, err := r.segment(ctx, l, s, asContext)
+			summary, ok, err := r.segment(ctx, l, s)
 			if err == nil && !asContext && summaries[s.no] {
 				err = r.summary(ctx, s)
 			}
@@ -170,7 +170,7 @@ func (r *run) summary(ctx context.Context, s *segment) error {
 }
 
 // segment reads one segment.
-func (r *run) segment(ctx context.Context, l *timeline, s *segment, quiet bool) (summary *walrec.Summary, ok bool, err error) {
+func (r *run) segment(ctx context.Context, l *timeline, s *segment) (summary *walrec.Summary, ok bool, err error) {
 	name := r.wal.size.Name(s.t, s.no)
 	var size int64
 	var hash string
@@ -206,14 +206,6 @@ func (r *run) segment(ctx context.Context, l *timeline, s *segment, quiet bool) 
 		return nil
 	}
 	open := func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenWALObject(ctx, s.name) }
-	if quiet {
-		body, err := open(r.archive)
-		if err != nil {
-			return nil, false, stopped(ctx)
-		}
-		defer body.Close() // only read
-		return summary, read(body) == nil, stopped(ctx)
-	}
 	ok, err = r.content(ctx, Finding{Object: s.name, LSN: start.String(), segment: s}, nil, open, read)
 	s.read = true
 	if !ok {
@@ -230,35 +222,49 @@ func (r *run) branch(ctx context.Context, l *timeline, s *segment) error {
 	if begin <= r.wal.size.Start(s.no) {
 		return nil
 	}
-	body, err := r.archive.OpenWALObject(ctx, s.name)
-	if err != nil {
-		return stopped(ctx)
+	f := Finding{Object: archive.WALDir + wal.HistoryName(l.t), LSN: begin.String(), segment: &segment{t: l.t}}
+	for _, o := range l.others {
+		if archive.WALName(o.name) == wal.HistoryName(l.t) {
+			f.Object = o.name
+		}
 	}
-	defer body.Close() // only read
-	reader, err := walrec.NewReader(body, 0)
-	if err != nil {
-		return stopped(ctx)
+	a, tap := r.tapped()
+	body, err := a.OpenWALObject(ctx, s.name)
+	if err == nil {
+		err = begins(body, begin)
+		err = cmpErr(err, body.Close())
 	}
-	for {
-		rec, err := reader.Next()
-		if err != nil { // what is wrong with it was told; nothing is behind the branch where it was left at the end
-			return stopped(ctx)
+	switch w := (*wrong)(nil); {
+	case ctx.Err() != nil:
+		return context.Cause(ctx)
+	case tap.err != nil:
+		f.Severity, f.Kind, f.Text = Unknown, Store, "whether the timeline begins where it says is not known: "+tap.err.Error()
+	case errors.As(err, &w):
+		f.Severity, f.Kind, f.Text = Damage, Foreign, w.Text
+	default: // what is wrong with the segment was told
+		return nil
+	}
+	r.add(f)
+	return nil
+}
+
+// begins reads a segment up to where a timeline begins.
+func begins(segment io.Reader, begin wal.LSN) error {
+	reader, err := walrec.NewReader(segment, 0)
+	for err == nil {
+		var rec *walrec.Record
+		if rec, err = reader.Next(); err != nil {
+			break // nothing is behind the branch where it was left at the end
 		}
 		if rec.LSN < begin {
 			continue
 		}
 		if header := rec.LSN - begin; rec.RM != walrec.RMXLOG || header != 0 && header != 24 && header != 40 {
-			f := Finding{Severity: Damage, Kind: Foreign, Object: archive.WALDir + wal.HistoryName(l.t), LSN: begin.String(), segment: &segment{t: l.t},
-				Text: fmt.Sprintf("it says that the timeline begins at %s, where no record of a new timeline is", begin)}
-			for _, o := range l.others {
-				if archive.WALName(o.name) == wal.HistoryName(l.t) {
-					f.Object = o.name
-				}
-			}
-			r.add(f)
+			return &wrong{Finding{Text: fmt.Sprintf("it says that the timeline begins at %s, where no record of a new timeline is", begin)}}
 		}
 		return nil
 	}
+	return nil
 }
 
 func stopped(ctx context.Context) error {
@@ -329,10 +335,7 @@ func (j *joint) add(ctx context.Context, a answer) error {
 	j.last = a.s
 	if a.summary == nil {
 		j.joiner = nil
-		if a.context {
-			return nil
-		}
-		return j.note(ctx, a.s, false)
+		return j.note(ctx, a.s)
 	}
 	err := j.joiner.Add(a.summary)
 	if err != nil {
@@ -358,11 +361,11 @@ func (j *joint) add(ctx context.Context, a answer) error {
 				Text: fmt.Sprintf("%s does not go on where it ends: %s. One of the two is not what was archived", archive.WALName(a.s.name), text)})
 		}
 	}
-	return j.note(ctx, a.s, err == nil)
+	return j.note(ctx, a.s)
 }
 
 // note enters a segment into what is recorded. A record is of segments without one missing between.
-func (r *run) note(ctx context.Context, s *segment, ok bool) error {
+func (r *run) note(ctx context.Context, s *segment) error {
 	w := r.wal
 	r.mu.Lock()
 	over := w.pending != nil && (w.from[len(w.from)-1].t != s.t || w.from[len(w.from)-1].no+1 < s.no)
