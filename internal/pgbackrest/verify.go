@@ -120,7 +120,7 @@ func verifyWAL(ctx context.Context, v *Verification, b *catalog.Backup, wal *arc
 		body, err := wal.OpenWAL(ctx, name)
 		if err == nil {
 			var read int64
-			read, err = io.Copy(counted{done}, body)
+			read, err = io.Copy(counted{done}, io.LimitReader(body, int64(size)+1))
 			if err = errors.Join(err, body.Close()); err == nil && read != int64(size) {
 				err = fmt.Errorf("it has %d bytes: %w", read, ErrDamaged)
 			}

@@ -306,9 +306,12 @@ func (v *walView) List(ctx context.Context, dir, after string) iter.Seq2[store.O
 			}
 			return
 		}
-		behind, ok := strings.CutPrefix(after, archive.WALDir)
-		if !ok && after > archive.WALDir {
+		behind, inside := strings.CutPrefix(after, archive.WALDir)
+		switch {
+		case !inside && after > archive.WALDir:
 			return
+		case !inside:
+			behind = ""
 		}
 		last := ""
 		for e, err := range v.entries(ctx, behind) {
