@@ -28,6 +28,10 @@ type world struct {
 	stored  map[string]time.Time // segments by name
 	empty   map[string]bool
 	parents map[wal.Timeline][]string // lines of history files, "parent LSN"
+	asked   map[string]answer         // of segments
+	fetched map[string]answer         // of backups
+	calm    bool                      // little has gone wrong
+	lost    []string                  // segments
 }
 
 const top = 20 // segments of a world
@@ -35,11 +39,15 @@ const top = 20 // segments of a world
 // randomWorld draws an archive of up to four timelines: lost, damaged, locked and empty segments, backups with and without parents and WAL, of other
 // clusters, condemned, unreadable, verified or not.
 func randomWorld(t *rapid.T) *world {
-	w := &world{stored: map[string]time.Time{}, empty: map[string]bool{}, parents: map[wal.Timeline][]string{}}
+	w := &world{asked: map[string]answer{}, fetched: map[string]answer{}, stored: map[string]time.Time{}, empty: map[string]bool{}, parents: map[wal.Timeline][]string{}}
 	c := &catalog.Catalog{Histories: map[wal.Timeline][]catalog.Branch{}, BadHistory: map[wal.Timeline]error{}}
 	w.in = ribbon.Input{Catalog: c, WAL: &catalog.WAL{SegmentSize: size}, Now: day.Add(100 * time.Hour), Backups: map[string]ribbon.Evidence{}}
 	lines := rapid.IntRange(1, 4).Draw(t, "timelines")
+	w.calm = rapid.Bool().Draw(t, "calm")
 	few := rapid.IntRange(0, 12).Draw(t, "loss") // one segment in so many and one is not there; 0 is none
+	if w.calm && few > 0 {
+		few += 12
+	}
 	for tl := wal.Timeline(1); tl <= wal.Timeline(lines); tl++ {
 		if tl > 1 && rapid.IntRange(0, 7).Draw(t, "history") > 0 {
 			w.branch(t, tl)
@@ -87,9 +95,10 @@ func (w *world) segments(t *rapid.T, tl wal.Timeline, few int) {
 	of := catalog.TimelineWAL{Timeline: tl}
 	for n := begin; n < min(end, top); n++ {
 		if few > 0 && rapid.IntRange(0, few).Draw(t, "lost") == 0 {
+			w.lost = append(w.lost, size.Name(tl, n))
 			continue
 		}
-		if rapid.IntRange(0, 59).Draw(t, "empty") == 0 {
+		if !w.calm && rapid.IntRange(0, 59).Draw(t, "empty") == 0 {
 			of.Empty = append(of.Empty, n)
 			w.empty[size.Name(tl, n)] = true
 			continue
@@ -123,7 +132,11 @@ func (w *world) backups(t *rapid.T, lines int) {
 			if parent.Sentinel != nil {
 				lsn = *parent.Sentinel.LSN
 			}
-			switch rapid.IntRange(0, 5).Draw(t, "what parent") {
+			what := rapid.IntRange(0, 5).Draw(t, "what parent")
+			if w.calm {
+				what = 5
+			}
+			switch what {
 			case 0:
 				from = archive.BackupName(size.Name(9, 9))
 			case 1:
@@ -137,7 +150,14 @@ func (w *world) backups(t *rapid.T, lines int) {
 		}
 		b := catalog.Backup{Name: name, Sentinel: s, Storage: rapid.SampledFrom([]string{"", "far"}).Draw(t, "storage")}
 		system := uint64(7)
-		switch rapid.IntRange(0, 19).Draw(t, "odd") {
+		odd, evidence := rapid.IntRange(0, 19).Draw(t, "odd"), rapid.IntRange(0, 9).Draw(t, "evidence")
+		if w.calm {
+			odd = 10
+			if evidence == 1 || evidence == 2 {
+				evidence = 3
+			}
+		}
+		switch odd {
 		case 0:
 			b.Sentinel, b.Err = nil, errors.New("truncated")
 		case 1:
@@ -149,7 +169,7 @@ func (w *world) backups(t *rapid.T, lines int) {
 		}
 		s.SystemIdentifier = &system
 		var e ribbon.Evidence
-		switch rapid.IntRange(0, 9).Draw(t, "evidence") {
+		switch evidence {
 		case 0:
 			e.Damaged = "part_001.tar.zst: its checksum is wrong"
 		case 1:
@@ -174,12 +194,15 @@ func (w *world) marks(t *rapid.T, lines int) {
 	for i := range rapid.IntRange(0, 5).Draw(t, "checked") {
 		k := ribbon.Checked{When: day.Add(time.Duration(5*(i+1)) * time.Hour)}
 		k.Timeline, k.First, k.Last = stretch()
-		if rapid.IntRange(0, 2).Draw(t, "damaged") == 0 {
+		if rapid.IntRange(0, 2).Draw(t, "damaged") == 0 && !w.calm {
 			k.Last, k.Problem = k.First, "a record's checksum is wrong"
 		}
 		w.in.Checked = append(w.in.Checked, k)
 	}
 	for range rapid.IntRange(-3, 1).Draw(t, "locked") {
+		if w.calm {
+			break
+		}
 		var l ribbon.Locked
 		l.Timeline, l.First, l.Last = stretch()
 		l.Last = min(l.Last, l.First+2)
@@ -188,6 +211,13 @@ func (w *world) marks(t *rapid.T, lines int) {
 	}
 	for range rapid.IntRange(-2, 2).Draw(t, "gaps") {
 		tl, first, last := stretch()
+		if n := len(w.lost); n > 0 && rapid.IntRange(0, 3).Draw(t, "hits") > 0 {
+			var err error
+			if tl, first, err = size.ParseSegment(w.lost[rapid.IntRange(0, n-1).Draw(t, "which")]); err != nil {
+				panic(err)
+			}
+			last = first + wal.SegmentNo(rapid.IntRange(0, 1).Draw(t, "one more"))
+		}
 		g := ribbon.Gap{Timeline: tl, First: size.Name(tl, first), Last: size.Name(tl, last), Reason: "a disk full"}
 		g.By = "dba@db1"
 		w.in.Gaps = append(w.in.Gaps, g)
@@ -205,16 +235,26 @@ const (
 
 // segment says whether recovery gets the segment called name.
 func (w *world) segment(name string) answer {
+	a, known := w.asked[name]
+	if !known {
+		a = w.look(name)
+		w.asked[name] = a
+	}
+	return a
+}
+
+func (w *world) look(name string) answer {
 	at, there := w.stored[name]
 	if !there {
 		return no
 	}
-	var tl, hi, lo uint32
-	fmt.Sscanf(name, "%08X%08X%08X", &tl, &hi, &lo)
-	n := wal.SegmentNo(uint64(hi)*256 + uint64(lo))
+	tl, n, err := size.ParseSegment(name)
+	if err != nil {
+		panic(err)
+	}
 	verified := false
 	for _, k := range slices.Backward(w.in.Checked) {
-		if uint32(k.Timeline) == tl && k.First <= n && n <= k.Last {
+		if k.Timeline == tl && k.First <= n && n <= k.Last {
 			if !at.After(k.When) {
 				if k.Problem != "" {
 					return no
@@ -225,7 +265,7 @@ func (w *world) segment(name string) answer {
 		}
 	}
 	for _, l := range w.in.Locked {
-		if uint32(l.Timeline) == tl && l.First <= n && n <= l.Last {
+		if l.Timeline == tl && l.First <= n && n <= l.Last {
 			return perhaps
 		}
 	}
@@ -269,17 +309,14 @@ func (w *world) fetch(name string, depth int) (a answer, verified bool) {
 	return a, verified
 }
 
-// restore says whether recovery along timeline target stops at lsn when it begins with a certain backup, by doing what PostgreSQL does: it reads the
-// history file, checks that the backup is on it, and asks for one segment after the other, each from the newest timeline that had begun by then.
-func (w *world) restore(b catalog.Backup, target wal.Timeline, lsn wal.LSN) answer {
-	if b.Condemned != nil || b.Sentinel != nil && *b.Sentinel.SystemIdentifier != 7 {
-		return no
-	}
-	type entry struct {
-		tl         wal.Timeline
-		begin, end wal.LSN
-	}
-	var history []entry // oldest first
+// entry is a line of a history file: the log is that of tl from begin to end.
+type entry struct {
+	tl         wal.Timeline
+	begin, end wal.LSN
+}
+
+// history reads the history file of a timeline, oldest entry first.
+func (w *world) history(target wal.Timeline) (history []entry) {
 	var begin wal.LSN
 	for _, line := range w.parents[target] {
 		var tl wal.Timeline
@@ -292,8 +329,33 @@ func (w *world) restore(b catalog.Backup, target wal.Timeline, lsn wal.LSN) answ
 		history = append(history, entry{tl, begin, end})
 		begin = end
 	}
-	history = append(history, entry{target, begin, 1<<64 - 1})
-	result, _ := w.fetch(b.Name, 0)
+	return append(history, entry{target, begin, 1<<64 - 1})
+}
+
+// fileOf names the n-th segment along a history: that of the newest timeline that had begun by then.
+func fileOf(history []entry, n uint64) string {
+	var from wal.Timeline
+	for _, e := range slices.Backward(history) {
+		if uint64(e.begin)/uint64(size) <= n {
+			from = e.tl
+			break
+		}
+	}
+	return fmt.Sprintf("%08X%08X%08X", uint32(from), n/256, n%256)
+}
+
+// restore says whether recovery along timeline target stops at lsn when it begins with a certain backup, by doing what PostgreSQL does: it reads the
+// history file, checks that the backup is on it, and asks for one segment after the other, each from the newest timeline that had begun by then.
+func (w *world) restore(b catalog.Backup, target wal.Timeline, lsn wal.LSN) answer {
+	if b.Condemned != nil || b.Sentinel != nil && *b.Sentinel.SystemIdentifier != 7 {
+		return no
+	}
+	history := w.history(target)
+	result, known := w.fetched[b.Name]
+	if !known {
+		result, _ = w.fetch(b.Name, 0)
+		w.fetched[b.Name] = result
+	}
 	if w.in.Catalog.BadHistory[target] != nil {
 		result = max(result, perhaps)
 	}
@@ -301,8 +363,7 @@ func (w *world) restore(b catalog.Backup, target wal.Timeline, lsn wal.LSN) answ
 	var mine wal.Timeline
 	fmt.Sscanf(segment, "%08X", &mine)
 	var start, finish wal.LSN
-	known := true
-	if b.Sentinel == nil {
+	if known = true; b.Sentinel == nil {
 		var hi, lo uint64
 		fmt.Sscanf(segment[8:], "%08X%08X", &hi, &lo)
 		start = wal.LSN((hi*256 + lo) * uint64(size))
@@ -324,14 +385,7 @@ func (w *world) restore(b catalog.Backup, target wal.Timeline, lsn wal.LSN) answ
 	}
 	for at := start; ; {
 		n := uint64(at) / uint64(size)
-		var from wal.Timeline
-		for _, e := range slices.Backward(history) {
-			if uint64(e.begin)/uint64(size) <= n {
-				from = e.tl
-				break
-			}
-		}
-		result = max(result, w.segment(fmt.Sprintf("%08X%08X%08X", uint32(from), n/256, n%256)))
+		result = max(result, w.segment(fileOf(history, n)))
 		if at = wal.LSN((n + 1) * uint64(size)); at >= lsn || result == no {
 			return result
 		}
@@ -507,7 +561,19 @@ func (w *world) lapses(t *rapid.T, r ribbon.Ribbon) {
 				t.Fatalf("stretch %d is older than the oldest backup\n%s", i, w.describe(r))
 			}
 		case ribbon.Accepted:
-			named := slices.ContainsFunc(w.in.Gaps, func(g ribbon.Gap) bool { return g.First <= s.First && s.First <= g.Last })
+			named := true
+			for n := uint64(s.From) / uint64(size); n <= uint64(s.To-1)/uint64(size); n++ {
+				name := fileOf(w.history(wal.Timeline(r.Timeline)), n)
+				named = named && (w.segment(name) != no || slices.ContainsFunc(w.in.Gaps, func(g ribbon.Gap) bool { return g.First <= name && name <= g.Last }))
+			}
+			for _, b := range r.Backups { // another reason than what was accepted
+				i := slices.IndexFunc(w.in.Catalog.Backups, func(o catalog.Backup) bool { return o.Name == b.Name })
+				own := w.in.Catalog.Backups[i]
+				a, _ := w.fetch(b.Name, 0)
+				if a == no && own.Condemned == nil && b.Timeline == wal.Timeline(r.Timeline) && *own.Sentinel.LSN >= max(s.From, w.began(b.Timeline)) && *own.Sentinel.LSN < s.To {
+					t.Fatalf("stretch %d is accepted, with %s in it\n%s", i, b.Name, w.describe(r))
+				}
+			}
 			later := slices.ContainsFunc(r.Main[i:], func(o ribbon.Stretch) bool { return o.Verdict == ribbon.Restorable || o.Verdict == ribbon.Unknown })
 			if !named || !later {
 				t.Fatalf("stretch %d is accepted, in a gap %t, before a backup %t\n%s", i, named, later, w.describe(r))
@@ -555,7 +621,7 @@ func (w *world) best(t *rapid.T, r ribbon.Ribbon, s ribbon.Stretch) {
 			continue
 		}
 		proven := *w
-		proven.in.ProvenOnly = true
+		proven.in.ProvenOnly, proven.asked, proven.fetched = true, map[string]answer{}, map[string]answer{}
 		for n := wal.SegmentNo(1); n <= top+1; n++ {
 			if lsn := size.Start(n); lsn <= s.To && lsn >= s.From && proven.restore(b, wal.Timeline(r.Timeline), lsn) == yes {
 				verified = max(verified, lsn)
