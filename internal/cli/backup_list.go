@@ -12,18 +12,24 @@ import (
 	"time"
 	"unicode"
 
+	"github.com/dustin/go-humanize"
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/config"
+	"holdfast/internal/ribbon"
 )
 
 func (a *app) backupList() *cobra.Command {
 	return a.listing("backup-list", "List the backups of the archive",
 		"Lists the backups, oldest first. Times are those of their creation, also in a copy of the archive. A backup whose documents\n"+
-			"cannot be read is listed all the same, with the reason on standard error, and in JSON under the key error.",
+			"cannot be read is listed all the same, with the reason on standard error, and in JSON under the key error.\n\n"+
+			"With --detail, behind WAL-G's columns: its kind; how many backups it is restored from; bytes as stored; whether it can be restored, as\n"+
+			"`ribbon` says; bytes of WAL from its start to the newest moment that it leads to; when `verify` last read all of it, or damaged; when a\n"+
+			"restore of it was last proven, or failed; when retention removes it, if it has condemned it. JSON has them too, and the whole chain.\n"+
+			"`backup-show` tells all of one.",
 		"  holdfast backup-list\n  holdfast backup-list --detail --json | jq -r '.[].backup_name'",
 		func(ar *archive.Archive) *archive.Archive { return ar })
 }
@@ -64,13 +70,131 @@ type listed struct {
 	Segment string    `json:"wal_file_name"`
 	Storage string    `json:"storage_name"`
 	*archive.Metadata
+	*judged
 	Error string `json:"error,omitempty"`
 }
 
+// judged is what we add to the details of WAL-G.
+type judged struct {
+	Kind       string         `json:"kind"` // full or delta
+	DeltaFrom  string         `json:"delta_from,omitempty"`
+	Chain      []string       `json:"chain,omitempty"`        // what it is restored from, newest first, itself included; missing where one of them is
+	ChainBytes int64          `json:"chain_stored,omitempty"` // of all of these
+	Verdict    ribbon.Verdict `json:"verdict,omitempty"`      // "" of a backup of another cluster
+	Why        string         `json:"why,omitempty"`
+	Replay     *uint64        `json:"wal_to_replay"` // bytes, from its start to Until; null where it cannot be restored
+	Until      time.Time      `json:"restorable_until,omitzero"`
+	Verified   time.Time      `json:"verified_at,omitzero"`
+	Damaged    string         `json:"damaged,omitempty"`
+	Proven     time.Time      `json:"proven_at,omitzero"`
+	Failed     time.Time      `json:"proof_failed_at,omitzero"`
+	Condemned  *condemned     `json:"condemned,omitempty"`
+}
+
+type condemned struct {
+	At         time.Time `json:"at"`
+	By         string    `json:"by"`
+	PurgeAfter time.Time `json:"purge_after"`
+	Request    string    `json:"request,omitempty"`
+}
+
+// condemnedOf returns what retention says of a backup; nil for nothing.
+func condemnedOf(b *catalog.Backup) *condemned {
+	if b.Condemned == nil {
+		return nil
+	}
+	return &condemned{b.Condemned.At, b.Condemned.By, b.Condemned.PurgeAfter, b.Condemned.Request}
+}
+
+// judge says of each backup what is known beside its documents.
+func judge(in *ribbon.Input) map[string]*judged {
+	verdicts := map[string]ribbon.Backup{}
+	for _, v := range ribbon.Compute(*in).Backups {
+		verdicts[v.Name] = v
+	}
+	all := map[string]*judged{}
+	for i := range in.Catalog.Backups {
+		b := &in.Catalog.Backups[i]
+		j := &judged{Kind: kindOf(b), Condemned: condemnedOf(b)}
+		all[b.Name] = j
+		if b.Sentinel == nil {
+			continue
+		}
+		j.DeltaFrom = b.Sentinel.DeltaFrom
+		if chain, err := in.Catalog.Chain(b); err == nil {
+			for _, one := range chain {
+				j.Chain = append(j.Chain, one.Name)
+				j.ChainBytes += one.Sentinel.CompressedSize
+			}
+		}
+		if e, known := in.Backups[b.Name]; known {
+			j.Verified, j.Damaged, j.Proven, j.Failed = e.Verified, e.Damaged, e.Proven, e.Failed
+		}
+		if v, known := verdicts[b.Name]; known {
+			j.Verdict, j.Why, j.Until = v.Verdict, v.Why, v.UntilTime
+			if v.Verdict == ribbon.Restorable || v.ReplayBytes > 0 {
+				j.Replay = &v.ReplayBytes
+			}
+		}
+	}
+	return all
+}
+
+// kindOf says what a backup is: full, merged (a full one made of others), or delta.
+func kindOf(b *catalog.Backup) string {
+	switch {
+	case b.IsDelta():
+		return "delta"
+	case b.Sentinel != nil && b.Sentinel.Merged != nil:
+		return "merged"
+	}
+	return "full"
+}
+
+// cells returns j's columns: size is bytes as stored, at prints a time and bytes a size.
+func (j *judged) cells(size int64, at func(time.Time) string, bytes func(int64) string) []string {
+	time := func(t time.Time) string {
+		if t.IsZero() {
+			return "-"
+		}
+		return at(t.UTC())
+	}
+	chain, replay, verified, proven, going := "broken", "-", time(j.Verified), time(j.Proven), "-"
+	if len(j.Chain) > 0 {
+		chain = strconv.Itoa(len(j.Chain))
+	}
+	if j.Replay != nil {
+		replay = bytes(int64(*j.Replay))
+	}
+	if j.Damaged != "" {
+		verified = "damaged"
+	}
+	if !j.Failed.IsZero() {
+		proven = "failed"
+	}
+	if j.Condemned != nil {
+		going = at(j.Condemned.PurgeAfter.UTC())
+	}
+	return []string{j.Kind, chain, bytes(size), cmp.Or(string(j.Verdict), "-"), replay, verified, proven, going}
+}
+
 func (a *app) list(ctx context.Context, s *config.Settings, ar *archive.Archive, pretty, asJSON, detail bool) error {
-	c, err := catalog.Load(ctx, ar)
-	if err != nil {
-		return err
+	var c *catalog.Catalog
+	var more map[string]*judged
+	if detail && !ar.IsCatchUps() {
+		in, err := a.loadRibbon(ctx, s, ribbonFlags{})
+		if err != nil {
+			return err
+		}
+		if c = in.Catalog; c != nil {
+			more = judge(&in)
+		}
+	}
+	if c == nil { // or it says why nothing is known
+		var err error
+		if c, err = catalog.Load(ctx, ar); err != nil {
+			return err
+		}
 	}
 	backups := c.Backups
 	storages, err := a.storageNames(ctx, s, ar)
@@ -86,7 +210,7 @@ func (a *app) list(ctx context.Context, s *config.Settings, ar *archive.Archive,
 		b := &backups[i]
 		rows[i] = listed{Name: b.Name, Time: b.Created().UTC(), Segment: b.Segment(), Storage: cmp.Or(storages[b.Name], s.InUse()[0].Name)}
 		if detail {
-			rows[i].Metadata = b.Details()
+			rows[i].Metadata, rows[i].judged = b.Details(), more[b.Name]
 		}
 		if b.Err != nil {
 			rows[i].Error = b.Err.Error()
@@ -129,9 +253,13 @@ func (a *app) storageNames(ctx context.Context, s *config.Settings, ar *archive.
 // listPlain prints columns with spaces between them, as scripts expect them.
 func (a *app) listPlain(rows []listed, detail bool) error {
 	w := tabwriter.NewWriter(a.env.Stdout, 0, 0, 1, ' ', 0)
+	ours := slices.ContainsFunc(rows, func(r listed) bool { return r.judged != nil })
 	head := "backup_name\tmodified\twal_file_name\tstorage_name"
 	if detail {
 		head += "\tstart_time\tfinish_time\thostname\tdata_dir\tpg_version\tstart_lsn\tfinish_lsn\tis_permanent"
+	}
+	if ours {
+		head += "\tkind\tchain\tsize\tverdict\twal_to_replay\tverified\tproven\tcondemned"
 	}
 	fmt.Fprintln(w, head)
 	for _, r := range rows {
@@ -139,6 +267,10 @@ func (a *app) listPlain(rows []listed, detail bool) error {
 		if m := r.Metadata; m != nil {
 			fields = append(fields, m.StartTime.UTC().Format(time.RFC3339), m.FinishTime.UTC().Format(time.RFC3339), cell(m.Hostname), cell(m.DataDir),
 				fmt.Sprint(m.PgVersion), m.StartLSN.String(), m.FinishLSN.String(), fmt.Sprint(m.IsPermanent))
+		}
+		if r.judged != nil {
+			at := func(t time.Time) string { return t.Format(time.RFC3339) }
+			fields = append(fields, r.cells(r.CompressedSize, at, func(n int64) string { return strconv.FormatInt(n, 10) })...)
 		}
 		if r.Error != "" {
 			fields = append(fields, "unreadable")
@@ -163,12 +295,21 @@ func (a *app) listTable(rows []listed, detail bool) error {
 	if detail {
 		head = append(head, "Start time", "Finish time", "Hostname", "Datadir", "PG Version", "Start LSN", "Finish LSN", "Permanent")
 	}
+	if slices.ContainsFunc(rows, func(r listed) bool { return r.judged != nil }) {
+		head = append(head, "Kind", "Chain", "Size", "Verdict", "WAL to replay", "Verified", "Proven", "Condemned")
+	}
 	t.AppendHeader(head)
 	for i, r := range rows {
 		row := table.Row{i, r.Name, r.Time.Format(time.RFC850), r.Segment, r.Storage}
 		if m := r.Metadata; m != nil {
 			row = append(row, m.StartTime.UTC().Format(time.RFC850), m.FinishTime.UTC().Format(time.RFC850), cell(m.Hostname), cell(m.DataDir),
 				m.PgVersion, m.StartLSN, m.FinishLSN, m.IsPermanent)
+		}
+		if r.judged != nil {
+			at := func(t time.Time) string { return t.Format(time.DateTime) }
+			for _, text := range r.cells(r.CompressedSize, at, func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }) {
+				row = append(row, text)
+			}
 		}
 		if r.Error != "" {
 			row[1] = r.Name + " (unreadable)"
