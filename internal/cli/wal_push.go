@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -17,18 +18,32 @@ import (
 )
 
 func (a *app) walPush() *cobra.Command {
+	var f repairFlags
 	cmd := &cobra.Command{
 		Use:   "wal-push PATH",
 		Short: "Store a finished WAL file (archive_command)",
 		Long: "Stores the WAL file PATH and returns once it is durable in the archive. The files that PostgreSQL will ask for next, as its\n" +
 			"archive_status says, are stored beside it; their own calls then cost nothing. The same content may come again; other content\n" +
-			"under a name that is taken, or a file of another cluster than the archive's, is an error and changes nothing.",
-		Example: "  archive_mode = on\n  archive_command = 'holdfast wal-push \"%p\"'",
-		Args:    a.args(cobra.ExactArgs(1)),
+			"under a name that is taken, or a file of another cluster than the archive's, is an error and changes nothing.\n\n" +
+			"With --repair PATH is a data directory, by default PGDATA, of the primary or of a standby, running or not. Its pg_wal is searched for\n" +
+			"segments that the archive lacks; those that are whole, by their records' checksums, are stored. Exit status 1 where some are still missing.",
+		Example: "  archive_mode = on\n  archive_command = 'holdfast wal-push \"%p\"'\n\n  holdfast wal-push --repair /var/lib/postgresql/17/main --dry-run",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if f.repair {
+				return a.args(cobra.MaximumNArgs(1))(cmd, args)
+			}
+			return a.args(cobra.ExactArgs(1))(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			s, err := a.load(cmd)
 			if err != nil {
 				return err
+			}
+			if f.repair {
+				return a.repair(cmd.Context(), s, args, f)
+			}
+			if f.dryRun || f.asJSON {
+				return a.usage(cmd, errors.New("--dry-run and --json go with --repair"))
 			}
 			if debug.SetMemoryLimit(-1) > pushMemory {
 				debug.SetMemoryLimit(pushMemory)
@@ -62,6 +77,9 @@ func (a *app) walPush() *cobra.Command {
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&f.repair, "repair", false, "store the segments that the archive lacks and a data directory still has")
+	cmd.Flags().BoolVar(&f.dryRun, "dry-run", false, "with --repair: say what would be stored, and store nothing")
+	cmd.Flags().BoolVar(&f.asJSON, "json", false, "with --repair: print the report as JSON")
 	targetFlag(cmd)
 	return cmd
 }
