@@ -24,8 +24,14 @@ func (s *Settings) ReadEnviron(environ []string) {
 	s.environ = map[string]string{}
 	for _, e := range environ {
 		name, value, _ := strings.Cut(e, "=")
-		if name, ours := strings.CutPrefix(name, Environ); ours && value != "" {
-			s.environ[strings.ToLower(strings.ReplaceAll(name, "_", "-"))] = value
+		name, ours := strings.CutPrefix(name, Environ)
+		option := strings.ToLower(strings.ReplaceAll(name, "_", "-"))
+		switch {
+		case !ours:
+		case value == "":
+			delete(s.environ, option)
+		default:
+			s.environ[option] = value
 		}
 	}
 }
