@@ -3,7 +3,6 @@
 package pgbackrest_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io/fs"
@@ -448,9 +447,4 @@ func (s *stanza) objects(t testing.TB) (names []string) {
 		t.Fatal(err)
 	}
 	return names
-}
-
-// contains reports whether the output of a command, whatever it is told, holds a secret.
-func contains(r site.Result, secret string) bool {
-	return bytes.Contains([]byte(r.Stdout+r.Stderr), []byte(secret))
 }
