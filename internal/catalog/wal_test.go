@@ -185,3 +185,45 @@ func TestHolesAlongPath(t *testing.T) {
 		}
 	})
 }
+
+// Whatever objects are called, what is counted as a segment has its name, and each is counted once.
+func FuzzLoadWAL(f *testing.F) {
+	f.Add("00000001000000000000000A.lz4", "00000001000000000000000A.00000028.backup", "00000002.history.zst", uint8(4))
+	f.Add("00000001000000000000000A.", "00000001000000000000000A", "00000001000000000000000B.partial.br", uint8(0))
+	f.Add("FFFFFFFFFFFFFFFF000000FF", "FFFFFFFFFFFFFFFF000000FE.zst", "00000000000000000000000000000000", uint8(10))
+	f.Fuzz(func(t *testing.T, a, b, c string, shift uint8) {
+		s := wal.MinSegmentSize << (shift % 11)
+		m := &storetest.Memory{}
+		want := map[string]bool{}
+		for _, name := range []string{a, b, c} {
+			if err := m.Put(t.Context(), archive.WALDir+name, strings.NewReader("x")); err != nil {
+				continue // no name of an object
+			}
+			if base := archive.WALName(name); !strings.Contains(name, "/") && wal.IsSegment(base) {
+				if _, _, err := s.ParseSegment(base); err == nil {
+					want[base] = true
+				}
+			}
+		}
+		w, err := catalog.LoadWAL(t.Context(), archive.New(m, archive.Options{}), s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		count := 0
+		for _, of := range w.Timelines {
+			for _, r := range of.Runs {
+				for n := r.First; ; n++ {
+					if count++; !want[s.Name(of.Timeline, n)] {
+						t.Errorf("%q, %q, %q: counted %s", a, b, c, s.Name(of.Timeline, n))
+					}
+					if n == r.Last {
+						break
+					}
+				}
+			}
+		}
+		if count != len(want) {
+			t.Errorf("%q, %q, %q: counted %d, want %v", a, b, c, count, want)
+		}
+	})
+}

@@ -64,7 +64,7 @@ func (c *computer) axisOf(t wal.Timeline) *axis {
 	}
 	x.begin = x.size.Start(first)
 	if archived {
-		x.end = x.size.Start(x.last + 1)
+		x.end = x.behind(x.last)
 	}
 	for _, b := range x.bases {
 		x.end = max(x.end, b.finish)
@@ -111,7 +111,15 @@ func (x *axis) intervals(upTo state) []interval {
 }
 
 // to returns where an interval ends.
-func (x *axis) to(v *interval) wal.LSN { return x.size.Start(v.last + 1) }
+func (x *axis) to(v *interval) wal.LSN { return x.behind(v.last) }
+
+// behind returns where segment n ends. The last one that can be named ends one byte early, at the largest position there is.
+func (x *axis) behind(n wal.SegmentNo) wal.LSN {
+	if lsn := x.size.Start(n + 1); lsn > x.size.Start(n) {
+		return lsn
+	}
+	return 1<<64 - 1
+}
 
 // find returns the first item that ends at segment n or behind it.
 func (x *axis) find(n wal.SegmentNo) int {
@@ -249,7 +257,7 @@ func (x *axis) verified(v *interval) (lsn wal.LSN) {
 		}
 		for ; next < len(v.bases) && v.bases[next].first <= last; next++ {
 			if b := v.bases[next]; !b.verified.IsZero() && b.first >= first && b.last <= last {
-				lsn = x.size.Start(last + 1)
+				lsn = x.behind(last)
 			}
 		}
 	}

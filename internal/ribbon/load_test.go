@@ -339,6 +339,25 @@ func TestRevokedGaps(t *testing.T) {
 	}
 }
 
+// The last segment that can be named is not taken for the first.
+func TestEndOfTheLog(t *testing.T) {
+	m := &storetest.Memory{}
+	last := wal.SegmentNo(1<<40 - 1)
+	pack(t, m, archive.WALDir+size.Name(1, 2))
+	pack(t, m, archive.WALDir+size.Name(1, last-1))
+	pack(t, m, archive.WALDir+size.Name(1, last))
+	backup(t, m, 2)
+	want := "0/2000128-0/3000000 restorable\n0/3000000-FFFFFFFF/FFFFFFFF broken\n"
+	if r := judge(t, m, m, ribbon.Options{}); lines(r) != want || r.Main[1].Segments != uint64(last)-4 {
+		t.Errorf("got\n%swant\n%s%+v", lines(r), want, r.Main)
+	}
+	backup(t, m, last-1)
+	want = "0/2000128-0/3000000 restorable\n0/3000000-FFFFFFFF/FE000128 broken\nFFFFFFFF/FE000128-FFFFFFFF/FFFFFFFF restorable\n"
+	if r := judge(t, m, m, ribbon.Options{}); lines(r) != want {
+		t.Errorf("got\n%swant\n%s", lines(r), want)
+	}
+}
+
 // What Compute gives is the same each time, and can be written as JSON.
 func TestComputeIsPure(t *testing.T) {
 	m := &storetest.Memory{}

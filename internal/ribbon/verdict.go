@@ -12,7 +12,7 @@ func (c *computer) conclude(r *Ribbon, x *axis) {
 	r.Timeline = int64(x.path.Timeline())
 	r.Main = x.short
 	if x.end != 0 {
-		end := x.size.Start(x.last + 1)
+		end := x.behind(x.last)
 		if x.bare {
 			end = x.end
 		}
