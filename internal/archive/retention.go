@@ -217,3 +217,19 @@ func (a *Archive) TakeDead(ctx context.Context, name, host string) error {
 	}
 	return a.sweep(ctx, name, host)
 }
+
+// Frozen returns what of a backup lies in a class of storage that must be thawed before it can be read.
+func (a *Archive) Frozen(ctx context.Context, name string) (frozen []store.Object, err error) {
+	for o, err := range store.Walk(ctx, a.store, a.folder(name)) {
+		if err == nil && o.Frozen != "" {
+			o, err = a.store.Stat(ctx, o.Name) // it may have been thawed since it was put there
+		}
+		if err != nil {
+			return nil, fmt.Errorf("look whether %s can be read: %w", name, err)
+		}
+		if o.Frozen != "" {
+			frozen = append(frozen, o)
+		}
+	}
+	return frozen, nil
+}

@@ -130,6 +130,9 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 	if r.Choice, err = a.choose(ctx, ar, s, f, name, target); err != nil {
 		return err
 	}
+	if err := restore.CheckThawed(ctx, ar, r.Choice.Chain); err != nil {
+		return err
+	}
 	return a.carryOut(ctx, s, f, ar, r, outside(s))
 }
 

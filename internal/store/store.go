@@ -30,6 +30,9 @@ type Object struct {
 	Size     int64     // bytes; 0 for a directory
 	Modified time.Time // when its content was last replaced; zero for a directory
 	Storage  string    // which of several stores it lies in, "" where there is one; "" for a directory, which may lie in many
+	// Frozen is the storage class it lies in where it must be thawed before it can be read. "" for what can be read, and where the service does not say; a
+	// listing may call frozen what was thawed, Stat does not.
+	Frozen string
 }
 
 // IsDir reports whether o stands for the objects below a prefix rather than for an object.

@@ -125,7 +125,7 @@ func (s *Store) entries(p page) []store.Object {
 	root := len(*s.key(""))
 	for _, o := range p.objects {
 		if name := aws.ToString(o.Key); len(name) > root && store.CheckName(name[root:]) == nil {
-			entries = append(entries, store.Object{Name: name[root:], Size: aws.ToInt64(o.Size), Modified: aws.ToTime(o.LastModified)})
+			entries = append(entries, store.Object{Name: name[root:], Size: aws.ToInt64(o.Size), Modified: aws.ToTime(o.LastModified), Frozen: frozen(string(o.StorageClass))})
 		}
 	}
 	for _, d := range p.prefixes {
@@ -135,6 +135,14 @@ func (s *Store) entries(p page) []store.Object {
 	}
 	slices.SortFunc(entries, func(a, b store.Object) int { return strings.Compare(a.Name, b.Name) })
 	return entries
+}
+
+// frozen returns a storage class whose objects must be thawed before they can be read, "" for any other. GLACIER_IR is read at once.
+func frozen(class string) string {
+	if class == string(types.StorageClassGlacier) || class == string(types.StorageClassDeepArchive) {
+		return class
+	}
+	return ""
 }
 
 // staleAfter is the age from which an unfinished upload is taken for one whose writer is gone.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -19,7 +20,14 @@ func (s *Store) Stat(ctx context.Context, name string) (store.Object, error) {
 	if err != nil {
 		return store.Object{}, err
 	}
-	return store.Object{Name: name, Size: aws.ToInt64(out.ContentLength), Modified: aws.ToTime(out.LastModified)}, nil
+	o := store.Object{Name: name, Size: aws.ToInt64(out.ContentLength), Modified: aws.ToTime(out.LastModified)}
+	if !strings.Contains(aws.ToString(out.Restore), `ongoing-request="false"`) { // thawed, for a while
+		o.Frozen = frozen(string(out.StorageClass))
+		if out.ArchiveStatus != "" { // of INTELLIGENT_TIERING
+			o.Frozen = cmp.Or(o.Frozen, string(out.ArchiveStatus))
+		}
+	}
+	return o, nil
 }
 
 // getByte asks for the first byte of an object and leaves it.
