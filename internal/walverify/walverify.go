@@ -1,8 +1,8 @@
 // Package walverify looks whether the archive has all WAL between its oldest backup and where the cluster is, by names alone.
 //
 // It walks along the history of the cluster's timeline. What is missing among the newest segments may be on its way; what is missing behind those
-// is lost. How far all was found is kept in the archive, a watermark, and the next look begins there: it asks again for a sample of what lies before,
-// and for all of it once a day. What is in the segments is for package verify.
+// is lost. What was found, and what was not, is kept in the archive, a watermark, and the next look begins there: it asks again for what was missing,
+// for a sample of what was found, and for all of it once a day. What is in the segments is for package verify.
 package walverify
 
 import (
@@ -216,25 +216,39 @@ func (w *walk) stretches(n wal.SegmentNo) (all []catalog.Stretch) {
 func (w *walk) look(known *watermark) error {
 	next := w.first
 	if known != nil {
-		w.out.Rows = known.rows
+		for _, r := range known.rows {
+			if r.Found == Archived {
+				w.add(r)
+			} else if err := w.lookAt(r.Stretch); err != nil { // it may have been repaired, or accepted
+				return err
+			}
+		}
 		next = known.last + 1
 		w.out.Since = w.r.Size.Name(w.stretchAt(next), next)
 	}
 	for _, s := range w.stretches(next) {
-		from := s.First
-		for n, err := range w.list(s) {
-			if err != nil {
-				return err
-			}
-			if n > from {
-				w.missing(catalog.Stretch{Timeline: s.Timeline, First: from, Last: n - 1})
-			}
-			w.add(Row{Stretch: catalog.Stretch{Timeline: s.Timeline, First: n, Last: n}})
-			from = n + 1
+		if err := w.lookAt(s); err != nil {
+			return err
 		}
-		if from <= s.Last {
-			w.missing(catalog.Stretch{Timeline: s.Timeline, First: from, Last: s.Last})
+	}
+	return nil
+}
+
+// lookAt fills the rows of one stretch.
+func (w *walk) lookAt(s catalog.Stretch) error {
+	from := s.First
+	for n, err := range w.list(s) {
+		if err != nil {
+			return err
 		}
+		if n > from {
+			w.missing(catalog.Stretch{Timeline: s.Timeline, First: from, Last: n - 1})
+		}
+		w.add(Row{Stretch: catalog.Stretch{Timeline: s.Timeline, First: n, Last: n}})
+		from = n + 1
+	}
+	if from <= s.Last {
+		w.missing(catalog.Stretch{Timeline: s.Timeline, First: from, Last: s.Last})
 	}
 	return nil
 }

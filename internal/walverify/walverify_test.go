@@ -320,7 +320,7 @@ func TestWatermark(t *testing.T) {
 			t.Errorf("%s:\n got %s since %s, %d listed, notes %q\nwant %s since %s, at most %d", what, text(got), got.Since, s.listed, got.Notes, want, since, most)
 		}
 	}
-	const few = 3*(64+16) + 2*16 + 20
+	const few = 3*(64+16) + 3*16 + 20
 	r := walverify.Request{Timeline: 1, LSN: at(2001), System: 7}
 	all := "1:3-699 FOUND; 1:700-701 MISSING_ACCEPTED; 1:702-2000 FOUND"
 	look("at first", r, "OK; "+all, 0, 2100, "")
@@ -352,7 +352,12 @@ func TestWatermark(t *testing.T) {
 	if err := s.Delete(t.Context(), archive.GapDir+"20260101T000000.000000Z-700-701.json"); err != nil {
 		t.Fatal(err)
 	}
-	look("it is accepted no more", promoted, "FAILURE; 1:3-699 FOUND; 1:700-701 MISSING_LOST; 1:702-2008 FOUND; 2:2009-2050 FOUND", 0, 2200, "is not accepted any more")
+	look("it is accepted no more", promoted, "FAILURE; 1:3-699 FOUND; 1:700-701 MISSING_LOST; 1:702-2008 FOUND; 2:2009-2050 FOUND", 2035, few+20, "")
+	fill(t, s, 1, 700, 700)
+	look("half of it is repaired", promoted, "FAILURE; 1:3-700 FOUND; 1:701-701 MISSING_LOST; 1:702-2008 FOUND; 2:2009-2050 FOUND", 2035, few+20, "")
+	fill(t, s, 1, 701, 701)
+	look("all of it is repaired", promoted, "OK; 1:3-2008 FOUND; 2:2009-2050 FOUND", 2035, few+20, "")
+	look("and nothing is looked at again", promoted, "OK; 1:3-2008 FOUND; 2:2009-2050 FOUND", 2035, few, "")
 
 	count := 0
 	for _, err := range archive.Records[walverify.Watermark](t.Context(), archive.New(s, archive.Options{}), archive.WatermarkDir) {
@@ -428,6 +433,36 @@ func TestWatermarkIsChecked(t *testing.T) {
 			t.Errorf("%s: %s since %q, %s", what, text(got), got.Since, notes)
 		}
 	}
+}
+
+// Whatever a watermark says, the rows are of all segments from the first that is needed to the last, each once, on the path.
+func FuzzWatermark(f *testing.F) {
+	f.Add([]byte(`{"timeline":1,"segment_size":16777216,"path":[],"rows":[{"first":"000000010000000000000003","last":"0000000100000000000000C7","count":197}],"walked":"2026-05-06T12:00:00Z"}`))
+	f.Add([]byte(`{"timeline":2,"segment_size":16777216,"path":[{"timeline":1,"switch":"0/64000100"}],"rows":[{"first":"000000010000000000000003","last":"000000010000000000000063","count":97},` +
+		`{"first":"000000020000000000000064","last":"000000020000000000000065","count":2,"missing":true},{"first":"000000020000000000000066","last":"0000000200000000000000C7","count":98}],"walked":"2026-05-06T12:00:00Z"}`))
+	f.Add([]byte(`{"timeline":4294967295,"segment_size":1,"rows":[{}],"walked":"2026-05-06T12:00:00Z"}`))
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		s := &storetest.Memory{}
+		backup(t, s, 1, 3)
+		put(t, s, archive.WALDir+"00000002.history", "1\t0/64000100\tx\n") // in segment 100
+		fill(t, s, 1, 3, 99)
+		fill(t, s, 2, 100, 199)
+		put(t, s, archive.WatermarkDir+"20260506T110000.000000Z-x.json", string(doc))
+		got, err := check(t, s, walverify.Request{Timeline: 2, LSN: at(200)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		next := wal.SegmentNo(3)
+		for _, r := range got.Rows {
+			if r.First != next || r.Last < r.First || (r.Timeline == 1) != (r.Last < 100) || (r.Timeline == 2) != (r.First >= 100) {
+				t.Fatalf("%s", text(got))
+			}
+			next = r.Last + 1
+		}
+		if next != 200 || got.Status != walverify.OK && got.Since == "" {
+			t.Errorf("%s", text(got))
+		}
+	})
 }
 
 // A host that may not write checks all the same. A listing that fails is no verdict.

@@ -12,14 +12,14 @@ import (
 	"holdfast/internal/pg/wal"
 )
 
-// Watermark is a record in archive.WatermarkDir: the WAL that was found without a gap, but for what was accepted. The newest one counts.
+// Watermark is a record in archive.WatermarkDir: which WAL was found, and what was not. The newest one counts.
 type Watermark struct {
 	archive.RecordHead
 	System   uint64          `json:"system_identifier,omitempty"`
 	Timeline wal.Timeline    `json:"timeline"`     // that the cluster was on
 	Size     wal.SegmentSize `json:"segment_size"` // bytes
 	Path     []Left          `json:"path"`         // the timelines that led to it, oldest first
-	Rows     []Whole         `json:"rows"`         // ascending, each beginning where the one before ends
+	Rows     []Seen          `json:"rows"`         // ascending, each beginning where the one before ends
 	Walked   time.Time       `json:"walked"`       // when all of their names were looked at last
 }
 
@@ -29,12 +29,12 @@ type Left struct {
 	Switch   string       `json:"switch"` // an LSN
 }
 
-// Whole is a stretch of segments that are all archived, or of which it was accepted that none is.
-type Whole struct {
-	First    string `json:"first"`
-	Last     string `json:"last"`
-	Count    uint64 `json:"count"`
-	Accepted bool   `json:"accepted,omitempty"`
+// Seen is a stretch of segments that are all archived, or of which none is.
+type Seen struct {
+	First   string `json:"first"`
+	Last    string `json:"last"`
+	Count   uint64 `json:"count"`
+	Missing bool   `json:"missing,omitempty"`
 }
 
 const (
@@ -46,17 +46,18 @@ const (
 	overlap = 16
 	// worth is how many segments a watermark must save.
 	worth = 4 * overlap
-	// maxRows bounds what a watermark remembers.
-	maxRows = 10_000
+	// maxHoles bounds how many missing stretches a watermark remembers: each is looked at again, by a listing of its own.
+	maxHoles = 16
+	maxRows  = 10_000
 )
 
 // watermark is a Watermark that holds for what is looked at now.
 type watermark struct {
-	rows   []Row // from the first segment that is needed to last
+	rows   []Row // from the first segment that is needed to last: Archived, or Lost, which is to be looked at again
 	last   wal.SegmentNo
 	walked time.Time
-	record string // its name
-	whole  wal.SegmentNo
+	whole  wal.SegmentNo // the last that it tells of
+	lost   uint64        // how many segments it says are missing
 }
 
 // fromWatermark returns what need not be looked at again; nil is nothing.
@@ -98,7 +99,7 @@ func (w *walk) trust(record *archive.Record[Watermark]) (mark *watermark, why, e
 	if why != nil {
 		return nil, fmt.Errorf("the watermark %s does not hold: %w", record.Name, why), nil
 	}
-	mark = &watermark{walked: doc.Walked, record: record.Name, whole: rows[len(rows)-1].Last}
+	mark = &watermark{walked: doc.Walked, whole: rows[len(rows)-1].Last, lost: missing(rows)}
 	mark.last = min(mark.whole, w.last)
 	if mark.last < w.first+overlap {
 		return nil, nil, nil // as good as nothing
@@ -121,7 +122,7 @@ func (w *walk) trust(record *archive.Record[Watermark]) (mark *watermark, why, e
 	return mark, why, err
 }
 
-// decode reads the rows of a watermark, which must lie on the path as it is now, and accepted must be what was.
+// decode reads the rows of a watermark, which must lie on the path as it is now.
 func (w *walk) decode(doc *Watermark) (rows []Row, why error) {
 	if len(doc.Path) >= len(w.path) || w.path[len(doc.Path)].Timeline != doc.Timeline {
 		return nil, fmt.Errorf("it is of timeline %d, which does not lead to timeline %d", uint32(doc.Timeline), uint32(w.r.Timeline))
@@ -143,18 +144,24 @@ func (w *walk) decode(doc *Watermark) (rows []Row, why error) {
 			return nil, fmt.Errorf("there is a gap before %s", row.First)
 		case !w.along(s):
 			return nil, fmt.Errorf("%s to %s is not on the way to timeline %d any more", row.First, row.Last, uint32(w.r.Timeline))
-		case !row.Accepted:
-			rows = append(rows, Row{Stretch: s})
-			continue
 		}
-		for piece, by := range s.Split(w.accepted) {
-			if by == nil {
-				return nil, fmt.Errorf("that %s is missing is not accepted any more", w.r.Size.Name(piece.Timeline, piece.First))
-			}
-			rows = append(rows, Row{Stretch: piece, Found: Accepted, Accepted: by})
+		r := Row{Stretch: s}
+		if row.Missing {
+			r.Found = Lost
 		}
+		rows = append(rows, r)
 	}
 	return rows, nil
+}
+
+// missing counts the segments of rows that are not archived.
+func missing(rows []Row) (n uint64) {
+	for _, r := range rows {
+		if r.Found != Archived {
+			n += r.Count()
+		}
+	}
+	return n
 }
 
 // along reports whether the path passes along all of s.
@@ -215,15 +222,29 @@ func (w *walk) keep(known *watermark) {
 	for _, leg := range w.path[:len(w.path)-1] {
 		doc.Path = append(doc.Path, Left{leg.Timeline, leg.End.String()})
 	}
-	var whole wal.SegmentNo
+	var seen []Row
+	holes := 0
 	for _, r := range w.out.Rows {
-		if r.Found != Archived && r.Found != Accepted || len(doc.Rows) == maxRows {
+		if r.Found == Delayed || r.Found == Uploading || len(seen) == maxRows {
 			break
 		}
-		doc.Rows = append(doc.Rows, Whole{w.r.Size.Name(r.Timeline, r.First), w.r.Size.Name(r.Timeline, r.Last), r.Count(), r.Found == Accepted})
-		whole = r.Last
+		seen = append(seen, r)
 	}
-	if whole < w.first+worth || known != nil && whole <= known.whole {
+	for len(seen) > 0 && seen[len(seen)-1].Found != Archived {
+		seen = seen[:len(seen)-1]
+	}
+	for _, r := range seen {
+		late := r.Found != Archived
+		if n := len(doc.Rows); late && (n == 0 || !doc.Rows[n-1].Missing) {
+			holes++
+		}
+		doc.Rows = append(doc.Rows, Seen{w.r.Size.Name(r.Timeline, r.First), w.r.Size.Name(r.Timeline, r.Last), r.Count(), late})
+	}
+	if len(seen) == 0 || holes > maxHoles {
+		return
+	}
+	whole := seen[len(seen)-1].Last
+	if whole < w.first+worth || known != nil && whole <= known.whole && missing(seen) == known.lost {
 		return
 	}
 	name, err := w.a.AddRecord(w.ctx, archive.WatermarkDir, "", doc)
