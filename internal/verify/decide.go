@@ -14,6 +14,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/store"
 )
 
@@ -127,10 +128,10 @@ func (p *Plan) count(o *object, isWAL bool) {
 // touch counts an object that was read.
 func (p *Plan) touch(read *Amount, name string, size int64) {
 	read.Bytes += size
-	if strings.HasPrefix(name, archive.WALDir) {
-		read.Segments++
-	} else {
+	if !strings.HasPrefix(name, archive.WALDir) {
 		read.Objects++
+	} else if wal.IsSegment(archive.WALName(name)) {
+		read.Segments++
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/RoaringBitmap/roaring/v2"
 
@@ -301,7 +302,7 @@ func (k *check) header(h tarpart.Header, m *tarpart.Member, begin int64) string 
 		return fmt.Sprintf("it leads to %q, the manifest says %q", h.Link, m.Link)
 	case fs.FileMode(h.Mode)&fs.ModePerm != m.Perm():
 		return fmt.Sprintf("its mode is %s, the manifest says %s", fs.FileMode(h.Mode)&fs.ModePerm, m.Perm())
-	case m.ModTime.Unix() > 0 && h.ModTime.Unix() != m.ModTime.Unix():
+	case m.ModTime.Unix() > 0 && h.ModTime.Sub(m.ModTime).Abs() > time.Second: // a header has whole ones
 		return fmt.Sprintf("its time is %s, the manifest says %s", h.ModTime.UTC(), m.ModTime.UTC())
 	case h.Type == tarpart.File && m.Size > 0 && m.Offset != begin:
 		return fmt.Sprintf("it begins at byte %d, the manifest says %d", begin, m.Offset)

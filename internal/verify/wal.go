@@ -460,9 +460,10 @@ func (w *inventory) results(r *run) []RangeResult {
 	return results
 }
 
-// others reads what lies beside the segments of a timeline: its history, and what no restore needs. They are small, and read each time.
+// others reads what lies beside the segments of a timeline: its history, which every command reads, and, while any of the segments is due, what no restore needs.
 func (r *run) others(ctx context.Context, l *timeline) error {
 	history := false
+	due := slices.ContainsFunc(l.segments, func(s segment) bool { return s.wanted && s.verified.IsZero() })
 	for _, o := range l.others {
 		name := archive.WALName(o.name)
 		open := func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenWALObject(ctx, o.name) }
@@ -472,7 +473,7 @@ func (r *run) others(ctx context.Context, l *timeline) error {
 		case kind == wal.History:
 			history = true
 			_, err = r.content(ctx, f, nil, open, func(in io.Reader) error { return r.history(l, in) })
-		case !r.request.All:
+		case !r.request.All || !due:
 		case kind == wal.Label:
 			f.soft = true
 			_, err = r.content(ctx, f, nil, open, func(in io.Reader) error {
