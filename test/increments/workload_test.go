@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math/rand/v2"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -79,10 +80,18 @@ func (w *world) sql(db string, statements ...string) {
 	defer conn.Close(context.Background())
 	for _, s := range append([]string{`set statement_timeout = '2min'`}, statements...) {
 		if _, err := conn.PgConn().Exec(w.t.Context(), s).ReadAll(); err != nil {
+			if rewrites.MatchString(s) && strings.Contains(err.Error(), "missing chunk number") {
+				w.done = append(w.done, "not: "+s)
+				return
+			}
 			w.fatal("%s: %s: %v", db, s, err)
 		}
 	}
 }
+
+// rewrites matches statements that copy rows which others may still see: PostgreSQL fails at them now and then, on a server that was never restored,
+// where VACUUM has removed the large values of such rows already.
+var rewrites = regexp.MustCompile(`^(cluster|vacuum full|alter table) `)
 
 // fatal ends the test and says what led here.
 func (w *world) fatal(format string, args ...any) {
