@@ -23,7 +23,7 @@ import (
 	"holdfast/internal/timelines"
 )
 
-// servers is what commands say when they ask a server that need not answer.
+// serverPatience is how long a server may take to answer that need not.
 const serverPatience = 5 * time.Second
 
 // live asks the server that the settings lead to where it is. Where they lead to none in particular the answer is nil: whatever listens at the usual
@@ -193,8 +193,9 @@ func (a *app) timeline() *cobra.Command {
 		Long: "A copy of the cluster that was started for a test and archives into the cluster's archive begins a timeline of its own there.\n" +
 			"Restores do not follow it, but standbys and other programs that look for the latest timeline do. `timeline forget` puts it aside:\n" +
 			"all that the archive has of it moves below holdfast/quarantined, where nothing looks, and `timeline recall` brings it back.",
-		Args: a.args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		Example: "  holdfast timeline list\n  holdfast timeline forget 4\n  holdfast timeline recall 4 --confirm",
+		Args:    a.args(cobra.NoArgs),
+		RunE:    func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(a.timelineList(), a.timelineForget(), a.timelineRecall())
 	return cmd

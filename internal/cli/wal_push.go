@@ -27,7 +27,7 @@ func (a *app) walPush() *cobra.Command {
 			"under a name that is taken, or a file of another cluster than the archive's, is an error and changes nothing.\n\n" +
 			"With --repair PATH is a data directory, by default PGDATA, of the primary or of a standby, running or not. Its pg_wal is searched for\n" +
 			"segments that the archive lacks; those that are whole, by their records' checksums, are stored. Exit status 1 where some are still missing.",
-		Example: "  archive_mode = on\n  archive_command = 'holdfast wal-push \"%p\"'\n\n  holdfast wal-push --repair /var/lib/postgresql/17/main --dry-run",
+		Example: "  archive_mode = on\n  archive_command = 'holdfast wal-push \"%p\"'\n  holdfast wal-push --repair /var/lib/postgresql/17/main --dry-run",
 		Args: func(cmd *cobra.Command, args []string) error {
 			if f.repair {
 				return a.args(cobra.MaximumNArgs(1))(cmd, args)
