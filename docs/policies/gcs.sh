@@ -4,11 +4,12 @@ gcloud iam roles create holdfastWrite --project=PROJECT \
 gcloud iam roles create holdfastMarks --project=PROJECT --permissions=storage.objects.delete
 gcloud iam roles create holdfastRead --project=PROJECT --permissions=storage.objects.get,storage.objects.list
 gcloud iam roles create holdfastExpire --project=PROJECT \
-  --permissions=storage.objects.get,storage.objects.list,storage.objects.delete
+  --permissions=storage.objects.get,storage.objects.list,storage.objects.create,storage.objects.delete
 
 at=projects/_/buckets/BUCKET/objects/PATH
 gcloud storage buckets add-iam-policy-binding gs://BUCKET --role=projects/PROJECT/roles/holdfastWrite \
-  --member=serviceAccount:WRITER --condition=None
+  --member=serviceAccount:WRITER --condition="title=condemnsNothing,expression=!resource.name.startsWith('$at/holdfast/tombstones/') &&
+  !resource.name.startsWith('$at/holdfast/holds/')"
 gcloud storage buckets add-iam-policy-binding gs://BUCKET --role=projects/PROJECT/roles/holdfastMarks \
   --member=serviceAccount:WRITER --condition="title=marks,expression=resource.name.endsWith('/push.json') ||
   resource.name.startsWith('$at/holdfast/clock-') || resource.name.startsWith('$at/holdfast/check/') ||

@@ -98,12 +98,24 @@ func TestRoles(t *testing.T) {
 	denied(expirer, "cat", "holdfast/summaries/00000001/"+segment+".zst")
 	denied(expirer, "put", file, "wal_005/file")
 	allowed(expirer, "cat", sentinel)
-	for _, name := range []string{delta, first} {
-		allowed(expirer, "rm", "basebackups_005/"+name+"_backup_stop_sentinel.json")
-		allowed(expirer, "rm", "basebackups_005/"+name)
+	before := strings.Join(writer.Objects(t), "\n")
+	if r := writer.Do(t, "delete", "retain", "FULL", "1", "--confirm"); r.Status == 0 {
+		t.Error("who may only write condemns")
 	}
-	allowed(expirer, "rm", "wal_005/"+segment+".zst")
-	allowed(expirer, "rm", "holdfast/summaries/00000001/"+segment+".zst")
+	if after := strings.Join(writer.Objects(t), "\n"); after != before {
+		t.Errorf("who may only write has changed the archive from\n%s\nto\n%s", before, after)
+	}
+	denied(writer, "put", file, "holdfast/holds/x.json")
+	allowed(expirer, "rm", "holdfast/restores") // or the WAL stays that the copy may be replaying
+	r = expirer.OK(t, "delete", "retain", "FULL", "1", "--confirm")
+	if strings.Contains(r.Stderr, "WARN") || strings.Contains(r.Stderr, "ERROR") || !strings.Contains(r.Stderr, "Objects deleted successfully") {
+		t.Errorf("delete by who may expire:\n%s", r.Stderr)
+	}
+	for _, gone := range []string{"wal_005/" + segment + ".zst", "holdfast/summaries/00000001/" + segment + ".zst", part, "basebackups_005/" + delta + "/metadata.json"} {
+		if expirer.Has(gone) {
+			t.Errorf("%s is there", gone)
+		}
+	}
 	if names := expirer.Backups(t); len(names) != 1 || names[0] != second {
 		t.Errorf("backups %q are left, want %s", names, second)
 	}

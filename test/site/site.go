@@ -291,13 +291,13 @@ func (s *Site) Objects(t testing.TB) (names []string) {
 	return names
 }
 
-// NoTrace fails the test when the archive holds anything but the owner, WAL and its summaries, the backups named, and what tells whether one of
-// several storages is alive.
+// NoTrace fails the test when the archive holds anything but the owner, WAL and its summaries, the backups named, what tells whether one of
+// several storages is alive, and what is being restored.
 func (s *Site) NoTrace(t testing.TB, backups ...string) {
 	t.Helper()
 	for _, name := range s.Objects(t) {
 		known := name == "holdfast/cluster.json" || name == "wal-g_storage_check" || strings.HasPrefix(name, "wal_005/") ||
-			strings.HasPrefix(name, "holdfast/summaries/")
+			strings.HasPrefix(name, "holdfast/summaries/") || strings.HasPrefix(name, "holdfast/restores/")
 		for _, b := range backups {
 			known = known || strings.HasPrefix(name, "basebackups_005/"+b+"/") || name == "basebackups_005/"+b+"_backup_stop_sentinel.json"
 		}
