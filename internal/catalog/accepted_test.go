@@ -70,3 +70,22 @@ func TestSplit(t *testing.T) {
 		}
 	})
 }
+
+// Whatever a record says, what is accepted is a stretch of one timeline, or the record is told.
+func FuzzLoadAccepted(f *testing.F) {
+	f.Add([]byte(`{"timeline":1,"first":"000000010000000000000005","last":"000000010000000000000006"}`))
+	f.Add([]byte(`{"timeline":4294967295,"first":"FFFFFFFFFFFFFFFF000000FF","last":"FFFFFFFFFFFFFFFF000000FF"}`))
+	f.Fuzz(func(t *testing.T, doc []byte) {
+		m := &storetest.Memory{}
+		put(t, m, archive.GapDir+"20260101T000000.000000Z-x.json", string(doc))
+		all, bad, err := catalog.LoadAccepted(t.Context(), archive.New(m, archive.Options{}), size)
+		if err != nil || len(all) > 1 || len(bad) > 1 || len(all) > 0 && len(bad) > 0 {
+			t.Fatalf("%+v, %v, %v", all, bad, err)
+		}
+		for _, a := range all {
+			if a.Last < a.First {
+				t.Errorf("%+v", a)
+			}
+		}
+	})
+}

@@ -425,6 +425,11 @@ func (a *app) moveTimeline(cmd *cobra.Command, number string, back bool, f *movi
 		places = append(places, timelines.Place(m))
 	}
 	survey := timelines.Survey{Catalog: h.catalog, WAL: h.wal, Current: h.current, Quarantines: h.quarantines, Server: h.server != nil, Now: time.Now()}
+	if f.confirm { // by the clock that says how old things are; without it nothing may be written
+		if survey.Now, err = h.archive.Now(ctx); err != nil {
+			return err
+		}
+	}
 	var p *timelines.Plan
 	if back {
 		p, err = timelines.DecideRecall(ctx, places, survey, t)
@@ -448,13 +453,9 @@ func (a *app) moveTimeline(cmd *cobra.Command, number string, back bool, f *movi
 		a.log.Info(fmt.Sprintf("Dry run: %d objects would be moved. Run with --confirm to execute", p.Objects))
 		return nil
 	}
-	ar, err := a.openArchive(ctx, s, toRead)
-	if err != nil {
-		return err
-	}
 	moved := 0
 	o := timelines.Options{Head: archive.NewRecordHead("", release()), Reason: f.reason, Moved: func(n int, _ int64) { moved += n }}
-	if err := timelines.Run(ctx, ar, places, survey, p, t, o); err != nil {
+	if err := timelines.Run(ctx, h.archive, places, survey, p, t, o); err != nil {
 		return &advised{fmt.Errorf("%w (%d of %d objects were moved)", err, moved, p.Objects), cmp.Or(a.hint(err), "run the same command again: it goes on where this ended")}
 	}
 	what := "put aside"
