@@ -175,7 +175,7 @@ func isObject(e *fs.PathError) bool {
 	case "put", "delete", "list":
 		return !filepath.IsAbs(e.Path)
 	case "open", "stat":
-		return slices.ContainsFunc([]string{archive.BackupDir, archive.CatchUpDir, archive.WALDir, "holdfast/"}, func(dir string) bool { return strings.HasPrefix(e.Path, dir) })
+		return slices.ContainsFunc([]string{archive.BackupDir, archive.CatchUpDir, archive.WALDir, "holdfast/", "backup/", "archive/"}, func(dir string) bool { return strings.HasPrefix(e.Path, dir) })
 	}
 	return false
 }
