@@ -13,6 +13,7 @@ func (a *app) commands() []*cobra.Command {
 		a.backupFetch(),
 		a.backupList(),
 		a.backupMark(),
+		a.backupShow(),
 		a.backupMerge(),
 		a.copy(),
 		a.catchupPush(),
