@@ -16,6 +16,7 @@ func (a *app) commands() []*cobra.Command {
 		a.backupShow(),
 		a.backupMerge(),
 		a.copy(),
+		a.verify(),
 		a.catchupPush(),
 		a.catchupFetch(),
 		a.catchupList(),
