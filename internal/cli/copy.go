@@ -37,9 +37,10 @@ func (a *app) copy() *cobra.Command {
 			"With -b the WAL that the backup needs comes along, from its start to its finish, so that it restores from the copy; with -w all WAL from\n" +
 			"its start to the newest, so that every later moment does. --with-wal=false copies no WAL.\n\n" +
 			"A backup appears in the target when all of it is there: after what it builds on, its sentinel last. A copy that was interrupted leaves no\n" +
-			"half backup, and the next one goes on where it ended. What the target has of the same name and size is skipped (--compare reads it);\n" +
-			"of another size it is an error, and nothing is replaced. Each copy is read back and compared, and what the source yields is held against\n" +
-			"the checksums that the backup has of its objects. An archive of another cluster is refused.\n\n" +
+			"half backup, and the next one goes on where it ended. What the target has of the same name and size is skipped (--compare reads it); of\n" +
+			"another size it is an error, and nothing is replaced. Each copy is read back and compared, and what the source yields is held against the\n" +
+			"checksums that the backup has of its objects. An archive of another cluster is refused. Mirrors get a copy each; of failover storages the\n" +
+			"first does, or that of WALG_TARGET_STORAGE.\n\n" +
 			"Not copied: backups that are being written, that cannot be read or that retention has condemned; what `verify` and restores have found\n" +
 			"out about the source; timelines that were put aside.\n\n" +
 			"Exit status: 0 the target has all of it; 1 it has not, and the errors name what.",
@@ -103,17 +104,48 @@ func (a *app) copyArchive(ctx context.Context, s *config.Settings, o copyFlags) 
 	if err != nil {
 		return err
 	}
+	from := archive.New(fromStore, archive.Options{})
+	// Each mirror gets a copy of its own, so that none lacks what another has. Of failover storages the first does: a backup lies in one of them as a whole.
+	for _, name := range copyTargets(target) {
+		one := *target
+		one.Target = name
+		if err := a.copyTo(ctx, from, source.Location(), &one, o); err != nil {
+			if name != "" {
+				err = fmt.Errorf("to storage %s: %w", name, err)
+			}
+			return err
+		}
+	}
+	return nil
+}
+
+// copyTargets returns by name which storages of the target are copied to; "" for the only one.
+func copyTargets(s *config.Settings) (names []string) {
+	switch {
+	case len(s.InUse()) == 1:
+		return []string{""}
+	case len(s.Mirrors) == 0:
+		return []string{config.Default}
+	}
+	for _, one := range s.InUse() {
+		names = append(names, one.Name)
+	}
+	return names
+}
+
+// copyTo copies to one storage.
+func (a *app) copyTo(ctx context.Context, from *archive.Archive, location string, target *config.Settings, o copyFlags) error {
 	toStore, err := a.openStore(ctx, target, toWrite)
 	if err != nil {
 		return err
 	}
-	from, to := archive.New(fromStore, archive.Options{}), archive.New(toStore, archive.Options{})
+	to := archive.New(toStore, archive.Options{})
 	plan, err := transfer.Decide(ctx, from, to, transfer.Request{Backup: o.backup, History: o.history, NoWAL: !o.wal})
 	if err != nil {
 		return err
 	}
 	if o.dryRun {
-		if err := a.printCopy(plan, source.Location(), target.Location(), o.asJSON); err != nil {
+		if err := a.printCopy(plan, location, target.Location(), o.asJSON); err != nil {
 			return err
 		}
 		if n := len(plan.Differs); n > 0 {
@@ -131,29 +163,22 @@ func (a *app) copyArchive(ctx context.Context, s *config.Settings, o copyFlags) 
 	if opts.Host, err = os.Hostname(); err != nil {
 		return err
 	}
-	begin := time.Now()
 	stop := a.progress(ctx, "copy", opts.Progress)
 	report, err := transfer.Run(ctx, from, to, plan, opts)
 	stop()
-	if report != nil {
-		a.log.Info(fmt.Sprintf("copied %d objects, %s, in %s; %d were there already; %d of %d backups are whole in the target", report.Copied,
-			humanize.IBytes(uint64(report.Bytes)), time.Duration(report.Seconds*float64(time.Second)).Round(10*time.Millisecond), report.There,
-			len(report.Backups), len(plan.Backups)))
-		if o.asJSON {
-			err = errors.Join(a.printJSON(report), err)
-		}
+	a.log.Info(fmt.Sprintf("copied %d objects, %s, in %s; %d were there already; %d of %d backups are whole in the target", report.Copied,
+		humanize.IBytes(uint64(report.Bytes)), time.Duration(report.Seconds*float64(time.Second)).Round(10*time.Millisecond), report.There,
+		len(report.Backups), len(plan.Backups)))
+	if o.asJSON {
+		err = errors.Join(a.printJSON(report), err)
 	}
-	if err != nil {
-		if ctx.Err() != nil {
-			a.log.Info("what was copied stays, and the same command goes on from there")
-		}
-		if len(plan.Differs) > 0 {
-			err = errors.Join(err, &advised{errors.New("the target has other objects of the same names"), differsHint})
-		}
-		return err
+	switch {
+	case err != nil && ctx.Err() != nil:
+		a.log.Info("what was copied stays, and the same command goes on from there")
+	case err != nil && len(plan.Differs) > 0:
+		err = errors.Join(err, &advised{errors.New("the target has other objects of the same names"), differsHint})
 	}
-	a.repay(ctx, begin, 0)
-	return nil
+	return err
 }
 
 const differsHint = "nothing is replaced: find out which of the two is right (`holdfast verify` looks at both archives), and remove the other with `holdfast st rm`"
