@@ -80,6 +80,9 @@ func (r *applying) apply(ctx context.Context, p *Plan) error {
 		_, back := r.a.AddRecord(ctx, archive.TombstoneDir, "", archive.Tombstone{RecordHead: r.head(), Revokes: []string{mine}, Why: kept.Error()})
 		return errors.Join(err, back)
 	}
+	if errors.Is(err, ErrNothing) {
+		return nil // somebody else has removed it meanwhile
+	}
 	if err != nil {
 		return err
 	}

@@ -314,13 +314,11 @@ type Plan struct {
 
 // Nothing reports whether nothing goes.
 func (p *Plan) Nothing() bool {
-	return !p.judge.nothingLeft(p.rule) && !slices.ContainsFunc(p.Backups, func(v Verdict) bool { return !v.Keep }) &&
+	return !p.rule.scope().nothing && !slices.ContainsFunc(p.Backups, func(v Verdict) bool { return !v.Keep }) &&
 		!slices.ContainsFunc(p.WAL, func(v WALVerdict) bool { return !v.Keep }) &&
 		!slices.ContainsFunc(p.Histories, func(v HistoryVerdict) bool { return !v.Keep }) &&
 		!slices.ContainsFunc(p.Leftovers, func(v Leftover) bool { return !v.Keep })
 }
-
-func (j *judge) nothingLeft(r Rule) bool { return r.scope().nothing }
 
 // stay is what judgeWAL asks for what the plan says in the end.
 func (b *backup) stay() (mode, bool) { return b.mode, len(b.keep) > 0 }
@@ -483,15 +481,4 @@ func (j *judge) historyPlan(v *verdicts, stays func(*backup) (mode, bool)) (all 
 		all = append(all, h)
 	}
 	return all
-}
-
-// condemned returns what a plan has let go that is not to go before its time: its backups that are not condemned, or whose time has not come.
-func (p *Plan) unripe() map[string]bool {
-	waiting := map[string]bool{}
-	for _, v := range p.Backups {
-		if !v.Keep && (v.PurgeAfter.IsZero() || v.PurgeAfter.After(p.At)) {
-			waiting[v.Backup] = true
-		}
-	}
-	return waiting
 }

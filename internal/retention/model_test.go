@@ -539,7 +539,7 @@ func (l *locked) refuses(name string) bool {
 
 func (l *locked) Delete(ctx context.Context, name string) error {
 	if l.refuses(name) {
-		return &store.OpError{Op: "delete", Name: name, Text: "is locked until 2030", Kind: fs.ErrPermission}
+		return &store.OpError{Op: "delete", Name: name, Text: "is locked until 2030", Kind: fs.ErrPermission, Err: fs.ErrPermission}
 	}
 	return l.Store.Delete(ctx, name)
 }

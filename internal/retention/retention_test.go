@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +13,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/retention"
+	"holdfast/internal/store"
 )
 
 func (w *world) plan(rule retention.Rule) *retention.Plan {
@@ -598,4 +600,65 @@ func TestInUse(t *testing.T) {
 	if left := w.has(archive.RestoreDir); len(left) > 0 {
 		t.Errorf("left: %q", left)
 	}
+}
+
+// What the store does not let go stays with what it needs, is told, and is tried again; it keeps nothing else.
+func TestRefusals(t *testing.T) {
+	w, n := fiveFulls(t)
+	rule := must(retention.Retain(1, retention.Full, nil))
+	digit := n[4][:29][28:] // the sentinel of a delta, and other objects
+	plain := w.a
+	w.a = archive.New(&locked{w.store, digit}, archive.Options{})
+	r := w.apply(rule, 0)
+	if r.Refused == 0 || len(r.Refusals) == 0 || !strings.Contains(r.Refusals[0], "is locked until 2030") {
+		t.Fatalf("%+v", r)
+	}
+	c := must(catalog.Load(t.Context(), plain))
+	for _, b := range c.Backups {
+		if _, err := c.Chain(&b); err != nil {
+			t.Errorf("%s: %v", b.Name, err)
+		}
+	}
+	if len(c.Backups) < 4 || len(c.Backups) > 12 {
+		t.Errorf("%d backups are left", len(c.Backups))
+	}
+	p := w.plan(rule)
+	if len(going(p)) != len(c.Backups)-3 {
+		t.Errorf("%q go, %d are there", going(p), len(c.Backups))
+	}
+	w.a = plain
+	w.apply(rule, 0)
+	if c := must(catalog.Load(t.Context(), plain)); len(c.Backups) != 3 {
+		t.Errorf("%d backups are left once they are free", len(c.Backups))
+	}
+	if left := w.has(archive.TombstoneDir); len(left) > 0 {
+		t.Errorf("tombstones left: %q", left)
+	}
+}
+
+// Where everything is refused not every object is tried.
+func TestEverythingIsLocked(t *testing.T) {
+	w := newWorld(t)
+	w.write(2500)
+	w.days(1)
+	w.take("", 1, nil)
+	calls := &hooked{Store: &unerasable{w.store}, n: 1 << 30}
+	w.a = archive.New(calls, archive.Options{})
+	r := w.apply(must(retention.Garbage(retention.Archives, false)), 0)
+	if !r.StoreLocks || r.Refused < 7000 || r.Objects != 0 || len(r.Refusals) > 5 {
+		t.Errorf("%+v", r)
+	}
+	if made := 1<<30 - calls.n; made > 8000 {
+		t.Errorf("%d calls", made)
+	}
+}
+
+// unerasable is a store whose WAL cannot be removed.
+type unerasable struct{ store.Store }
+
+func (u *unerasable) Delete(ctx context.Context, name string) error {
+	if strings.HasPrefix(name, archive.WALDir) || strings.HasPrefix(name, archive.SummaryDir) {
+		return &store.OpError{Op: "delete", Name: name, Text: "not for you", Kind: fs.ErrPermission, Err: fs.ErrPermission}
+	}
+	return u.Store.Delete(ctx, name)
 }

@@ -1,6 +1,7 @@
 package retention
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -57,6 +58,7 @@ type verdicts struct {
 	orphans map[wal.Timeline][]span
 	closed  map[wal.Timeline]string // timelines of which all stays, and why
 	runs    map[wal.Timeline][]span // the segments that are there
+	taken   map[wal.Timeline][]span // by needs: ascending, apart
 	oldest  time.Time               // when the oldest backup was begun that is replayed from; zero: there is none
 }
 
@@ -111,7 +113,35 @@ func (j *judge) judgeWAL(stays func(*backup) (mode, bool), all bool) *verdicts {
 	if !v.oldest.IsZero() {
 		v.findOrphans(j)
 	}
+	v.taken = map[wal.Timeline][]span{}
+	for t, needs := range v.needs {
+		v.taken[t] = joined(needs)
+	}
 	return v
+}
+
+// joined returns what needs take together: ascending, apart.
+func joined(needs []need) (all []span) {
+	spans := make([]span, len(needs))
+	for i, n := range needs {
+		spans[i] = n.span
+	}
+	slices.SortFunc(spans, func(a, b span) int { return cmp.Compare(a.from, b.from) })
+	for _, s := range spans {
+		if k := len(all) - 1; k >= 0 && s.from <= all[k].to {
+			all[k].to = max(all[k].to, s.to)
+			continue
+		}
+		all = append(all, s)
+	}
+	return all
+}
+
+// needed reports whether something needs some of s.
+func (v *verdicts) needed(t wal.Timeline, s span) bool {
+	taken := v.taken[t]
+	i, _ := slices.BinarySearchFunc(taken, s.from, func(o span, p place) int { return cmp.Compare(o.to, p) })
+	return i < len(taken) && taken[i].meets(s)
 }
 
 // anchor notes that what comes before b on its way is not replayed over it.
@@ -157,17 +187,7 @@ func (s span) without(needs []need) (free []span) {
 	if s.from > s.to {
 		return nil
 	}
-	needs = slices.Clone(needs)
-	slices.SortFunc(needs, func(a, b need) int {
-		switch {
-		case a.from < b.from:
-			return -1
-		case a.from > b.from:
-			return 1
-		}
-		return 0
-	})
-	for _, n := range needs {
+	for _, n := range joined(needs) {
 		if n.to < s.from {
 			continue
 		}
@@ -194,8 +214,10 @@ func (v *verdicts) lets(t wal.Timeline, s span, about object, allowed func(wal.T
 			continue
 		}
 		some = true
-		r.from, r.to = max(r.from, s.from), min(r.to, s.to)
-		for i, cuts := 0, v.cuts(t, r); i < len(cuts); i++ {
+		if r.from, r.to = max(r.from, s.from), min(r.to, s.to); v.needed(t, r) {
+			return false
+		}
+		for i, cuts := 0, v.borders(t, r); i < len(cuts); i++ {
 			piece := span{cuts[i], r.to}
 			if i+1 < len(cuts) {
 				piece.to = cuts[i+1] - 1
@@ -245,26 +267,34 @@ func (v *verdicts) of(t wal.Timeline, s span) (goes bool, why reason) {
 
 // cuts returns where, within s on timeline t, verdicts may change: the first place of each piece, ascending.
 func (v *verdicts) cuts(t wal.Timeline, s span) []place {
-	at := []place{s.from}
-	add := func(p place) {
-		if s.from < p && p <= s.to {
-			at = append(at, p)
-		}
-	}
-	after := func(p place) {
-		if p != end {
-			add(p + 1)
-		}
-	}
+	at := v.borders(t, s)
 	for _, n := range v.needs[t] {
-		add(n.from)
-		after(n.to)
-	}
-	add(v.before[t].place)
-	for _, o := range v.orphans[t] {
-		add(o.from)
-		after(o.to)
+		at = s.cut(at, n.span)
 	}
 	slices.Sort(at)
 	return slices.Compact(at)
+}
+
+// borders is cuts for what nothing needs.
+func (v *verdicts) borders(t wal.Timeline, s span) []place {
+	at := []place{s.from}
+	if b := v.before[t].place; b > 0 {
+		at = s.cut(at, span{0, b - 1})
+	}
+	for _, o := range v.orphans[t] {
+		at = s.cut(at, o)
+	}
+	slices.Sort(at)
+	return slices.Compact(at)
+}
+
+// cut adds where o begins and ends within s.
+func (s span) cut(at []place, o span) []place {
+	if s.from < o.from && o.from <= s.to {
+		at = append(at, o.from)
+	}
+	if o.to >= s.from && o.to < s.to {
+		at = append(at, o.to+1)
+	}
+	return at
 }

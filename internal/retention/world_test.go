@@ -98,6 +98,7 @@ type world struct {
 	history  string        // of the current timeline
 	highest  wal.Timeline
 	previous []uint64
+	last     string // the newest backup, where a test keeps it
 }
 
 func newWorld(t tester) *world {
