@@ -207,8 +207,11 @@ func showText(r *describe.Report) string {
 	if !c.Exact {
 		about = "at most "
 	}
-	w.line("to restore it", "%s%s in %d parts are fetched, %s are written; then %s of WAL (%d segments) are replayed to the newest moment", about, size(c.Fetch), c.Parts,
-		size(c.Disk), size(c.Replay), c.ReplayCount)
+	replay := ""
+	if c.Replay > 0 {
+		replay = fmt.Sprintf("; then %s of WAL (%d segments) are replayed to the newest moment", size(c.Replay), c.ReplayCount)
+	}
+	w.line("to restore it", "%s%s in %d parts are fetched, %s are written%s", about, size(c.Fetch), c.Parts, size(c.Disk), replay)
 	for i, p := range r.Problems {
 		w.line(map[bool]string{true: "problems"}[i == 0], "%s", p)
 	}
