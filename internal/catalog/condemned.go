@@ -23,7 +23,8 @@ type Condemned struct {
 type Tombstone struct {
 	Record string
 	archive.Tombstone
-	Whole bool // nothing of it was taken back
+	Modified time.Time // when it was stored, by the store's clock
+	Whole    bool      // nothing of it was taken back
 }
 
 // loadTombstones reads what is condemned. That it cannot be read hides no backup: see BadTombstones.
@@ -41,7 +42,7 @@ func (c *Catalog) loadTombstones(ctx context.Context, a *archive.Archive) error 
 		case len(r.Doc.Revokes) > 0:
 			revoked = append(revoked, r.Doc)
 		default:
-			c.Tombstones = append(c.Tombstones, Tombstone{Record: r.Name, Tombstone: r.Doc, Whole: true})
+			c.Tombstones = append(c.Tombstones, Tombstone{Record: r.Name, Tombstone: r.Doc, Modified: r.Modified, Whole: true})
 		}
 	}
 	for i := range c.Tombstones {

@@ -172,7 +172,7 @@ func (j *judge) inUse() {
 		}
 	}
 	for _, p := range j.in.Pushes {
-		if !p.Alive(j.in.At) {
+		if !j.alive(&p) {
 			continue
 		}
 		_, parent, isDelta := strings.Cut(p.Name, "_D_")
@@ -354,9 +354,9 @@ func (j *judge) plan(rule Rule) *Plan {
 	for _, u := range j.in.Pushes {
 		l := Leftover{Name: u.Name, Objects: u.Count, Bytes: u.Bytes, Keep: true}
 		switch {
-		case u.Alive(j.in.At):
+		case j.alive(&u):
 			l.Why = atWork(u)
-		case j.half(u.Name):
+		case j.half(&u):
 			l.Keep, l.Why = false, "its removal was begun"
 		case !s.leftover && !s.nothing:
 			l.Why = "a push that died left it; `holdfast delete garbage` or `holdfast retention apply` removes it"
@@ -378,12 +378,15 @@ func atWork(u archive.Unfinished) string {
 	return fmt.Sprintf("a push by process %d on %s is at work there since %s", u.Push.PID, u.Push.Host, catalog.FormatTime(u.Push.Started))
 }
 
-// half reports whether name is a backup whose removal was begun: it was condemned, and its sentinel is gone.
-func (j *judge) half(name string) bool {
-	return slices.ContainsFunc(j.in.Catalog.Tombstones, func(t catalog.Tombstone) bool {
-		return slices.Contains(t.Backups, name) && !t.PurgeAfter.After(j.now)
+// half reports whether u is a backup whose removal was begun: it was condemned, its sentinel is gone, and nobody has written there since.
+func (j *judge) half(u *archive.Unfinished) bool {
+	return u.Push == nil && slices.ContainsFunc(j.in.Catalog.Tombstones, func(t catalog.Tombstone) bool {
+		return slices.Contains(t.Backups, u.Name) && !t.PurgeAfter.After(j.now) && !u.Beat.After(t.Modified)
 	})
 }
+
+// alive reports whether a push may be at work there.
+func (j *judge) alive(u *archive.Unfinished) bool { return u.Alive(j.in.At) && !j.half(u) }
 
 // walPlan returns the verdict on each stretch of WAL.
 func (j *judge) walPlan(v *verdicts) (all []WALVerdict) {
@@ -444,7 +447,7 @@ func (j *judge) historyPlan(v *verdicts, stays func(*backup) (mode, bool)) (all 
 		}
 	}
 	for _, p := range j.in.Pushes {
-		if t, _ := placeOf(p.Name[len("base_"):]); p.Alive(j.in.At) {
+		if t, _ := placeOf(p.Name[len("base_"):]); j.alive(&p) {
 			use(t, "a backup is being taken there")
 		}
 	}

@@ -347,7 +347,7 @@ func (r everything) choose(j *judge) error {
 		b.goes = reason{Asked, "everything goes"}
 	}
 	for _, p := range j.in.Pushes {
-		if p.Alive(j.in.At) {
+		if j.alive(&p) {
 			return &KeptError{p.Name, atWork(p), Pushing}
 		}
 	}

@@ -662,3 +662,24 @@ func (u *unerasable) Delete(ctx context.Context, name string) error {
 	}
 	return u.Store.Delete(ctx, name)
 }
+
+// The removal of a backup that was broken off is finished at once, however young the backup is.
+func TestHalfRemoved(t *testing.T) {
+	w := newWorld(t)
+	w.take("", 1, nil)
+	w.take("", 1, nil)
+	last := w.take("", 1, nil)
+	rule := must(retention.Target("", last, nil))
+	w.apply(rule, time.Hour)
+	if err := w.memory.Delete(t.Context(), w.a.SentinelName(last)); err != nil { // and then it was killed
+		t.Fatal(err)
+	}
+	w.days(0.1)
+	w.apply(retention.Policy{}, 0)
+	if left := w.has(archive.Folder(last)); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+	if left := w.has(archive.TombstoneDir); len(left) > 0 {
+		t.Errorf("left: %q", left)
+	}
+}

@@ -93,7 +93,7 @@ func (j *judge) judgeWAL(stays func(*backup) (mode, bool), all bool) *verdicts {
 	}
 	need(j.heldWAL())
 	for _, p := range j.in.Pushes {
-		if p.Alive(j.in.At) {
+		if j.alive(&p) {
 			t, from := placeOf(p.Name[len("base_"):])
 			need(j.along(t, span{from, end}, j.in.segmentSize(), reason{Pushing, fmt.Sprintf("the backup %s is being taken", p.Name)}))
 		}
