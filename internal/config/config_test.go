@@ -82,7 +82,7 @@ func effective(t *testing.T, s *config.Settings, name string) config.Value {
 
 func TestTableIsConsistent(t *testing.T) {
 	kinds := map[string][]config.Kind{
-		"string": {config.String, config.Path, config.Enum}, "bool": {config.Bool}, "int": {config.Int}, "int64": {config.Size}, "float64": {config.Fraction},
+		"string": {config.String, config.Path, config.Enum, config.Rules}, "bool": {config.Bool}, "int": {config.Int}, "int64": {config.Size}, "float64": {config.Fraction},
 		"time.Duration": {config.Duration}, "json.RawMessage": {config.JSON}, "map[string]string": {config.Map}, "config.storages": {config.Storages},
 	}
 	seen := map[string]string{}
@@ -135,6 +135,8 @@ func TestDefaults(t *testing.T) {
 		Backup: config.Backup{Workers: 6, PartSize: 1<<30 - 1, Wire: "off", Alive: time.Minute, WALTimeout: time.Hour,
 			Delta: config.Delta{Origin: "LATEST", Source: "auto", Sample: 0.001}},
 		Retention:    config.Retention{Grace: 72 * time.Hour},
+		Verify:       config.Verify{MaxAge: 30 * 24 * time.Hour},
+		Stanza:       "main",
 		Postgres:     config.Postgres{Vars: map[string]string{"PGAPPNAME": "holdfast"}},
 		Log:          config.Log{Level: "NORMAL", Destination: "stderr", Format: "text"},
 		MemoryBudget: 256 << 20,
