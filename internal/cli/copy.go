@@ -119,11 +119,11 @@ func (a *app) copyArchive(ctx context.Context, s *config.Settings, o copyFlags) 
 	return nil
 }
 
-// copyTargets returns by name which storages of the target are copied to; "" for the only one.
+// copyTargets returns by name which storages of the target are copied to; "" for the only one there is.
 func copyTargets(s *config.Settings) (names []string) {
 	switch {
 	case len(s.InUse()) == 1:
-		return []string{""}
+		return []string{s.Target}
 	case len(s.Mirrors) == 0:
 		return []string{config.Default}
 	}

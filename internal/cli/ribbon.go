@@ -61,7 +61,7 @@ func (a *app) ribbon() *cobra.Command {
 
 // loadRibbon gathers what is known of the archive.
 func (a *app) loadRibbon(ctx context.Context, s *config.Settings, o ribbonFlags) (ribbon.Input, error) {
-	strict, err := a.openArchive(ctx, s, toRead)
+	strict, err := a.openArchive(ctx, s, toJudge)
 	if err != nil {
 		return ribbon.Input{}, err
 	}

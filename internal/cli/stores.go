@@ -182,6 +182,7 @@ type purpose int
 
 const (
 	toRead  purpose = iota // what is missing counts as missing only when all storages said so
+	toJudge                // so it does; a storage that is down is not waited for long where there are others, as that it is down is part of the answer
 	toList                 // storages that are down are passed over, with a warning
 	toWrite                // so they are, and there must be a key that encrypts if there is any
 )
@@ -237,7 +238,7 @@ func (s *away) List(context.Context, string, string) iter.Seq2[store.Object, err
 // openStore opens what the settings name as one store.
 func (a *app) openStore(ctx context.Context, s *config.Settings, p purpose) (store.Store, error) {
 	var patience time.Duration
-	if p != toRead && standsIn(s) {
+	if p != toRead && (p == toJudge && len(s.InUse()) > 1 || standsIn(s)) {
 		patience = brief
 	}
 	members, err := a.stores(ctx, s, patience)
@@ -252,7 +253,7 @@ func (a *app) openStore(ctx context.Context, s *config.Settings, p purpose) (sto
 		if err != nil {
 			return nil, err
 		}
-		if p == toRead {
+		if p == toRead || p == toJudge {
 			return m.Store(), nil
 		}
 		return m.Alive(), nil
@@ -261,7 +262,7 @@ func (a *app) openStore(ctx context.Context, s *config.Settings, p purpose) (sto
 	if err != nil {
 		return nil, err
 	}
-	if p == toRead {
+	if p == toRead || p == toJudge {
 		return several.Union(), nil
 	}
 	return several.Alive(), nil

@@ -76,7 +76,7 @@ const maxDatabases = 1000
 var errNoList = errors.New("nothing says which files it has")
 
 // EachFile calls do for every file of a backup: by its manifest, and where that is missing or cannot be read by its list of files. source says which. That
-// there is neither is an error that wraps no other.
+// there is neither is an error.
 func EachFile(ctx context.Context, a *archive.Archive, b *catalog.Backup, do func(*File) error) (source string, err error) {
 	_, err = eachFile(ctx, a, b, do, nil)
 	if err == nil {

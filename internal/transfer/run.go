@@ -120,7 +120,7 @@ func (r *run) fail(name string, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.report.Failed = append(r.report.Failed, Failed{name, err.Error(), err})
-	r.opts.Logger.Error(fmt.Sprintf("not copied: %s: %v", name, err))
+	r.opts.Logger.Warn(fmt.Sprintf("not copied, the rest goes on: %s: %v", name, err))
 	if len(r.report.Failed) >= maxFailed {
 		r.stop(errEnough)
 	}
