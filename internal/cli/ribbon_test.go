@@ -97,6 +97,7 @@ func (s *story) backup(tl wal.Timeline, n wal.SegmentNo, parent string) string {
 		sentinel.DeltaFrom, sentinel.DeltaFullName, sentinel.DeltaLSN, sentinel.DeltaCount = parent, parent, &from, 1
 	}
 	s.put(archive.Folder(name)+"tar_partitions/part_001.tar.zst", s.packed())
+	s.put(archive.Folder(name)+"tar_partitions/pg_control.tar.zst", s.packed())
 	b, err := json.Marshal(sentinel)
 	if err != nil {
 		s.t.Fatal(err)

@@ -119,6 +119,7 @@ func (a *app) walGapList() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "list",
 		Short:   "List the holes that are accepted",
+		Long:    "Lists which segments are accepted as lost, when, by whom and why. What was revoked is not shown.",
 		Example: "  holdfast wal-gap list --json",
 		Args:    a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {

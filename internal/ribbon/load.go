@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -213,6 +214,9 @@ func evidence(ctx context.Context, a *archive.Archive, b *catalog.Backup) (e Evi
 	case len(parts) == 0:
 		e.Missing = archive.Folder(b.Name) + "tar_partitions: none of its parts is there"
 	default:
+		if e.Missing, err = lacking(ctx, a, b, parts); err != nil {
+			return e, err
+		}
 		smallest := slices.MinFunc(parts, func(x, y archive.Part) int { return cmp.Compare(x.Size, y.Size) })
 		if err := try(a.OpenPart(ctx, b.Name, smallest)); err != nil {
 			e.Locked = strings.TrimPrefix(err.Error(), "read "+archive.Folder(b.Name)+"tar_partitions/")
@@ -222,6 +226,42 @@ func evidence(ctx context.Context, a *archive.Archive, b *catalog.Backup) (e Evi
 		return Evidence{}, ctx.Err()
 	}
 	return e, errors.Join(e.recall(ctx, a, b), e.proof(ctx, a, b))
+}
+
+// lacking returns what of the parts of a backup is not there, or is not as long as it was stored, as far as the listing tells; "" for nothing. Holdfast
+// keeps how many bytes all of them have; which one it is that lacks some is looked up only then.
+func lacking(ctx context.Context, a *archive.Archive, b *catalog.Backup, parts []archive.Part) (string, error) {
+	const dir = "tar_partitions/"
+	var total int64
+	sizes := map[string]int64{}
+	for _, p := range parts {
+		total += p.Size
+		sizes[dir+p.Name] = p.Size
+	}
+	if !b.IsWALE() && !slices.ContainsFunc(parts, archive.Part.IsControl) {
+		return archive.Folder(b.Name) + dir + ": the part with pg_control is not there", nil
+	}
+	if b.Sentinel.Tool == "" || total == b.Sentinel.CompressedSize {
+		return "", nil
+	}
+	stored, _, err := a.Objects(ctx, b.Name)
+	for _, name := range slices.Sorted(maps.Keys(stored)) {
+		want := stored[name].Size
+		switch size, there := sizes[name]; {
+		case !strings.HasPrefix(name, dir):
+		case !there:
+			return archive.Folder(b.Name) + name, nil
+		case size != want:
+			return fmt.Sprintf("%s%s as it was stored: it has %d bytes of %d", archive.Folder(b.Name), name, size, want), nil
+		}
+	}
+	if total < b.Sentinel.CompressedSize {
+		return fmt.Sprintf("parts: those that are there have %d bytes, and %d were stored", total, b.Sentinel.CompressedSize), nil
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return "", err // there is more than there was, which does no harm
 }
 
 // try reads a byte of an object, to see whether there is a key for it.

@@ -2,6 +2,7 @@ package ribbon_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -55,6 +56,7 @@ func backup(t testing.TB, s store.Store, n wal.SegmentNo) string {
 	finish := start + 0x100
 	name := archive.BackupName(size.Name(1, n))
 	pack(t, s, archive.Folder(name)+"tar_partitions/part_001.tar")
+	pack(t, s, archive.Folder(name)+"tar_partitions/pg_control.tar")
 	put(t, s, archive.BackupDir+name+"_backup_stop_sentinel.json", archive.Sentinel{LSN: &start, FinishLSN: &finish, SystemIdentifier: &system,
 		Version: 2, SegmentSize: uint64(size), StartTime: day, FinishTime: day})
 	return name
@@ -117,6 +119,79 @@ func TestLoad(t *testing.T) {
 	if lines(r) != want || r.Status != ribbon.OK {
 		t.Errorf("%s, %s, got\n%swant\n%s%q", r.Status, r.Verdict, lines(r), want, r.Notes)
 	}
+}
+
+// What a listing shows to be missing from a backup, a restore would miss too.
+func TestABackupThatLacksAPartIsBroken(t *testing.T) {
+	for what, c := range map[string]struct {
+		harm func(disk *storetest.Memory, parts string) error
+		want string // in the reason; "" for a backup that restores
+	}{
+		"nothing": {func(*storetest.Memory, string) error { return nil }, ""},
+		"a part": {func(disk *storetest.Memory, parts string) error {
+			return disk.Delete(t.Context(), parts+"part_002.tar.zst")
+		}, "tar_partitions/part_002.tar.zst"},
+		"half a part": {func(disk *storetest.Memory, parts string) error {
+			return disk.Put(t.Context(), parts+"part_001.tar.zst", strings.NewReader("x"))
+		}, "it has 1 bytes of 60"},
+		"a part, and what names it": {func(disk *storetest.Memory, parts string) error {
+			return errors.Join(disk.Delete(t.Context(), parts+"part_002.tar.zst"), disk.Delete(t.Context(), strings.TrimSuffix(parts, "tar_partitions/")+"objects.json"))
+		}, "and 180 were stored"},
+		"pg_control": {func(disk *storetest.Memory, parts string) error {
+			return disk.Delete(t.Context(), parts+"pg_control.tar.zst")
+		}, "pg_control is not there"},
+		"nothing, and there is more": {func(disk *storetest.Memory, parts string) error {
+			pack(t, disk, parts+"part_009.tar")
+			return nil
+		}, ""},
+	} {
+		disk := &storetest.Memory{}
+		for n := range wal.SegmentNo(3) {
+			pack(t, disk, archive.WALDir+size.Name(1, n+2))
+		}
+		name := wroteBackup(t, disk, 2)
+		if err := c.harm(disk, archive.Folder(name)+"tar_partitions/"); err != nil {
+			t.Fatal(err)
+		}
+		r := judge(t, disk, disk, ribbon.Options{})
+		b := r.Backups[0]
+		if c.want == "" && (r.Status != ribbon.OK || b.Verdict != ribbon.Restorable) || c.want != "" && (r.Status != ribbon.Failure || !strings.Contains(b.Why, c.want)) {
+			t.Errorf("without %s: %s, %s; %s %s; %q", what, r.Status, r.Verdict, b.Verdict, b.Why, r.Notes)
+		}
+	}
+}
+
+// wroteBackup stores a backup of three parts of 60 bytes as Holdfast does, with the list of its objects.
+func wroteBackup(t *testing.T, s store.Store, n wal.SegmentNo) string {
+	t.Helper()
+	start, system := size.Start(n)+0x28, uint64(7)
+	finish := start + 0x100
+	name := archive.BackupName(size.Name(1, n))
+	objects := map[string]archive.Stored{}
+	for _, part := range []string{"part_001.tar.zst", "part_002.tar.zst", "pg_control.tar.zst"} {
+		z := compress.Compress(strings.NewReader("content"), compress.Zstd, compress.Options{})
+		b, err := io.ReadAll(z)
+		if err != nil || len(b) > 60 {
+			t.Fatalf("%d bytes, %v", len(b), err)
+		}
+		z.Close()
+		b = append(b, make([]byte, 60-len(b))...) // only the first byte is looked at
+		if err := s.Put(t.Context(), archive.Folder(name)+"tar_partitions/"+part, strings.NewReader(string(b))); err != nil {
+			t.Fatal(err)
+		}
+		objects["tar_partitions/"+part] = archive.Stored{Size: 60}
+	}
+	b, err := json.Marshal(map[string]any{"backup": name, "objects": objects})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sealed := fmt.Sprintf(`%s,"HoldfastSeal":"%x"}`, b[:len(b)-1], sha256.Sum256(b))
+	if err := s.Put(t.Context(), archive.Folder(name)+"objects.json", strings.NewReader(sealed)); err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, archive.BackupDir+name+"_backup_stop_sentinel.json", archive.Sentinel{LSN: &start, FinishLSN: &finish, SystemIdentifier: &system,
+		Version: 2, SegmentSize: uint64(size), StartTime: day, FinishTime: day, Tool: "test", CompressedSize: 180})
+	return name
 }
 
 // Whichever call of the store fails, nothing is said to be restorable that is not, and all is well only where the failure changed nothing.

@@ -48,6 +48,7 @@ func BenchmarkLoadLargeArchive(b *testing.B) {
 		}
 		folder(archive.Folder(name) + "tar_partitions")
 		store(archive.Folder(name)+"tar_partitions/part_001.tar", []byte("some data"))
+		store(archive.Folder(name)+"tar_partitions/pg_control.tar", []byte("some data"))
 		metadata, err := json.Marshal(s.Metadata())
 		if err != nil {
 			b.Fatal(err)
