@@ -67,9 +67,12 @@ func (a *app) retentionPlanCmd() *cobra.Command {
 		Example: "  holdfast retention plan\n  holdfast retention plan --json | jq '.backups[] | select(.keep | not)'",
 		Args:    a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, ar, p, err := a.openRetention(cmd)
+			s, ar, p, err := a.openRetention(cmd)
 			if err != nil {
 				return err
+			}
+			if s.Retention.Policy == "" {
+				a.log.Info("HOLDFAST_RETENTION is not set: nothing goes but what was condemned before; `holdfast help retention` shows how it is written")
 			}
 			plan, err := a.retentionPlan(cmd.Context(), ar, p, false)
 			if err != nil {

@@ -204,7 +204,10 @@ func (p Policy) String() string {
 	return string(b)
 }
 
-func (p Policy) scope() scope { return scope{policy: true, backups: true, wal: true, leftover: true} }
+// scope leaves WAL alone where there is no rule.
+func (p Policy) scope() scope {
+	return scope{policy: true, backups: true, wal: !p.everything(), leftover: !p.everything()}
+}
 
 // everything reports whether the policy has no rule.
 func (p Policy) everything() bool {

@@ -252,7 +252,7 @@ func (v *verdicts) of(t wal.Timeline, s span) (goes bool, why reason) {
 		}
 	}
 	if b := v.before[t]; s.to < b.place {
-		return true, reason{NoLonger, fmt.Sprintf("it comes before %s, and no older backup that stays needs it", b.backup)}
+		return true, reason{NoLonger, fmt.Sprintf("no backup that stays needs it, and %s begins behind it", b.backup)}
 	}
 	for _, o := range v.orphans[t] {
 		if o.from <= s.from && s.to <= o.to {
