@@ -19,7 +19,7 @@ const (
 // restore. Where WAL is to be replayed the mark stays behind for as long as that may take. It is a courtesy: with credentials that may only read the restore goes on
 // without, and says so.
 func (r *run) announce(ctx context.Context) (end func(error)) {
-	if b := r.plan.newest; r.Announce == "" || b == nil || b.Start != "" { // the latter is in another tool's repository
+	if r.Announce == "" || r.plan.newest == nil || r.plan.source != nil { // the latter is in another tool's repository
 		return func(error) {}
 	}
 	m := &archive.RestoreMark{RecordHead: archive.NewRecordHead("", r.Announce), PID: os.Getpid(), Backups: []string{r.plan.Backup},

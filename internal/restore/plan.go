@@ -490,6 +490,10 @@ func (p *Plan) directoryOf(member string) string {
 
 // reachWAL says which WAL goes with the backup, and refuses targets that the archive cannot reach.
 func (p *Plan) reachWAL(ctx context.Context, a *archive.Archive, r Request) error {
+	if r.Choice.Backup.Segment() == "" {
+		p.note("the backup was taken while the server was stopped: it is consistent without WAL, and none can be replayed over it")
+		return nil
+	}
 	reach, err := r.Choice.Reach(ctx, a)
 	p.FirstWAL, p.NeededWAL, p.LastWAL, p.LastAt = reach.First, reach.Consistent, reach.Last, reach.Archived
 	if err != nil && r.Recovery == nil && ctx.Err() == nil {
