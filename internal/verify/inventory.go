@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"slices"
+	"sort"
 	"strings"
 	"time"
 
@@ -61,11 +62,15 @@ func (w *inventory) timeline(t wal.Timeline) *timeline {
 
 // find returns a segment, nil where it is not archived.
 func (l *timeline) find(n wal.SegmentNo) *segment {
-	i, found := slices.BinarySearchFunc(l.segments, n, func(s segment, n wal.SegmentNo) int { return cmp.Compare(s.no, n) })
-	if !found {
-		return nil
+	if i := l.search(n); i < len(l.segments) && l.segments[i].no == n {
+		return &l.segments[i]
 	}
-	return &l.segments[i]
+	return nil
+}
+
+// search returns where segment n is, or would be. It looks at numbers alone: what is known of segments may change meanwhile.
+func (l *timeline) search(n wal.SegmentNo) int {
+	return sort.Search(len(l.segments), func(i int) bool { return l.segments[i].no >= n })
 }
 
 // takeInventory lists the WAL, marks what is asked for and what of that is due, and looks for what is missing.
@@ -526,8 +531,7 @@ func (p *Plan) recallWAL(ctx context.Context, a *archive.Archive, w *inventory) 
 
 // between returns the segments first to last.
 func (l *timeline) between(first, last wal.SegmentNo) (some []*segment) {
-	i, _ := slices.BinarySearchFunc(l.segments, first, func(s segment, n wal.SegmentNo) int { return cmp.Compare(s.no, n) })
-	for ; i < len(l.segments) && l.segments[i].no <= last; i++ {
+	for i := l.search(first); i < len(l.segments) && l.segments[i].no <= last; i++ {
 		some = append(some, &l.segments[i])
 	}
 	return some
