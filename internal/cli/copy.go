@@ -172,6 +172,9 @@ func (a *app) copyTo(ctx context.Context, from *archive.Archive, location string
 	if o.asJSON {
 		err = errors.Join(a.printJSON(report), err)
 	}
+	if err == nil {
+		a.sweep(ctx, target)
+	}
 	switch {
 	case err != nil && ctx.Err() != nil:
 		a.log.Info("what was copied stays, and the same command goes on from there")

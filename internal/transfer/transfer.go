@@ -593,7 +593,8 @@ func (p *Plan) compareWAL(ctx context.Context, from, to *archive.Archive) error 
 			continue
 		}
 		if n := len(lacks[i]); n > 0 {
-			p.note("the source lacks %d segments of the WAL that %s needs, %s to %s: neither it nor the copy can be restored", n, b.Name, b.FirstWAL, b.LastWAL)
+			p.note("of the WAL that %s needs, %s to %s, the source lacks %d of %d: neither it nor the copy can be restored", b.Name, b.FirstWAL, b.LastWAL, n,
+				b.wal.last-b.wal.first+1)
 		}
 		i++
 	}

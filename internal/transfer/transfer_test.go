@@ -533,7 +533,7 @@ func TestCopySaysWhatTheSourceLacks(t *testing.T) {
 		t.Fatal(err)
 	}
 	p, _, err := run(w, to, transfer.Request{Backup: w.names[0]}, transfer.Options{})
-	if err != nil || len(p.Notes) != 1 || !strings.Contains(p.Notes[0], "the source lacks 1 segments of the WAL that "+w.names[0]) {
+	if err != nil || len(p.Notes) != 1 || !strings.Contains(p.Notes[0], "of the WAL that "+w.names[0]+" needs") || !strings.Contains(p.Notes[0], "the source lacks 1 of 2:") {
 		t.Errorf("%q, %v", p.Notes, err)
 	}
 }
