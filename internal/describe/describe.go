@@ -324,13 +324,29 @@ func (d *describer) wal() {
 		path = catalog.Path{{Timeline: w.Timeline}}
 	}
 	for s := range path.Stretches(size, first) {
-		for n := s.First; n <= min(s.Last, last); n++ {
-			if !d.in.WAL.Has(s.Timeline, n) {
-				if w.Lacks++; w.Lacks <= maxMissing {
-					w.Missing = append(w.Missing, size.Name(s.Timeline, n))
-				}
+		next, end := s.First, min(s.Last, last)
+		var runs []catalog.Run
+		if of := d.in.WAL.Timeline(s.Timeline); of != nil {
+			runs = of.Runs
+		}
+		for _, r := range runs {
+			if r.Last >= next && r.First <= end {
+				w.lack(size, s.Timeline, next, r.First)
+				next = r.Last + 1
 			}
 		}
+		w.lack(size, s.Timeline, next, end+1)
+	}
+}
+
+// lack notes that the segments from first to before end are missing, if there are such.
+func (w *WAL) lack(size wal.SegmentSize, t wal.Timeline, first, end wal.SegmentNo) {
+	if first >= end {
+		return
+	}
+	w.Lacks += int(end - first)
+	for n := first; n < end && len(w.Missing) < maxMissing; n++ {
+		w.Missing = append(w.Missing, size.Name(t, n))
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"holdfast/internal/pg/page"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/ribbon"
+	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/tarpart"
 )
@@ -200,6 +202,18 @@ func TestBackupRecords(t *testing.T) {
 	if w := r.WAL; w.Lacks != 1 || !slices.Equal(w.Missing, []string{segmentSize.Name(1, 3)}) || w.Verdict != ribbon.Broken || w.Why == "" {
 		t.Errorf("%+v", w)
 	}
+	// A position that makes no sense costs no time.
+	const far = `"FinishLSN":9223372036854775808`
+	object := "basebackups_005/" + name + "_backup_stop_sentinel.json"
+	doc, err := store.ReadFile(t.Context(), disk, object, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, disk, object, regexp.MustCompile(`"FinishLSN":\d+`).ReplaceAllString(string(doc), far))
+	if w := show(t, a, name).WAL; w.Lacks < 1<<38 || len(w.Missing) != 10 {
+		t.Errorf("%+v", w)
+	}
+	put(t, disk, object, string(doc))
 	if c := r.Condemned; c == nil || c.By != "ann@db1" || c.Request != "delete target" {
 		t.Errorf("%+v", c)
 	}
