@@ -319,6 +319,14 @@ func (t *theirs) choose(ctx context.Context, s *config.Settings, p *place, name 
 			return nil, &catalog.NoBackupError{Asked: name, Reason: "the stanza has no backup of that label", Advice: "see `holdfast pgbackrest backup-list`"}
 		}
 		name, clusters = b.Label, []pgbackrest.Cluster{info.Cluster(b)}
+		if b.Offline() {
+			if target.Kind != catalog.None {
+				return nil, &catalog.NoBackupError{Asked: target.String(), Reason: name + " was taken while the server was stopped, and which WAL comes behind it it does not say",
+					Advice: "restore it without a target, or leave the name away"}
+			}
+			entry := info.Entry(b)
+			return &found{info, b, catalog.Choice{Backup: entry, Chain: []*catalog.Backup{entry}, Path: catalog.Path{{}}}, p.WAL(walInfo, clusters[0]), clusters[0]}, nil
+		}
 	} else if name == "LATEST" {
 		name = ""
 	}
@@ -346,6 +354,9 @@ func (t *theirs) choose(ctx context.Context, s *config.Settings, p *place, name 
 		t.tellTimeline(choice)
 		b, err := info.Find(choice.Backup.Name)
 		return &found{info, b, choice, wal, c}, err
+	}
+	if first == nil {
+		first = &catalog.NoBackupError{Asked: target.String(), Reason: "all backups were taken while the server was stopped", Advice: "restore one by its name, without a target"}
 	}
 	return nil, first
 }

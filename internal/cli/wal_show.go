@@ -196,7 +196,7 @@ func (a *app) printShow(h *history, infos []timelines.Info, backups bool) error 
 		for n := range infos {
 			w.infos[infos[n].Timeline] = &infos[n]
 		}
-		for i := w.infos[h.current.Timeline]; i != nil; i = w.infos[i.Parent] {
+		for i := w.infos[h.current.Timeline]; i != nil && !w.main[i.Timeline]; i = w.infos[i.Parent] {
 			w.main[i.Timeline] = true
 		}
 		for _, i := range infos {

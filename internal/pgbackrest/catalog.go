@@ -8,8 +8,9 @@ import (
 	"holdfast/internal/catalog"
 )
 
-// Catalog returns the backups of one cluster as a catalog of ours has them, under their labels, with the timelines of its WAL, which wal shows.
-// Where the backup's tablespaces lay only its manifest says: see Manifest.Describe.
+// Catalog returns the backups of one cluster as a catalog of ours has them, under their labels, with the timelines of its WAL, which wal shows. Those that were
+// taken while the server was stopped are not among them: no WAL is known to come behind them. Where a backup's tablespaces lay only its manifest says: see
+// Manifest.Describe.
 func (i *Info) Catalog(ctx context.Context, wal *archive.Archive, c Cluster) (*catalog.Catalog, error) {
 	all, err := catalog.Load(ctx, wal)
 	if err != nil {
@@ -17,30 +18,34 @@ func (i *Info) Catalog(ctx context.Context, wal *archive.Archive, c Cluster) (*c
 	}
 	all.Backups = nil
 	for n := range i.Backups {
-		if b := &i.Backups[n]; b.ClusterID == c.ID {
-			all.Backups = append(all.Backups, i.entry(b, c))
+		if b := &i.Backups[n]; b.ClusterID == c.ID && !b.Offline() {
+			all.Backups = append(all.Backups, *i.Entry(b))
 		}
 	}
 	return all, nil
 }
 
-// entry describes a backup.
-func (i *Info) entry(b *Backup, c Cluster) catalog.Backup {
+// Entry describes a backup as a catalog of ours does.
+func (i *Info) Entry(b *Backup) *catalog.Backup {
+	c := i.Cluster(b)
 	version, err := serverVersion(c.Version)
 	s := &archive.Sentinel{
 		LSN: b.StartLSN, FinishLSN: b.StopLSN, PgVersion: version, SystemIdentifier: &c.SystemIdentifier,
 		UncompressedSize: b.Size, CompressedSize: b.RepoDelta, StartTime: b.Started, FinishTime: b.Finished,
 	}
-	e := catalog.Backup{Name: b.Label, Modified: b.Finished, Sentinel: s, Start: b.StartWAL, Err: err}
+	e := &catalog.Backup{Name: b.Label, Modified: b.Finished, Sentinel: s, Start: b.StartWAL, Err: err}
 	if b.Prior == "" {
 		return e
 	}
 	// That what it builds on is there the catalog sees to.
 	s.DeltaFrom, s.DeltaCount = b.Prior, len(b.References)
-	if prior, err := i.Find(b.Prior); err == nil && prior.StartLSN != nil {
+	prior, err := i.Find(b.Prior)
+	switch {
+	case err != nil:
+	case prior.Offline(): // which has no position to compare
+		s.DeltaFrom = ""
+	default:
 		s.DeltaLSN = prior.StartLSN
-	} else if err == nil {
-		e.Sentinel.DeltaFrom = "" // one that was taken while the server was stopped has no position to compare
 	}
 	return e
 }

@@ -113,6 +113,9 @@ type Backup struct {
 	Annotations map[string]string
 }
 
+// Offline reports whether the backup was taken while the server was stopped.
+func (b *Backup) Offline() bool { return b.StartLSN == nil }
+
 // labels matches the names of backups. Times in them are those of the host that took it.
 var labels = regexp.MustCompile(`^[0-9]{8}-[0-9]{6}F(_[0-9]{8}-[0-9]{6}[DI])?$`)
 

@@ -139,9 +139,9 @@ func change(files map[string]string, random *rand.Rand) map[string]string {
 func first(random *rand.Rand) map[string]string {
 	files := map[string]string{"pg_data/PG_VERSION": "15\n", "pg_data/base/5/empty": "", "pg_data/global/pg_control": noise(random, 8192), "pg_data/backup_label": "x"}
 	for i := range 2 + random.IntN(5) {
-		files[fmt.Sprintf("pg_data/base/5/%d", 16384+i)] = noise(random, 8192*random.IntN(24))
+		files[fmt.Sprintf("pg_data/base/5/%d", 16384+i)] = noise(random, 8192*random.IntN(12))
 	}
-	files["pg_tblspc/16384/PG_15_202209061/5/1"] = noise(random, 1+random.IntN(100000))
+	files["pg_tblspc/16384/PG_15_202209061/5/1"] = noise(random, 1+random.IntN(60000))
 	return files
 }
 

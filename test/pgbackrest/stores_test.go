@@ -103,4 +103,27 @@ func TestNewerGoesOn(t *testing.T) {
 	if got := rows(t, restored); got != want {
 		t.Errorf("restored is %s, want %s", got, want)
 	}
+	restored.Stop(t)
+
+	// A backup of the stopped server is restored as it is. It is none for a moment.
+	c.Stop(t)
+	s.do(t, "backup", "--type=full", "--no-online")
+	if out := s.ok(t, "verify"); strings.Count(out, "OK ") != 1 || !strings.Contains(out, " 0 WAL segments") {
+		t.Errorf("verify says\n%s", out)
+	}
+	if out := s.ok(t, "wal-show"); !strings.Contains(out, "The cluster is on timeline 1") {
+		t.Errorf("wal-show says\n%s", out)
+	}
+	stopped := pgtest.Attach(t, c.Programs, s.fetchPlain(t, "LATEST"), pgtest.Options{})
+	if got := rows(t, stopped); got != want {
+		t.Errorf("of the stopped server %s was restored, want %s", got, want)
+	}
+	stopped.Stop(t)
+	offline := s.backups(t)[3].Name
+	r := s.run(t, "backup-fetch", filepath.Join(pgtest.Dir(t), "data"), offline, "--target", "latest")
+	r.Check(t, "for a moment", 1, offline+" was taken while the server was stopped")
+	again := s.open(t, s.fetchPlain(t, "--target", "latest"))
+	if got := rows(t, again); got != want {
+		t.Errorf("restored is %s, want %s", got, want)
+	}
 }
