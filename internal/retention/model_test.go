@@ -10,6 +10,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -677,9 +678,12 @@ type hooked struct {
 	n       int
 	do      func()
 	reached bool
+	mu      sync.Mutex
 }
 
 func (h *hooked) turn() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if h.n--; h.n == -1 {
 		h.reached = true
 		if h.do != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"strings"
+	"sync"
 
 	"time"
 
@@ -30,17 +31,30 @@ const size = wal.SegmentSize(16 << 20)
 type clocked struct {
 	store.Store
 	now      *time.Time
+	mu       sync.Mutex
 	modified map[string]time.Time
 }
 
+func (c *clocked) stored(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.modified[name] = *c.now
+}
+
+func (c *clocked) at(name string) time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.modified[name]
+}
+
 func newClocked(s store.Store, now *time.Time) *clocked {
-	return &clocked{s, now, map[string]time.Time{}}
+	return &clocked{Store: s, now: now, modified: map[string]time.Time{}}
 }
 
 func (c *clocked) Put(ctx context.Context, name string, r io.Reader) error {
 	err := c.Store.Put(ctx, name, r)
 	if err == nil {
-		c.modified[name] = *c.now
+		c.stored(name)
 	}
 	return err
 }
@@ -48,14 +62,14 @@ func (c *clocked) Put(ctx context.Context, name string, r io.Reader) error {
 func (c *clocked) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
 	err := store.PutIfAbsent(ctx, c.Store, name, r)
 	if err == nil {
-		c.modified[name] = *c.now
+		c.stored(name)
 	}
 	return err
 }
 
 func (c *clocked) Stat(ctx context.Context, name string) (store.Object, error) {
 	o, err := c.Store.Stat(ctx, name)
-	o.Modified = c.modified[o.Name]
+	o.Modified = c.at(o.Name)
 	return o, err
 }
 
@@ -75,7 +89,7 @@ func (c *clocked) timed(all iter.Seq2[store.Object, error]) iter.Seq2[store.Obje
 	return func(yield func(store.Object, error) bool) {
 		for o, err := range all {
 			if !o.IsDir() {
-				o.Modified = c.modified[o.Name]
+				o.Modified = c.at(o.Name)
 			}
 			if !yield(o, err) {
 				return
