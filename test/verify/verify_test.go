@@ -2,6 +2,7 @@
 package verify_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -62,9 +63,11 @@ func TestVerify(t *testing.T) {
 			s.Switch(t)
 			s.Push(t, "--full")
 			s.Switch(t)
+			s.OK(t, "backup-push", "--wire", "--full")
+			s.Switch(t)
 
 			rep := report(t, s, 0, "all")
-			if rep.Result != verify.OK || len(rep.Backups) != 3 || len(rep.WAL) != 2 || len(rep.Findings) > 0 {
+			if rep.Result != verify.OK || len(rep.Backups) != 4 || len(rep.WAL) != 2 || len(rep.Findings) > 0 {
 				t.Errorf("%+v", rep)
 			}
 			if !slices.ContainsFunc(rep.Backups, func(b verify.BackupResult) bool { return b.Backup == delta && b.Result == "ok" }) {
@@ -95,6 +98,35 @@ func TestVerify(t *testing.T) {
 			}
 			s.Refused(t, 1, []string{"part_001.tar.zst"}, "backup-fetch", filepath.Join(pgtest.Dir(t), "data"), delta)
 			flip(t, part)
+			report(t, s, 0, delta)
+
+			// What a delta builds on is lost, and comes back as another.
+			sentinel := "basebackups_005/" + full + "_backup_stop_sentinel.json"
+			b, err := os.ReadFile(filepath.Join(s.Root, sentinel))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Remove(filepath.Join(s.Root, sentinel)); err != nil {
+				t.Fatal(err)
+			}
+			rep = report(t, s, 2, delta)
+			if f := rep.Findings[0]; f.Kind != verify.Missing || f.Object != sentinel || f.Backup != delta {
+				t.Errorf("%+v", rep.Findings)
+			}
+			if rep = report(t, s, 2, full); rep.Findings[0].Object != sentinel {
+				t.Errorf("%+v", rep.Findings)
+			}
+			other := bytes.Replace(b, []byte(`"Hostname":"`), []byte(`"Hostname":"not `), 1)
+			if err := os.WriteFile(filepath.Join(s.Root, sentinel), other, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			rep = report(t, s, 2, delta)
+			if f := rep.Findings[0]; f.Object != sentinel {
+				t.Errorf("%+v", rep.Findings)
+			}
+			if err := os.WriteFile(filepath.Join(s.Root, sentinel), b, 0o644); err != nil {
+				t.Fatal(err)
+			}
 			report(t, s, 0, delta)
 
 			// A segment of WAL behind it.
