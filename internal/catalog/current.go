@@ -27,8 +27,9 @@ type Current struct {
 	Timeline wal.Timeline
 	Why      string // a clause: how that is known
 	Others   []Line // ends of other lines than the one that leads to Timeline, the likeliest first
+	Unknown  bool   // the server is on a timeline of which the archive knows nothing, and Timeline is what the archive alone says
 
-	order []Line // all of them, in the order in which they would be chosen
+	backups int // that no other line can use
 }
 
 // Certain reports whether there is no other timeline that it could as well be.
@@ -62,7 +63,7 @@ func (c *Catalog) current(e Evidence, want func(wal.Timeline) bool) Current {
 		lines = slices.DeleteFunc(lines, func(l Line) bool { return !want(l.Timeline) })
 	}
 	rank(lines)
-	cur := Current{order: lines}
+	cur := Current{}
 	if len(lines) == 0 {
 		return cur
 	}
@@ -71,11 +72,14 @@ func (c *Catalog) current(e Evidence, want func(wal.Timeline) bool) Current {
 		cur.Timeline = e.Server
 		cur.Why = "the server says that it is on it"
 	} else if e.Server != 0 && want == nil {
+		cur.Unknown = true
 		cur.Why = fmt.Sprintf("the server is on timeline %d, of which the archive knows nothing yet; ", e.Server)
 	}
 	for _, l := range lines {
 		if l.Timeline != cur.Timeline {
 			cur.Others = append(cur.Others, l)
+		} else {
+			cur.backups = l.Backups
 		}
 	}
 	if cur.Timeline != e.Server {
@@ -212,10 +216,11 @@ func (g *graph) lines() (lines []Line) {
 		}
 		l := Line{Timeline: t}
 		g.add(&l, t, after)
-		if len(g.children[t]) > 0 && l.Segments == 0 && l.Backups == 0 {
+		alive := t == g.e.Server // then it has not been left, though nothing may have been archived since
+		if len(g.children[t]) > 0 && l.Segments == 0 && l.Backups == 0 && !alive {
 			continue
 		}
-		if len(g.children[t]) > 0 {
+		if len(g.children[t]) > 0 && !alive {
 			for _, c := range g.children[t] {
 				if began := g.began(c); !began.IsZero() && !l.Newest.After(began) {
 					l.Left, l.For = true, c

@@ -111,6 +111,9 @@ func TestCurrent(t *testing.T) {
 		{"the server says so", func(s *story) {
 			s.archived(1, 2, 8, 0, 6).promoted(2, 1, branch, 6).archived(2, 5, 9, 6, 12)
 		}, catalog.Evidence{Server: 1}, 1, false, "the server says"},
+		{"the server is on one that the only other one has left", func(s *story) {
+			s.archived(1, 2, 5, 0, 6).promoted(2, 1, branch, 6).archived(2, 5, 9, 6, 12)
+		}, catalog.Evidence{Server: 1}, 1, false, "the server says"},
 		{"the server is on a timeline that is not archived", func(s *story) { s.archived(1, 2, 8, 0, 6) }, catalog.Evidence{Server: 3}, 1, true, "knows nothing yet"},
 		{"after pg_upgrade timelines begin with 1 again", func(s *story) {
 			s.promoted(2, 1, branch, 1).archived(2, 5, 9, 1, 2).archived(1, 2, 5, 0, 1).archived(1, 10, 20, 5, 9).backedUp(1, 10, 5)
@@ -165,5 +168,66 @@ func TestChooseAlongTheCluster(t *testing.T) {
 		if (got.Current == nil) != asked || !asked && got.Current.Timeline != x.along {
 			t.Errorf("%+v: %+v", x, got.Current)
 		}
+	}
+}
+
+// The newest backup is not a stray clone's where it is known where the cluster is; where that is a guess it is the newest, as WAL-G has it.
+func TestTheNewestBackupIsTheClusters(t *testing.T) {
+	const branch = 0x5800000 // in segment 5
+	first, own, stray := archive.BackupName(size.Name(1, 2)), archive.BackupName(size.Name(1, 50)), archive.BackupName(size.Name(2, 6))
+	for _, x := range []struct {
+		what   string
+		story  func(*story)
+		server wal.Timeline
+		want   string
+		passed string
+	}{
+		{"a clone took a backup after the cluster's", func(s *story) {
+			s.archived(1, 2, 90, 0, 9).backedUp(1, 2, 1).backedUp(1, 50, 5).promoted(2, 1, branch, 3).archived(2, 5, 7, 3, 7).backedUp(2, 6, 7)
+		}, 0, own, stray},
+		{"a clone took one, and the cluster is idle but says where it is", func(s *story) {
+			s.archived(1, 2, 5, 0, 2).backedUp(1, 2, 1).promoted(2, 1, branch, 3).archived(2, 5, 7, 3, 7).backedUp(2, 6, 7)
+		}, 1, first, stray},
+		{"a promotion, and a backup after it", func(s *story) {
+			s.archived(1, 2, 5, 0, 2).backedUp(1, 2, 1).promoted(2, 1, branch, 3).archived(2, 5, 7, 3, 7).backedUp(2, 6, 7)
+		}, 0, stray, ""},
+		{"a promotion, and none since", func(s *story) {
+			s.archived(1, 2, 5, 0, 2).backedUp(1, 2, 1).promoted(2, 1, branch, 3).archived(2, 5, 7, 3, 7)
+		}, 0, first, ""},
+		{"a clone goes on while the cluster is down", func(s *story) {
+			s.archived(1, 2, 90, 0, 6).backedUp(1, 2, 1).backedUp(1, 50, 5).promoted(2, 1, branch, 3).archived(2, 5, 9, 3, 9)
+		}, 0, own, ""},
+		{"the old primary took one after it was left, the server says where the cluster is", func(s *story) {
+			s.archived(1, 2, 90, 0, 6).backedUp(1, 2, 1).backedUp(1, 50, 5).promoted(2, 1, branch, 3).archived(2, 5, 9, 3, 9)
+		}, 2, first, own},
+	} {
+		s := tell(t)
+		x.story(s)
+		c := load(t, s.m)
+		c.Evidence = catalog.Evidence{WAL: s.w, Server: x.server}
+		got, err := c.Choose("LATEST", catalog.Target{})
+		if err != nil {
+			t.Errorf("%s: %v", x.what, err)
+			continue
+		}
+		passed := ""
+		if got.Passed != nil {
+			passed = got.Passed.Name
+		}
+		if got.Backup.Name != x.want || passed != x.passed {
+			t.Errorf("%s: %s, passed %q; want %s, %q", x.what, got.Backup.Name, passed, x.want, x.passed)
+		}
+		c.Evidence = catalog.Evidence{}
+		if got, err = c.Choose("", catalog.Target{}); err != nil || got.Backup != &c.Backups[len(c.Backups)-1] || got.Passed != nil {
+			t.Errorf("%s, where nobody has looked: %+v, %v", x.what, got, err)
+		}
+	}
+	// One that cannot be read is not passed over when it is on the way.
+	s := tell(t).archived(1, 2, 90, 0, 9).backedUp(1, 2, 1).promoted(2, 1, branch, 3).archived(2, 5, 7, 3, 7).backedUp(2, 6, 7)
+	put(t, s.m, archive.BackupDir+own+"_backup_stop_sentinel.json", "{")
+	c := load(t, s.m)
+	c.Evidence = catalog.Evidence{WAL: s.w, Server: 1}
+	if got, err := c.Choose("", catalog.Target{}); err == nil {
+		t.Errorf("the newest of the cluster's cannot be read, and %s was taken", got.Backup.Name)
 	}
 }

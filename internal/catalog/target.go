@@ -102,13 +102,16 @@ type Choice struct {
 	Target Target    // with the timeline filled in
 	Path   Path      // leads to the target's timeline, to the backup's own where no recovery is asked for
 
-	// Current says why the target's timeline is the one it is, and which others there are; nil where it was asked for.
+	// Current says why the target's timeline is the one it is, and which others there are; nil where it was asked for, or no recovery was.
 	Current *Current
+
+	// Passed is a newer backup that was not taken as the newest one, since it is not of the cluster's line; nil where there is none.
+	Passed *Backup
 }
 
 // Choose picks the backup for a target. name is that of a backup, or "" or LATEST for the best one: for a time or an LSN
 // the newest backup that was finished by then, for anything else the newest. A backup counts only where it lies on the
-// target's timeline or, before the branch, on an ancestor of it.
+// target's timeline or, before the branch, on an ancestor of it. The newest one where no recovery is asked for: see Catalog.newest.
 //
 // Where no timeline is asked for it is the one that the cluster is on; for a backup given by name that does not lie on the way to it, the likeliest of
 // those that grew out of it.
@@ -124,11 +127,13 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 		return c.chooseFor(b, t)
 	}
 	if t.Kind == None {
-		b, err := c.Latest()
+		b, passed, err := c.newest()
 		if err != nil {
 			return Choice{}, err
 		}
-		return c.chooseFor(b, t)
+		choice, err := c.chooseFor(b, t)
+		choice.Passed = passed
+		return choice, err
 	}
 	asked := t
 	var current *Current
@@ -158,6 +163,47 @@ func (c *Catalog) Choose(name string, t Target) (Choice, error) {
 		}
 	}
 	return Choice{}, c.none(asked, t, reasons)
+}
+
+// newest returns the backup that is meant by the newest one where no recovery is asked for. It is that of Latest, unless that one is a stray clone's: it
+// does not lie on the way to the timeline that the cluster is on, and it is more than a guess that the cluster is on that, because the server says so or
+// backups of it were taken there. Then it is the newest on that way, and Latest's is passed.
+func (c *Catalog) newest() (b, passed *Backup, err error) {
+	latest, err := c.Latest()
+	if err != nil || c.Evidence.WAL == nil { // nobody has looked
+		return latest, nil, err
+	}
+	current := c.Current(c.Evidence)
+	if current.Unknown || current.Timeline != c.Evidence.Server && current.backups == 0 {
+		return latest, nil, nil
+	}
+	p, err := c.PathTo(current.Timeline)
+	if err != nil || latest.on(p) {
+		return latest, nil, nil // who restores a backup alone does not need the history
+	}
+	for i := range slices.Backward(c.Backups) {
+		if b := &c.Backups[i]; b.Condemned == nil && b.on(p) && b.sameCluster(latest) {
+			return b, latest, nil
+		}
+	}
+	return latest, nil, nil
+}
+
+// on reports whether b was finished on the way along p, as far as it tells.
+func (b *Backup) on(p Path) bool {
+	if b.Sentinel == nil { // LATEST must not silently mean an older one
+		_, on := p.Leg(b.Timeline())
+		return on
+	}
+	return b.usable(p, Target{}) == nil
+}
+
+// sameCluster reports whether nothing says that b and other are of different clusters.
+func (b *Backup) sameCluster(other *Backup) bool {
+	if b.Sentinel == nil || other.Sentinel == nil || b.Sentinel.SystemIdentifier == nil || other.Sentinel.SystemIdentifier == nil {
+		return true
+	}
+	return *b.Sentinel.SystemIdentifier == *other.Sentinel.SystemIdentifier
 }
 
 // none makes the error that no backup will do for t.

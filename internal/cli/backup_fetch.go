@@ -41,8 +41,9 @@ func (a *app) backupFetch() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "backup-fetch DIR [NAME|LATEST]",
 		Short: "Restore a backup, to the present or to a moment",
-		Long: "Restores a backup into DIR, which must be empty or absent. Without a name it is the newest backup, or with a target the newest\n" +
-			"one from which the target can be reached: for a time or an LSN one that was finished by then.\n\n" +
+		Long: "Restores a backup into DIR, which must be empty or absent. Without a name it is the newest backup of the\n" +
+			"cluster, not of a stray clone of it where that is known, or with a target the newest one from which the target can be reached:\n" +
+			"for a time or an LSN one that was finished by then.\n\n" +
 			"With a target (--target-time, --target-lsn, --target-xid, --target-name, --target immediate, --target latest) or --standby the\n" +
 			"settings for recovery are written too: start PostgreSQL, and it goes there by itself. Such a copy does not archive, unless\n" +
 			"--archive is given. Without them DIR holds the backup alone, and recovery is yours to set up.\n\n" +
@@ -278,7 +279,13 @@ func (a *app) choose(ctx context.Context, ar *archive.Archive, s *config.Setting
 	if latest && target.Kind == catalog.None {
 		a.log.Info("Selecting the latest backup...")
 	}
-	if err := a.findCurrent(ctx, s, &history{archive: ar, catalog: c}, target); err != nil {
+	h := &history{archive: ar, catalog: c}
+	if latest && target.Kind == catalog.None && len(c.Timelines()) > 1 { // it is not to be a stray clone's
+		err = a.loadEvidence(ctx, s, h)
+	} else {
+		err = a.findCurrent(ctx, s, h, target)
+	}
+	if err != nil {
 		return catalog.Choice{}, err
 	}
 	choice, err := c.Choose(name, target)
@@ -289,9 +296,7 @@ func (a *app) choose(ctx context.Context, ar *archive.Archive, s *config.Setting
 	switch {
 	case latest && target.Kind == catalog.None:
 		a.log.Info(fmt.Sprintf("LATEST backup is: '%s'", choice.Backup.Name))
-		if err := a.warnStray(ctx, s, &history{archive: ar, catalog: c}, choice.Backup); err != nil {
-			return catalog.Choice{}, err
-		}
+		a.warnStray(h, choice)
 	case target.Kind != catalog.None:
 		a.log.Info(fmt.Sprintf("backup %s, finished at %s, for %s on timeline %d", choice.Backup.Name,
 			catalog.FormatTime(choice.Backup.Created()), choice.Target, choice.Target.Timeline))

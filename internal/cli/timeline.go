@@ -139,24 +139,27 @@ func (a *app) findCurrent(ctx context.Context, s *config.Settings, h *history, t
 	return a.loadEvidence(ctx, s, h)
 }
 
-// warnStray says that a backup is not of the cluster as it is now, where the archive knows of more than one timeline.
-func (a *app) warnStray(ctx context.Context, s *config.Settings, h *history, b *catalog.Backup) error {
-	if len(h.catalog.Timelines()) == 1 {
-		return nil
+// warnStray says that the newest backup of all was not taken, or was though it is not of the cluster as it is now, where the archive knows of more than one
+// timeline.
+func (a *app) warnStray(h *history, choice catalog.Choice) {
+	if h.quarantines == nil { // there was no need to look
+		return
 	}
-	if err := a.loadEvidence(ctx, s, h); err != nil {
-		return err
+	if b := choice.Passed; b != nil {
+		a.log.Warn(fmt.Sprintf("%s is newer, and of timeline %d, which does not lead to timeline %d. %s To restore that one give its name", b.Name, uint32(b.Timeline()),
+			uint32(h.current.Timeline), h.currentWords()))
+		return
 	}
 	path, err := h.catalog.PathTo(h.current.Timeline)
 	if err != nil {
-		return nil // who restores a backup alone does not need it
+		return // who restores a backup alone does not need it
 	}
+	b := choice.Backup
 	leg, on := path.Leg(b.Timeline())
 	if finish, ok := b.FinishLSN(); !on || ok && leg.End != 0 && finish > leg.End {
 		a.log.Warn(fmt.Sprintf("%s is of timeline %d, which does not lead to timeline %d. %s `--target latest` restores the cluster", b.Name, uint32(b.Timeline()),
 			uint32(h.current.Timeline), h.currentWords()))
 	}
-	return nil
 }
 
 // tellTimeline says why recovery leads along the timeline it does, and how to take another.

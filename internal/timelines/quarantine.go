@@ -35,6 +35,7 @@ type Quarantine struct {
 	Bytes    int64        `json:"bytes,omitempty"`
 	Newest   time.Time    `json:"newest,omitzero"` // when the youngest of its objects had been stored, by the store's clock
 	Reason   string       `json:"reason,omitempty"`
+	With     wal.Timeline `json:"with,omitempty"`    // of Forgotten: it went with this one, which it descends from
 	Revoked  bool         `json:"revoked,omitempty"` // of Recalled: the records before it count no more
 }
 
@@ -127,6 +128,18 @@ type Moving struct {
 func DecideForget(ctx context.Context, places []Place, s Survey, t wal.Timeline, withDescendants bool) (*Plan, error) {
 	going := []wal.Timeline{t}
 	descendants := s.Catalog.Descendants(t)
+	for d, q := range s.Quarantines.Last { // the first attempt was cut short behind its history file
+		if q.State != Forgotten || q.With != t || slices.Contains(descendants, d) {
+			continue
+		}
+		switch m, err := count(ctx, places, d, false, s.Quarantines.Age[d]); {
+		case err != nil:
+			return nil, err
+		case m.Objects > 0:
+			descendants = append(descendants, d)
+		}
+	}
+	slices.Sort(descendants)
 	if withDescendants {
 		going = append(going, descendants...)
 	} else if len(descendants) > 0 {
@@ -166,6 +179,10 @@ func (s Survey) mayGo(ctx context.Context, going []wal.Timeline, t wal.Timeline,
 		}
 		return &RefusedError{fmt.Sprintf("the archive has nothing of timeline %d", t), "`holdfast timeline list` shows those that it has"}
 	}
+	if s.Current.Unknown {
+		return &RefusedError{fmt.Sprintf("it is not known whether the cluster needs timeline %d: %s", t, s.Current.Why),
+			"that server does not archive, or has not yet: `holdfast wal-push` its history file, the newest in its pg_wal"}
+	}
 	if path, err := s.Catalog.PathTo(s.Current.Timeline); err != nil {
 		return fmt.Errorf("find out which timelines the cluster needs: %w", err)
 	} else {
@@ -179,6 +196,10 @@ func (s Survey) mayGo(ctx context.Context, going []wal.Timeline, t wal.Timeline,
 			}
 			return &RefusedError{fmt.Sprintf("timeline %d leads to timeline %d, which the cluster is on", leg.Timeline, s.Current.Timeline), ""}
 		}
+	}
+	if _, known := s.Catalog.Histories[s.Current.Timeline]; !known && s.Current.Timeline > 1 {
+		return &RefusedError{fmt.Sprintf("it is not known whether timeline %d, which the cluster is on, needs timeline %d: the archive has no %s", s.Current.Timeline, t,
+			wal.HistoryName(s.Current.Timeline)), fmt.Sprintf("`holdfast wal-push pg_wal/%s` on a server that has it", wal.HistoryName(s.Current.Timeline))}
 	}
 	for other, err := range s.Catalog.BadHistory {
 		if other > t && !slices.Contains(going, other) {
@@ -429,6 +450,9 @@ func Run(ctx context.Context, a *archive.Archive, places []Place, s Survey, p *P
 	}
 	for _, m := range p.Timelines {
 		doc := Quarantine{RecordHead: o.Head, Timeline: m.Timeline, State: Forgotten, Objects: m.Objects, Bytes: m.Bytes, Newest: m.Newest, Reason: o.Reason}
+		if m.Timeline != t {
+			doc.With = t
+		}
 		if was := s.Quarantines.Last[m.Timeline]; was.State == Forgotten && doc.Reason == "" {
 			doc.Reason = was.Reason
 		}

@@ -255,7 +255,7 @@ func TestMovingIsTakenUpAgain(t *testing.T) {
 					t.Fatalf("%s: it did not all come back", what)
 				}
 				for name := range now {
-					if !back && (strings.HasPrefix(name, archive.WALDir+"00000002") || strings.HasPrefix(name, archive.BackupDir+"base_00000002")) {
+					if !back && !strings.HasPrefix(name, "holdfast/quarantined/") && (strings.Contains(name, "/00000002") || strings.Contains(name, "base_00000002") || strings.Contains(name, "/00000003")) {
 						t.Fatalf("%s: %s is still there", what, name)
 					}
 				}
@@ -279,6 +279,8 @@ func TestForgetRefuses(t *testing.T) {
 	}{
 		{"nothing there", nil, 9, 1, false, "nothing of timeline 9"},
 		{"descendants", nil, 2, 1, false, "has descendants, which need it: 3"},
+		{"the server is on one that is not archived", nil, 2, 4, true, "whether the cluster needs timeline 2"},
+		{"the history of the live one is missing", func(s store.Store) { put(t, s, archive.WALDir+size.Name(4, 8)+".lz4", "x") }, 2, 4, true, "the archive has no 00000004.history"},
 		{"the live one", nil, 2, 2, true, "is the one that the cluster is on"},
 		{"an ancestor of the live one", nil, 2, 3, true, "timeline 2"},
 		{"the trunk", nil, 1, 3, true, "timeline"},
