@@ -1,6 +1,7 @@
 package retention
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -26,6 +27,8 @@ type Inventory struct {
 	WAL     *catalog.WAL
 
 	Proven   map[string]time.Time // backups that were restored, started and queried, and when last
+	Damaged  map[string]string    // backups of which `verify` has found that they cannot be restored, and what it said
+	BadWAL   map[string]string    // segments that it has found to be damaged, by name
 	Holds    []Hold               // in force
 	Pushes   []archive.Unfinished
 	Restores []Restore
@@ -64,7 +67,8 @@ const inFlight = 16
 // Load reads the inventory of an archive. host is the name of this one. What cannot be listed, or tells who uses what and cannot be read, is an error: nothing is
 // to be deleted then. storesTime says that the store may be asked for the time, which stores an object for a moment.
 func Load(ctx context.Context, a *archive.Archive, host string, storesTime bool) (*Inventory, error) {
-	in := &Inventory{At: time.Now().UTC(), Proven: map[string]time.Time{}, Refused: map[string]string{}}
+	in := &Inventory{At: time.Now().UTC(), Proven: map[string]time.Time{}, Damaged: map[string]string{},
+		BadWAL: map[string]string{}, Refused: map[string]string{}}
 	// Pushes come first: one that ends meanwhile is a backup then, and is seen twice rather than not at all.
 	var err error
 	if in.Pushes, err = a.Unfinished(ctx, host); err != nil {
@@ -90,41 +94,105 @@ func Load(ctx context.Context, a *archive.Archive, host string, storesTime bool)
 		}
 		in.Restores = append(in.Restores, Restore{Record: r.Name, RestoreMark: r.Doc, Beat: r.Modified})
 	}
-	if err := in.loadProven(ctx, a); err != nil {
+	if err := in.loadFindings(ctx, a); err != nil {
+		return nil, err
+	}
+	if err := in.loadBadWAL(ctx, a); err != nil {
 		return nil, err
 	}
 	in.WAL, err = catalog.LoadWAL(ctx, a, in.segmentSize())
 	return in, err
 }
 
-// loadProven looks which backups were proven. Those that nobody ever proved cost a listing each.
-func (in *Inventory) loadProven(ctx context.Context, a *archive.Archive) error {
-	type proof struct {
-		archive.RecordHead
-		OK bool `json:"ok"`
+// finding is what a record says of a backup that was read or proven. One that cannot be read says nothing.
+type finding struct {
+	archive.RecordHead
+	OK      bool   `json:"ok"`     // proven
+	Result  string `json:"result"` // of verify: ok, damaged, incomplete
+	Objects []struct {
+		Name    string `json:"name"`
+		Problem string `json:"problem"`
+	} `json:"objects"`
+}
+
+// problem says what was found, in a few words.
+func (f *finding) problem() string {
+	for _, o := range f.Objects {
+		if o.Problem != "" {
+			return fmt.Sprintf("verify found at %s: %s: %s", catalog.FormatTime(f.At), o.Name, o.Problem)
+		}
 	}
-	at := make([]time.Time, len(in.Catalog.Backups))
+	return fmt.Sprintf("verify found at %s that it is damaged", catalog.FormatTime(f.At))
+}
+
+// loadFindings looks which backups were proven, and which were found to be damaged. Each backup costs two listings.
+func (in *Inventory) loadFindings(ctx context.Context, a *archive.Archive) error {
+	proven := make([]time.Time, len(in.Catalog.Backups))
+	damaged := make([]string, len(proven))
 	group, loading := errgroup.WithContext(ctx)
 	group.SetLimit(inFlight)
 	for i, b := range in.Catalog.Backups {
 		group.Go(func() error {
-			for r, err := range archive.Records[proof](loading, a, archive.ProvenDir(b.Name)) {
+			for r, err := range archive.Records[finding](loading, a, archive.ProvenDir(b.Name)) {
 				switch {
 				case err != nil && r.Name == "":
 					return err
-				case err == nil && r.Doc.OK && r.Doc.At.After(at[i]): // one that cannot be read proves nothing
-					at[i] = r.Doc.At
+				case err == nil && r.Doc.OK && r.Doc.At.After(proven[i]):
+					proven[i] = r.Doc.At
+				}
+			}
+			for r, err := range archive.Records[finding](loading, a, archive.VerifiedDir(b.Name)) {
+				switch {
+				case err != nil && r.Name == "":
+					return err
+				case err == nil && r.Doc.Result == "damaged":
+					damaged[i] = r.Doc.problem()
+				case err == nil && r.Doc.Result == "ok":
+					damaged[i] = ""
 				}
 			}
 			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return fmt.Errorf("look which backups are proven: %w", err)
+		return fmt.Errorf("look which backups are proven, and which damaged: %w", err)
 	}
 	for i, b := range in.Catalog.Backups {
-		if !at[i].IsZero() {
-			in.Proven[b.Name] = at[i]
+		if !proven[i].IsZero() {
+			in.Proven[b.Name] = proven[i]
+		}
+		if damaged[i] != "" {
+			in.Damaged[b.Name] = damaged[i]
+		}
+	}
+	return nil
+}
+
+// loadBadWAL looks which segments were found to be damaged, and were not found to be good later.
+func (in *Inventory) loadBadWAL(ctx context.Context, a *archive.Archive) error {
+	type finding struct {
+		First    string  `json:"first"`
+		Last     string  `json:"last"`
+		Sample   float64 `json:"sample"`
+		Problems []struct {
+			Segment string `json:"segment"`
+			Kind    string `json:"kind"`
+			Text    string `json:"text"`
+		} `json:"problems"`
+	}
+	for r, err := range archive.Records[finding](ctx, a, archive.VerifiedWALDir) {
+		if err != nil && r.Name == "" {
+			return fmt.Errorf("look which WAL is damaged: %w", err)
+		}
+		for name := range in.BadWAL {
+			if r.Doc.Sample == 0 && r.Doc.First <= name && name <= r.Doc.Last {
+				delete(in.BadWAL, name)
+			}
+		}
+		for _, p := range r.Doc.Problems {
+			if !slices.Contains([]string{"missing", "store", "key"}, p.Kind) { // these say nothing of what is in it
+				in.BadWAL[p.Segment] = cmp.Or(p.Text, p.Kind, "damaged")
+			}
 		}
 	}
 	return nil

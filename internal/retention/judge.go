@@ -60,7 +60,7 @@ type backup struct {
 	cluster   uint64 // 0 where it does not say
 	lineage   uint64 // of clusters that succeeded one another by pg_upgrade
 	parent    *backup
-	chain     error // why its chain is not whole
+	chain     error // why its chain is not whole, or not good
 	missing   error // why its WAL is not there
 	permanent bool
 
@@ -127,9 +127,16 @@ func newJudge(in *Inventory, now time.Time) *judge {
 		if b.IsDelta() {
 			b.parent = j.byKey[b.Sentinel.DeltaFrom]
 		}
-		if _, b.chain = in.Catalog.Chain(b.Backup); b.chain == nil {
-			b.missing = j.missing(b)
+		chain, err := in.Catalog.Chain(b.Backup)
+		if b.chain = err; err != nil {
+			continue
 		}
+		for _, c := range chain {
+			if found := in.Damaged[c.Name]; found != "" && b.chain == nil {
+				b.chain = fmt.Errorf("%s is damaged: %s", c.Name, found)
+			}
+		}
+		b.missing = j.missing(b)
 	}
 	j.findLines()
 	return j
@@ -334,6 +341,11 @@ func (j *judge) missing(b *backup) error {
 	last := n
 	if finish, ok := b.FinishLSN(); ok {
 		last = size.LastSegment(finish)
+	}
+	for name, found := range j.in.BadWAL {
+		if first := size.Name(t, n); first <= name && name <= size.Name(t, last) {
+			return fmt.Errorf("%s, without which it is not consistent, is damaged: %s", name, found)
+		}
 	}
 	for n <= last {
 		run := j.in.WAL.Find(t, n)

@@ -683,3 +683,26 @@ func TestHalfRemoved(t *testing.T) {
 		t.Errorf("left: %q", left)
 	}
 }
+
+// What verify has found to be damaged does not count as a backup that can be restored, and is not the last one for it.
+func TestDamagedDoesNotCount(t *testing.T) {
+	w := newWorld(t)
+	var n []string
+	for range 4 {
+		n = append(n, w.take("", 2, nil))
+		w.days(1)
+	}
+	rule := parse(t, "{minimum: 1}")
+	want(t, "while all is well", going(w.plan(rule)), n[:3]...)
+	w.put(archive.VerifiedDir(n[3])+"20260110T000000.000000Z-x.json", `{"at":"2026-01-10T00:00:00Z","result":"damaged","objects":[{"name":"part_001.tar.zst","problem":"CRC"}]}`)
+	p := w.plan(rule)
+	want(t, "when the newest is damaged", going(p), n[:2]...)
+	if v := reasonFor(t, p, n[3]); v.Ground != retention.Newer || !strings.Contains(v.Broken, "part_001.tar.zst: CRC") {
+		t.Errorf("%+v", v)
+	}
+	w.put(archive.VerifiedWALDir+"20260110T000000.000000Z-x.json", `{"at":"2026-01-10T00:00:00Z","timeline":1,"first":"`+n[0][5:]+`","last":"`+n[3][5:]+`","problems":[{"segment":"`+n[2][5:]+`","kind":"crc","text":"record at 0/5000028"}]}`)
+	want(t, "when the WAL of the one before is, too", going(w.plan(rule)), n[0])
+	w.put(archive.VerifiedWALDir+"20260111T000000.000000Z-x.json", `{"at":"2026-01-11T00:00:00Z","timeline":1,"first":"`+n[0][5:]+`","last":"`+n[3][5:]+`","problems":[{"segment":"`+n[2][5:]+`","kind":"key"}]}`)
+	w.put(archive.VerifiedDir(n[3])+"20260111T000000.000000Z-x.json", `{"at":"2026-01-11T00:00:00Z","result":"ok"}`)
+	want(t, "once all was found good", going(w.plan(rule)), n[:3]...)
+}
