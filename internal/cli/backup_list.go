@@ -19,6 +19,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/config"
+	"holdfast/internal/describe"
 	"holdfast/internal/ribbon"
 )
 
@@ -76,7 +77,7 @@ type listed struct {
 
 // judged is what we add to the details of WAL-G.
 type judged struct {
-	Kind       string         `json:"kind"` // full or delta
+	Kind       string         `json:"kind"` // as describe.Kind has it
 	DeltaFrom  string         `json:"delta_from,omitempty"`
 	Chain      []string       `json:"chain,omitempty"`        // what it is restored from, newest first, itself included; missing where one of them is
 	ChainBytes int64          `json:"chain_stored,omitempty"` // of all of these
@@ -115,7 +116,7 @@ func judge(in *ribbon.Input) map[string]*judged {
 	all := map[string]*judged{}
 	for i := range in.Catalog.Backups {
 		b := &in.Catalog.Backups[i]
-		j := &judged{Kind: kindOf(b), Condemned: condemnedOf(b)}
+		j := &judged{Kind: describe.Kind(b), Condemned: condemnedOf(b)}
 		all[b.Name] = j
 		if b.Sentinel == nil {
 			continue
@@ -138,17 +139,6 @@ func judge(in *ribbon.Input) map[string]*judged {
 		}
 	}
 	return all
-}
-
-// kindOf says what a backup is: full, merged (a full one made of others), or delta.
-func kindOf(b *catalog.Backup) string {
-	switch {
-	case b.IsDelta():
-		return "delta"
-	case b.Sentinel != nil && b.Sentinel.Merged != nil:
-		return "merged"
-	}
-	return "full"
 }
 
 // cells returns j's columns: size is bytes as stored, at prints a time and bytes a size.

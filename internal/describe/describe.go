@@ -200,7 +200,8 @@ func (d *describer) trouble(what string, err error) {
 	}
 }
 
-func kindOf(b *catalog.Backup) string {
+// Kind says what a backup is: full, merged (a full one made of others) or delta.
+func Kind(b *catalog.Backup) string {
 	switch {
 	case b.IsDelta():
 		return "delta"
@@ -214,7 +215,7 @@ func kindOf(b *catalog.Backup) string {
 func (d *describer) base() {
 	b := d.backup
 	m := b.Details()
-	d.Name, d.Kind, d.Storage = b.Name, kindOf(b), b.Storage
+	d.Name, d.Kind, d.Storage = b.Name, Kind(b), b.Storage
 	d.Host, d.DataDir, d.Started, d.Ended = m.Hostname, m.DataDir, m.StartTime.UTC(), m.FinishTime.UTC()
 	d.Permanent, d.UserData = m.IsPermanent, m.UserData
 	if b.Metadata == nil && b.Sentinel != nil {
@@ -274,7 +275,7 @@ func (d *describer) family() {
 		}
 	}
 	for _, b := range d.chain {
-		d.Chain = append(d.Chain, Link{b.Name, kindOf(b), b.Created().UTC(), b.Sentinel.UncompressedSize, b.Sentinel.CompressedSize, b.Storage})
+		d.Chain = append(d.Chain, Link{b.Name, Kind(b), b.Created().UTC(), b.Sentinel.UncompressedSize, b.Sentinel.CompressedSize, b.Storage})
 	}
 	for i := range d.in.Catalog.Backups {
 		if b := &d.in.Catalog.Backups[i]; b.Sentinel != nil && b.Sentinel.DeltaFrom == d.Name {
