@@ -147,15 +147,15 @@ func (a *app) openRetention(cmd *cobra.Command) (*config.Settings, *archive.Arch
 // printRetention prints a plan for people: a sentence, then what goes and what stays.
 func (a *app) printRetention(p *retention.Plan) error {
 	var b strings.Builder
-	var stay, go_ int
+	var stays, goes int
 	var freed, walFreed int64
 	var segments int64
 	for _, v := range p.Backups {
 		if v.Keep {
-			stay++
+			stays++
 			continue
 		}
-		go_++
+		goes++
 		freed += v.Bytes
 	}
 	for _, w := range p.WAL {
@@ -164,7 +164,7 @@ func (a *app) printRetention(p *retention.Plan) error {
 		}
 	}
 	size := func(n int64) string { return humanize.IBytes(uint64(n)) }
-	fmt.Fprintf(&b, "%d backups stay, %d go (%s); %d WAL segments go (%s)\npolicy: %s\n", stay, go_, size(freed), segments, size(walFreed), p.Rule)
+	fmt.Fprintf(&b, "%d backups stay, %d go (%s); %d WAL segments go (%s)\npolicy: %s\n", stays, goes, size(freed), segments, size(walFreed), p.Rule)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	mark := map[bool]string{true: "stays", false: "GOES"}
 	if len(p.Backups) > 0 {
@@ -182,7 +182,11 @@ func (a *app) printRetention(p *retention.Plan) error {
 		fmt.Fprintln(w, "\nWAL")
 	}
 	for _, v := range p.WAL {
-		fmt.Fprintf(w, "%s\t%s to %s\t%d segments\t%s\n  %s\n", mark[v.Keep], v.First, v.Last, v.Segments, size(v.Bytes), v.Why)
+		count := fmt.Sprintf("%d segments", v.Segments)
+		if v.Segments == 1 {
+			count = "1 segment"
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n  %s\n", mark[v.Keep], segmentsText(v.First, v.Last), count, size(v.Bytes), v.Why)
 	}
 	if len(p.Histories)+len(p.Leftovers) > 0 {
 		fmt.Fprintln(w, "\nFURTHER")
