@@ -51,6 +51,9 @@ func (c *Catalog) Chain(b *Backup) ([]*Backup, error) {
 func (c *Catalog) chain(b *Backup) ([]*Backup, error) {
 	chain := []*Backup{b}
 	for b.IsDelta() {
+		if b.Sentinel == nil {
+			return nil, fmt.Errorf("%s cannot be read: %w", b.Name, b.Err)
+		}
 		if b.Sentinel.DeltaFrom == "" {
 			return nil, fmt.Errorf("%s is named like a delta, and its sentinel names no backup that it builds on", b.Name)
 		}
