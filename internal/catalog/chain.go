@@ -94,8 +94,11 @@ func (b *Backup) buildsOn(parent *Backup) error {
 	return nil
 }
 
-// otherCluster reports whether the sentinels have different system identifiers.
+// otherCluster reports whether the sentinels have different system identifiers. One that cannot be read has none.
 func otherCluster(x, y *Backup) bool {
+	if x.Sentinel == nil || y.Sentinel == nil {
+		return false
+	}
 	i, j := x.Sentinel.SystemIdentifier, y.Sentinel.SystemIdentifier
 	return i != nil && j != nil && *i != *j
 }

@@ -176,7 +176,8 @@ func TestReachWithoutStart(t *testing.T) {
 // A delta whose sentinel cannot be read has no chain, and says why.
 func TestChainOfWhatCannotBeRead(t *testing.T) {
 	why := errors.New("no such key")
-	c := &catalog.Catalog{Backups: []catalog.Backup{{Name: "base_000000010000000000000004_D_000000010000000000000002", Err: why}}}
+	c := &catalog.Catalog{Backups: []catalog.Backup{{Name: "base_000000010000000000000004_D_000000010000000000000002", Err: why},
+		{Name: "base_000000010000000000000006", Sentinel: &archive.Sentinel{}}}}
 	if _, err := c.Chain(&c.Backups[0]); !errors.Is(err, why) {
 		t.Errorf("the error is %v", err)
 	}
