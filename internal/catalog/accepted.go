@@ -44,8 +44,8 @@ func LoadAccepted(ctx context.Context, a *archive.Archive, size wal.SegmentSize)
 			continue
 		}
 		s := Stretch{t1, first, last}
+		all = slices.DeleteFunc(all, func(x Accepted) bool { return x.Stretch == s }) // what was said last counts
 		if r.Doc.Revoked {
-			all = slices.DeleteFunc(all, func(x Accepted) bool { return x.Stretch == s })
 			continue
 		}
 		all = append(all, Accepted{Stretch: s, At: r.Doc.At, By: r.Doc.By, Reason: r.Doc.Reason})

@@ -21,6 +21,7 @@ type ribbonFlags struct {
 	json, check, verified bool
 	timeline              uint32
 	maxAge                time.Duration
+	ask                   bool // the live server, which timeline it is on
 }
 
 func (a *app) ribbon() *cobra.Command {
@@ -30,7 +31,8 @@ func (a *app) ribbon() *cobra.Command {
 		Short: "Say for which moments the cluster can be restored, and why not for the others",
 		Long: "Looks at backups and what they build on, at WAL and timelines, at what `verify` found, at storages and keys, and says in the first line\n" +
 			"for which moments the cluster can be restored. The table has one line for each stretch of WAL, along all timelines that lead to the\n" +
-			"cluster's, which is the one that was active last; --timeline names another. Nothing but listings and small documents is read.\n\n" +
+			"cluster's. With PGHOST or its like set the live server says which that is, else the archive does; --timeline names another. Nothing\n" +
+			"but listings and small documents is read.\n\n" +
 			"  restorable   a backup was finished before, and all WAL from its start is there\n" +
 			"  broken       something is missing or damaged: the line below says what, and what to do next\n" +
 			"  unknown      something could not be looked at: a document, a storage, a key; with --verified also what `verify` has not read yet\n" +
@@ -46,6 +48,7 @@ func (a *app) ribbon() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			o.ask = true
 			return a.showRibbon(cmd.Context(), s, o)
 		},
 	}
@@ -86,7 +89,12 @@ func (a *app) loadRibbon(ctx context.Context, s *config.Settings, o ribbonFlags)
 	}
 	in.Trouble = append(in.Trouble, q.Bad...)
 	in.Catalog.Evidence.Forgotten = q.Age
-	return in, nil
+	if o.ask && o.timeline == 0 {
+		if p := a.live(ctx, s, in.Catalog); p != nil {
+			in.Catalog.Evidence.Server = p.Timeline
+		}
+	}
+	return in, ctx.Err()
 }
 
 func (a *app) showRibbon(ctx context.Context, s *config.Settings, o ribbonFlags) error {

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
 	"holdfast/internal/config"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/ribbon"
@@ -131,8 +132,11 @@ func (a *app) walGapList() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			gaps, bad := ribbon.LoadGaps(cmd.Context(), ar)
-			return errors.Join(a.listGaps(gaps, asJSON), bad)
+			gaps, bad, err := acceptedGaps(cmd.Context(), ar)
+			if err != nil {
+				return err
+			}
+			return errors.Join(append(bad, a.listGaps(gaps, asJSON))...)
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
@@ -140,11 +144,22 @@ func (a *app) walGapList() *cobra.Command {
 	return cmd
 }
 
-func (a *app) listGaps(gaps []archive.Record[ribbon.Gap], asJSON bool) error {
-	rows := []listedGap{}
-	for _, g := range gaps {
-		rows = append(rows, listedGap{g.Doc.Timeline, g.Doc.First, g.Doc.Last, g.Doc.Reason, g.Doc.By, g.Doc.At.UTC()})
+// acceptedGaps loads which holes are accepted. What is no record of any is in bad.
+func acceptedGaps(ctx context.Context, ar *archive.Archive) (rows []listedGap, bad []error, err error) {
+	c, err := catalog.Load(ctx, ar)
+	if err != nil {
+		return nil, nil, err
 	}
+	size, _ := c.SegmentSize()
+	accepted, bad, err := catalog.LoadAccepted(ctx, ar, size)
+	rows = []listedGap{}
+	for _, g := range accepted {
+		rows = append(rows, listedGap{g.Timeline, size.Name(g.Timeline, g.First), size.Name(g.Timeline, g.Last), g.Reason, g.By, g.At.UTC()})
+	}
+	return rows, bad, err
+}
+
+func (a *app) listGaps(rows []listedGap, asJSON bool) error {
 	if asJSON {
 		return a.printJSON(rows)
 	}
@@ -186,12 +201,15 @@ func (a *app) revokeGap(ctx context.Context, s *config.Settings, first, last, by
 	if err != nil {
 		return err
 	}
-	gaps, bad := ribbon.LoadGaps(ctx, ar)
-	i := slices.IndexFunc(gaps, func(g archive.Record[ribbon.Gap]) bool { return g.Doc.First == first && g.Doc.Last == last })
-	if i < 0 {
-		return errors.Join(&advised{fmt.Errorf("%s is not accepted as lost", segmentsText(first, last)), "see `holdfast wal-gap list`"}, bad)
+	gaps, bad, err := acceptedGaps(ctx, ar)
+	if err != nil {
+		return err
 	}
-	gap := ribbon.Gap{RecordHead: archive.NewRecordHead(by, release()), Timeline: gaps[i].Doc.Timeline, First: first, Last: last, Revoked: true}
+	i := slices.IndexFunc(gaps, func(g listedGap) bool { return g.First == first && g.Last == last })
+	if i < 0 {
+		return errors.Join(append(bad, &advised{fmt.Errorf("%s is not accepted as lost", segmentsText(first, last)), "see `holdfast wal-gap list`"})...)
+	}
+	gap := ribbon.Gap{RecordHead: archive.NewRecordHead(by, release()), Timeline: gaps[i].Timeline, First: first, Last: last, Revoked: true}
 	if _, err := ar.AddRecord(ctx, archive.GapDir, "", gap); err != nil {
 		return err
 	}

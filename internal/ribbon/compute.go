@@ -122,6 +122,8 @@ func (c *computer) main() *axis {
 	t := current.Timeline
 	if c.in.Live != 0 { // also where the archive knows nothing of it
 		t = c.in.Live
+	} else if current.Unknown {
+		c.warn("the server is on timeline %d, of which nothing is archived: what it has written since it was promoted is lost with it. `pg_stat_archiver` on it says why", e.Server)
 	}
 	for _, l := range current.Others {
 		if l.Left || l.Timeline == t || c.in.Live != 0 {

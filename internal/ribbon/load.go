@@ -105,33 +105,16 @@ func (in *Input) load(ctx context.Context, a *archive.Archive) (err error) {
 	return ctx.Err()
 }
 
-// LoadGaps reads which holes are accepted now, in the order in which they were, with the names of the records. What cannot be read is an error beside the
-// others.
-func LoadGaps(ctx context.Context, a *archive.Archive) (gaps []archive.Record[Gap], err error) {
-	var errs []error
-	for r, err := range archive.Records[Gap](ctx, a, archive.GapDir) {
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		same := func(o archive.Record[Gap]) bool {
-			return o.Doc.Timeline == r.Doc.Timeline && o.Doc.First == r.Doc.First && o.Doc.Last == r.Doc.Last
-		}
-		gaps = slices.DeleteFunc(gaps, same)
-		if !r.Doc.Revoked {
-			gaps = append(gaps, r)
-		}
-	}
-	return gaps, errors.Join(errs...)
-}
-
 func (in *Input) loadGaps(ctx context.Context, a *archive.Archive) {
-	gaps, err := LoadGaps(ctx, a)
+	size := in.WAL.SegmentSize
+	accepted, bad, err := catalog.LoadAccepted(ctx, a, size)
 	if err != nil {
-		in.Trouble = append(in.Trouble, err)
+		bad = append(bad, err)
 	}
-	for _, g := range gaps {
-		in.Gaps = append(in.Gaps, g.Doc)
+	in.Trouble = append(in.Trouble, bad...)
+	for _, g := range accepted {
+		in.Gaps = append(in.Gaps, Gap{RecordHead: archive.RecordHead{At: g.At, By: g.By}, Timeline: g.Timeline, First: size.Name(g.Timeline, g.First),
+			Last: size.Name(g.Timeline, g.Last), Reason: g.Reason})
 	}
 }
 

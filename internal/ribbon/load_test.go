@@ -397,17 +397,14 @@ func TestRevokedGaps(t *testing.T) {
 	m := &storetest.Memory{}
 	small(t, m)
 	a := archive.New(m, archive.Options{})
-	gaps, err := ribbon.LoadGaps(t.Context(), a)
-	if err != nil || len(gaps) != 1 || gaps[0].Doc.Reason != "a disk full" {
-		t.Fatalf("%+v, %v", gaps, err)
+	in, err := ribbon.Load(t.Context(), a, a, ribbon.Options{})
+	if err != nil || len(in.Gaps) != 1 || in.Gaps[0].Reason != "a disk full" || in.Gaps[0].By != "dba@db1" || in.Gaps[0].First != size.Name(1, 4) {
+		t.Fatalf("%+v, %v", in.Gaps, err)
 	}
-	g := gaps[0].Doc
+	g := in.Gaps[0]
 	g.Revoked = true
 	if _, err := a.AddRecord(t.Context(), archive.GapDir, "", g); err != nil {
 		t.Fatal(err)
-	}
-	if gaps, err := ribbon.LoadGaps(t.Context(), a); err != nil || len(gaps) != 0 {
-		t.Errorf("%+v, %v", gaps, err)
 	}
 	if r := judge(t, m, m, ribbon.Options{}); r.Status != ribbon.Warning || strings.Contains(lines(r), "accepted") {
 		t.Errorf("%s\n%s", r.Status, lines(r))
@@ -451,6 +448,25 @@ func TestComputeIsPure(t *testing.T) {
 		`"verdict":"accepted"`, `"first_segment":"000000010000000000000004"`, `"verified_until_lsn":"0/7000000"`} {
 		if !strings.Contains(string(b), want) {
 			t.Errorf("%v: no %s in %s", err, want, b)
+		}
+	}
+}
+
+// The server says which timeline the verdict is about; where nothing of that is archived the verdict is about the archive, and says so.
+func TestTheServerIsAsked(t *testing.T) {
+	m := &storetest.Memory{}
+	small(t, m)
+	if err := m.Put(t.Context(), archive.WALDir+"00000002.history", strings.NewReader("1\t0/7000100\tno recovery target specified\n")); err != nil {
+		t.Fatal(err)
+	}
+	pack(t, m, archive.WALDir+size.Name(2, 7))
+	for server, want := range map[wal.Timeline]string{
+		0: "2 OK []", 2: "2 OK []", 1: "1 ",
+		3: "2 WARNING [the server is on timeline 3, of which nothing is archived",
+	} {
+		r := judge(t, m, m, ribbon.Options{Evidence: catalog.Evidence{Server: server}})
+		if got := fmt.Sprint(r.Timeline, r.Status, r.Notes); !strings.HasPrefix(got, want) {
+			t.Errorf("the server is on %d: %s, want %s; %s", server, got, want, r.Verdict)
 		}
 	}
 }
