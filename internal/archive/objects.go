@@ -200,8 +200,8 @@ func (a *Archive) WriteFileList(ctx context.Context, backup string, w io.Writer)
 	return writeFileList(w, read)
 }
 
-// OpenWALObject reads an object below wal_005 by its own name, decrypted and decompressed by its extension.
-func (a *Archive) OpenWALObject(ctx context.Context, object string) (io.ReadCloser, error) {
+// OpenObject reads an object by its own name, decrypted, and decompressed by its extension: a WAL file, a part, or config.tar.
+func (a *Archive) OpenObject(ctx context.Context, object string) (io.ReadCloser, error) {
 	_, method := compress.Split(object)
 	return a.open(ctx, object, method)
 }

@@ -213,9 +213,12 @@ func (r *run) sentinel(ctx context.Context, t *target) error {
 		if err != nil {
 			return syntax(err)
 		}
+		if t.Sentinel == nil {
+			return &unsure{"it could not be read a moment ago, so that what it names was not looked at: " + t.Err.Error()}
+		}
 		sum := sha256.Sum256(b)
-		if t.Sentinel == nil || t.Sentinel.Sum != hex.EncodeToString(sum[:]) {
-			return &wrong{Finding{Text: "it is another one than a moment ago"}}
+		if t.Sentinel.Sum != hex.EncodeToString(sum[:]) {
+			return &unsure{"it was replaced while it was looked at"}
 		}
 		sealed, err := archive.CheckSeal(b)
 		switch {
@@ -664,7 +667,7 @@ func (r *run) config(ctx context.Context, t *target) error {
 		if !strings.HasPrefix(name, archive.ConfigName) || !o.verified.IsZero() {
 			continue
 		}
-		ok, err := r.content(ctx, t.finding(name), t.known(name), func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenConfig(ctx, t.name) },
+		ok, err := r.content(ctx, t.finding(name), t.known(name), func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenObject(ctx, o.name) },
 			func(in io.Reader) error { return tarIsWhole(in) })
 		if err == nil {
 			err = r.noted(ctx, t, o, ok)

@@ -203,7 +203,7 @@ func harmless(t *testing.T, o archive.Options, d damage, object string, was, is 
 		return true
 	}
 	read := func(s store.Store) []byte {
-		body, err := archive.New(s, o).OpenWALObject(t.Context(), object)
+		body, err := archive.New(s, o).OpenObject(t.Context(), object)
 		if err != nil {
 			t.Fatal(err)
 		}

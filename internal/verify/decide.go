@@ -28,6 +28,7 @@ type target struct {
 	objects         []object
 	at              map[string]int // index of an object, by name
 	lost            []string       // objects that were verified once and are not there any more
+	said            string         // the result of the last record
 
 	// As Run goes on:
 	stored map[string]archive.Stored // by name from the folder on; nil where that is not known
@@ -236,6 +237,7 @@ func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error 
 		for _, o := range rec.Doc.Objects {
 			last[o.Name] = o
 		}
+		t.said = rec.Doc.Result
 	}
 	for name, o := range last {
 		i, ok := t.at[name]
@@ -304,14 +306,20 @@ func (r *run) record(ctx context.Context, t *target) error {
 	doc := BackupRecord{Backup: t.name, Objects: t.done, Read: t.bytes, Sample: r.request.Sample}
 	t.done, t.bytes = nil, 0
 	r.mu.Unlock()
-	if len(doc.Objects) == 0 || r.opts.ReadOnly {
+	doc.Result = r.result(t)
+	// All may have been recorded before it was known that it is all.
+	late := t.ended && t.said != "" && t.said != "ok" && doc.Result == "ok"
+	if len(doc.Objects) == 0 && !late || r.opts.ReadOnly {
 		return nil
+	}
+	t.said = doc.Result
+	if doc.Objects == nil {
+		doc.Objects = []ObjectRecord{}
 	}
 	doc.RecordHead = archive.NewRecordHead(r.opts.By, r.opts.Tool)
 	if t.Backup != nil && t.Sentinel != nil {
 		doc.Sentinel = t.Sentinel.Sum
 	}
-	doc.Result = r.result(t)
 	_, err := r.archive.AddRecord(ctx, archive.VerifiedDir(t.name), "", doc)
 	return r.unrecorded(err)
 }

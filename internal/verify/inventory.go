@@ -181,7 +181,11 @@ func (p *Plan) ownSystems(ctx context.Context, a *archive.Archive, w *inventory,
 	}
 	owner, err := a.Owner(ctx)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		p.findings = append(p.findings, Finding{Severity: Damage, Kind: Content, Object: "holdfast/cluster.json", Text: err.Error()})
+		f := Finding{Severity: Damage, Kind: Content, Object: "holdfast/cluster.json", Text: err.Error()}
+		if errors.As(err, new(*fs.PathError)) {
+			f.Severity, f.Kind = Unknown, Store
+		}
+		p.findings = append(p.findings, f)
 	}
 	if err == nil {
 		w.systems = append(owner.Previous, owner.SystemIdentifier)

@@ -23,6 +23,7 @@ type tap struct {
 	size int64
 	hash *xxhash.Digest
 	err  error // of the store
+	open bool  // an object was opened
 }
 
 // stored says what was read.
@@ -45,6 +46,7 @@ func (t *tap) Open(ctx context.Context, name string) (io.ReadCloser, error) {
 	if t.err != nil {
 		return nil, t.err
 	}
+	t.open = true
 	return &passing{ReadCloser: body, tap: t, whole: true}, nil
 }
 
@@ -126,6 +128,11 @@ type wrong struct{ Finding }
 
 func (w *wrong) Error() string { return w.Text }
 
+// unsure is why nothing can be said of an object.
+type unsure struct{ text string }
+
+func (u *unsure) Error() string { return u.text }
+
 // judge makes findings of what came of reading an object: err, of which the tap knows whether the store is to blame, after read bytes of content; and how it is
 // stored against how it was put, where that is known. ok says that nothing is wrong.
 func (r *run) judge(ctx context.Context, f Finding, known *archive.Stored, t *tap, read int64, err error) (ok bool, _ error) {
@@ -135,7 +142,7 @@ func (r *run) judge(ctx context.Context, f Finding, known *archive.Stored, t *ta
 	r.mu.Lock()
 	r.Plan.touch(&r.read, f.Object, t.size)
 	r.mu.Unlock()
-	altered := known != nil && t.err == nil && t.stored() != *known
+	altered := known != nil && t.open && t.err == nil && t.stored() != *known
 	if err == nil && !altered {
 		if read > 0 && read != t.size && r.archive.HasKey() && !strings.HasSuffix(f.Object, ".json") { // it was decrypted
 			r.opened.Store(true)
@@ -144,11 +151,14 @@ func (r *run) judge(ctx context.Context, f Finding, known *archive.Stored, t *ta
 	}
 	f.Severity = Damage
 	var w *wrong
+	var u *unsure
 	switch {
 	case t.err != nil && errors.Is(t.err, fs.ErrNotExist):
 		f.Kind, f.Text = Missing, "it is not there"
 	case t.err != nil:
 		f.Severity, f.Kind, f.Text = Unknown, Store, "it could not be read: "+t.err.Error()
+	case errors.As(err, &u):
+		f.Severity, f.Kind, f.Text = Unknown, Store, u.text
 	case errors.As(err, &w):
 		was := f
 		f = w.Finding

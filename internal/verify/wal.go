@@ -205,7 +205,7 @@ func (r *run) segment(ctx context.Context, l *timeline, s *segment) (summary *wa
 		}
 		return nil
 	}
-	open := func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenWALObject(ctx, s.name) }
+	open := func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenObject(ctx, s.name) }
 	ok, err = r.content(ctx, Finding{Object: s.name, LSN: start.String(), segment: s}, nil, open, read)
 	s.read = true
 	if !ok {
@@ -229,7 +229,7 @@ func (r *run) branch(ctx context.Context, l *timeline, s *segment) error {
 		}
 	}
 	a, tap := r.tapped()
-	body, err := a.OpenWALObject(ctx, s.name)
+	body, err := a.OpenObject(ctx, s.name)
 	if err == nil {
 		err = begins(body, begin)
 		err = cmpErr(err, body.Close())
@@ -466,7 +466,7 @@ func (r *run) others(ctx context.Context, l *timeline) error {
 	due := slices.ContainsFunc(l.segments, func(s segment) bool { return s.wanted && s.verified.IsZero() })
 	for _, o := range l.others {
 		name := archive.WALName(o.name)
-		open := func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenWALObject(ctx, o.name) }
+		open := func(a *archive.Archive) (io.ReadCloser, error) { return a.OpenObject(ctx, o.name) }
 		f := Finding{Object: o.name, segment: &segment{t: l.t}}
 		var err error
 		switch kind := wal.KindOf(name); {
