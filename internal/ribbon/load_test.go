@@ -461,7 +461,7 @@ func TestTheServerIsAsked(t *testing.T) {
 	}
 	pack(t, m, archive.WALDir+size.Name(2, 7))
 	for server, want := range map[wal.Timeline]string{
-		0: "2 OK []", 2: "2 OK []", 1: "1 ",
+		0: "2 OK [not", 2: "2 OK [not", 1: "1 WARNING [timeline 2 leads elsewhere",
 		3: "2 WARNING [the server is on timeline 3, of which nothing is archived",
 	} {
 		r := judge(t, m, m, ribbon.Options{Evidence: catalog.Evidence{Server: server}})
