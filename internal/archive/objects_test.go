@@ -96,3 +96,30 @@ func TestFileListIsThatOfTheManifest(t *testing.T) {
 		t.Errorf("stored %s\nmade %s\n%v", stored, made.Bytes(), err)
 	}
 }
+
+// Whatever lies there as objects.json, it is read in bounds, and believed only with a seal that holds.
+func FuzzObjects(f *testing.F) {
+	m := &storetest.Memory{}
+	if err := putBackup(f.Context(), m); err != nil {
+		f.Fatal(err)
+	}
+	good, err := store.ReadFile(f.Context(), m, archive.Folder(backupName)+"objects.json", 1<<20)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good)
+	f.Add([]byte(`{}`))
+	f.Add([]byte(`{"backup":"` + backupName + `","objects":{"a":{"size":-1,"xxhash64":"0"}}}`))
+	f.Add(good[:len(good)-3])
+	f.Fuzz(func(t *testing.T, b []byte) {
+		m := &storetest.Memory{}
+		if err := m.Put(t.Context(), archive.Folder(backupName)+"objects.json", bytes.NewReader(b)); err != nil {
+			t.Fatal(err)
+		}
+		_, sum, err := archive.New(m, archive.Options{}).Objects(t.Context(), backupName)
+		sealed, errSeal := archive.CheckSeal(b)
+		if err == nil && (!sealed || errSeal != nil) || len(sum) != 64 {
+			t.Errorf("%q is believed: sealed %v, %v, sum %q", b, sealed, errSeal, sum)
+		}
+	})
+}
