@@ -52,7 +52,8 @@ const soon = time.Hour
 
 // Current decides which timeline the cluster is on. A server that says it is believed, where the archive knows its timeline. Else it is the end of a line
 // of descent: where there are several, the one that has been active last, and among those that were active within the same hour one that was not left for
-// another, one that has backups of its own, the one with more WAL of its own.
+// another, one that has backups of its own, the one with more WAL of its own. But where the one that has been active last has no backup of its own, and another
+// has, and more WAL: a clone goes on when its original is down.
 func (c *Catalog) Current(e Evidence) Current { return c.current(e, nil) }
 
 // current is Current among the lines that want holds for; nil is all.
@@ -107,6 +108,9 @@ func why(lines []Line, parent wal.Timeline) string {
 	switch {
 	case other.Left && other.For == first.Timeline:
 		return fmt.Sprintf("timeline %d was left for it, and archived nothing since it began", other.Timeline)
+	case other.Newest.Sub(first.Newest) > soon:
+		return fmt.Sprintf("it has %d segments and %d backups of its own; timeline %d, which was active later, %s, has %d and none", first.Segments, first.Backups,
+			other.Timeline, at(other.Newest), other.Segments)
 	case first.Newest.Sub(other.Newest) > soon:
 		return fmt.Sprintf("it was active last, %s; timeline %d was not since %s", at(first.Newest), other.Timeline, at(other.Newest))
 	case other.Left:
@@ -149,6 +153,13 @@ func rank(lines []Line) {
 		return cmp.Or(first(!a.Left, !b.Left), first(a.Backups > 0, b.Backups > 0), cmp.Compare(b.Segments, a.Segments),
 			b.Newest.Compare(a.Newest), cmp.Compare(b.Timeline, a.Timeline))
 	})
+	for i, l := range lines { // the first of a clone that outlived what it is a clone of
+		if i > 0 && lines[0].Backups == 0 && !l.Left && l.Backups > 0 && l.Segments > lines[0].Segments {
+			copy(lines[1:i+1], lines[:i])
+			lines[0] = l
+			break
+		}
+	}
 }
 
 // graph is who descends from whom.

@@ -104,6 +104,12 @@ func TestCurrent(t *testing.T) {
 			s.archived(1, 2, 90, 0, 9).promoted(2, 1, branch, 9).archived(2, 5, 8, 9, 9)
 			s.of(1).Runs[0].Newest = at(9, 20)
 		}, catalog.Evidence{}, 1, false, "segments of its own"},
+		{"a stray clone goes on while the cluster is down", func(s *story) {
+			s.archived(1, 2, 90, 0, 6).backedUp(1, 2, 1).backedUp(1, 50, 5).promoted(2, 1, branch, 3).archived(2, 5, 9, 3, 9)
+		}, catalog.Evidence{}, 1, false, "which was active later"},
+		{"the old primary goes on beside the new one for a while, and takes a backup", func(s *story) {
+			s.archived(1, 2, 8, 0, 7).backedUp(1, 7, 7).promoted(2, 1, branch, 6).archived(2, 5, 90, 6, 12)
+		}, catalog.Evidence{}, 2, false, "active last"},
 		{"the old primary goes on beside the new one for a while", func(s *story) {
 			s.archived(1, 2, 8, 0, 6).promoted(2, 1, branch, 6).archived(2, 5, 9, 6, 12)
 			s.of(1).Runs[0].Newest = at(6, 20)
