@@ -235,6 +235,9 @@ func (a *app) printVerified(checks []string, out verifiedJSON) error {
 	return err
 }
 
+// adviceUnread says what to do about a backup whose documents cannot be read.
+const adviceUnread = "`holdfast backup-list` and `holdfast st cat` show what is there; `holdfast wal-verify integrity --backup-name NAME` looks from another backup on"
+
 // verdict makes an error of what is not well, with the exit status.
 func (v verifiedJSON) verdict() error {
 	var errs []error
@@ -259,6 +262,8 @@ func (v verifiedJSON) verdict() error {
 				"they may still lie in the pg_wal of the primary or of a standby: `holdfast wal-push --repair` there. Where they are gone take a backup, then `holdfast wal-gap accept`"})
 		case lost > 0:
 			errs = append(errs, &advised{errors.New("there is no backup that the archived WAL belongs to"), "take one: `holdfast backup-push`"})
+		case late == 0:
+			errs = append(errs, &advised{errors.New("not judged: a backup cannot be read, and it may need older WAL than was looked for"), adviceUnread})
 		default:
 			errs = append(errs, &advised{fmt.Errorf("%s of WAL not archived yet", manyOf(late, "segment")), "where that lasts look at pg_stat_archiver and at the log of the server"})
 		}

@@ -168,6 +168,13 @@ func (w *walk) begin(c *catalog.Catalog) error {
 		if b.Details().IsPermanent || b.Condemned != nil {
 			continue
 		}
+		if b.Sentinel == nil {
+			if _, on := w.path.Leg(b.Timeline()); on { // whether it needs older WAL is not known
+				w.out.Status = Warning
+				w.note("backup %s does not count: it cannot be read: %v", b.Name, b.Err)
+			}
+			continue
+		}
 		if first, err := w.starts(b); err == nil && (w.noBackup || first < w.first) {
 			w.noBackup, w.first, w.out.Backup = false, first, b.Name
 		}

@@ -97,6 +97,11 @@ func TestCheck(t *testing.T) {
 		want  string
 	}{
 		{"all there", func(s store.Store) { backup(t, s, 1, 3); fill(t, s, 1, 2, 9) }, walverify.Request{Timeline: 1, LSN: at(10)}, "OK; 1:3-9 FOUND"},
+		{"the oldest backup cannot be read", func(s store.Store) {
+			put(t, s, archive.BackupDir+backup(t, s, 1, 3)+"_backup_stop_sentinel.json", "{")
+			backup(t, s, 1, 5)
+			fill(t, s, 1, 5, 9)
+		}, walverify.Request{Timeline: 1, LSN: at(10)}, "WARNING; 1:5-9 FOUND"},
 		{"at a border", func(s store.Store) { backup(t, s, 1, 3); fill(t, s, 1, 2, 9) }, walverify.Request{Timeline: 1, LSN: size.Start(10)}, "OK; 1:3-8 FOUND"},
 		{"nothing finished since the backup", func(s store.Store) { backup(t, s, 1, 3) }, walverify.Request{Timeline: 1, LSN: at(3)}, "OK"},
 		{"one lost", func(s store.Store) { backup(t, s, 1, 3); fill(t, s, 1, 2, 5); fill(t, s, 1, 7, 9) },
