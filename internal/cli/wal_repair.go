@@ -70,7 +70,11 @@ func (a *app) repair(ctx context.Context, s *config.Settings, args []string, f r
 	if err != nil {
 		return err
 	}
-	have.Current = have.Catalog.Current(catalog.Evidence{WAL: have.WAL, Forgotten: asides.Age})
+	e := catalog.Evidence{WAL: have.WAL, Forgotten: asides.Age}
+	if p := a.live(ctx, s, have.Catalog); p != nil {
+		e.Server = p.Timeline
+	}
+	have.Current = have.Catalog.Current(e)
 	into, _, err := a.archivesForPush(s)(ctx)
 	if err != nil {
 		return err

@@ -30,7 +30,7 @@ type Have struct {
 	Catalog  *catalog.Catalog
 	WAL      *catalog.WAL // by the segment size of the data directory
 	Accepted []catalog.Accepted
-	Current  catalog.Current // the timeline that the cluster is on, by the archive alone
+	Current  catalog.Current // the timeline that the cluster is on
 }
 
 // Repaired says what Repair did.
