@@ -85,7 +85,9 @@ func (r *run) along(ctx context.Context, l *timeline) error {
 			if err == nil && !asContext && summaries[s.no] {
 				err = r.summary(ctx, s)
 			}
-			to <- answer{s, asContext, summary, ok}
+			if err == nil {
+				to <- answer{s, asContext, summary, ok}
+			}
 			return err
 		})
 		return nil
@@ -114,13 +116,18 @@ func (r *run) along(ctx context.Context, l *timeline) error {
 	group.Go(func() error {
 		j := joint{run: r, line: l}
 		for to := range queue {
+			var a answer
 			select {
-			case a := <-to:
-				if err := j.add(ctx, a); err != nil {
-					return err
-				}
+			case a = <-to:
 			case <-ctx.Done():
-				return context.Cause(ctx)
+				select { // what was read before counts
+				case a = <-to:
+				default:
+					return context.Cause(ctx)
+				}
+			}
+			if err := j.add(context.WithoutCancel(ctx), a); err != nil {
+				return err
 			}
 		}
 		return nil
