@@ -19,6 +19,9 @@ import (
 // RestoreDir is where restores at work leave signs of life.
 const RestoreDir = "holdfast/restores/"
 
+// OwnDir is where what lies that WAL-G does not know, but for what is in backups' folders.
+const OwnDir = "holdfast/"
+
 // OwnerName is the object that says whose archive this is.
 const OwnerName = ownerName
 

@@ -41,6 +41,8 @@ func (c *Catalog) loadTombstones(ctx context.Context, a *archive.Archive) error 
 			c.BadTombstones = append(c.BadTombstones, err)
 		case len(r.Doc.Revokes) > 0:
 			revoked = append(revoked, r.Doc)
+		case r.Doc.PurgeAfter.IsZero():
+			c.BadTombstones = append(c.BadTombstones, fmt.Errorf("%s does not say when what it condemns may go", r.Name))
 		default:
 			c.Tombstones = append(c.Tombstones, Tombstone{Record: r.Name, Tombstone: r.Doc, Modified: r.Modified, Whole: true})
 		}

@@ -66,7 +66,7 @@ func TestCondemned(t *testing.T) {
 	if err := catalog.StillThere(t.Context(), a, b); err != nil {
 		t.Errorf("to build on: %v", err)
 	}
-	all := condemn(t, a, archive.Tombstone{Backups: []string{full2, delta4, delta6}})
+	all := condemn(t, a, archive.Tombstone{PurgeAfter: time.Now(), Backups: []string{full2, delta4, delta6}})
 	var none *catalog.NoBackupError
 	if _, err := load(t, m).Latest(); !errors.As(err, &none) || !strings.Contains(none.Hint(), "undelete") {
 		t.Errorf("all condemned: %v", err)
@@ -75,7 +75,7 @@ func TestCondemned(t *testing.T) {
 		t.Fatal(err)
 	}
 	// A tombstone that was made for another backup of that name means nothing; one that cannot be read hides nothing.
-	condemn(t, a, archive.Tombstone{Backups: []string{delta6}, Sentinels: map[string]string{delta6: strings.Repeat("0", 64)}})
+	condemn(t, a, archive.Tombstone{PurgeAfter: time.Now(), Backups: []string{delta6}, Sentinels: map[string]string{delta6: strings.Repeat("0", 64)}})
 	put(t, m, archive.TombstoneDir+"20260101T000000.000000Z-x.json", "[]")
 	if got := latest(); got != delta6 {
 		t.Errorf("LATEST is %s", got)

@@ -499,8 +499,8 @@ func (r *applying) removeVerified(ctx context.Context, s *selection) error {
 	return nil
 }
 
-// clocks is where objects lie for a moment by which the store tells the time.
-const clocks = "holdfast/"
+// clocks is how the names begin of objects that lie there for a moment, by which the store tells the time.
+const clocks = archive.OwnDir + "clock-"
 
 // tidy removes the tombstones of what is gone, what took others back that are gone, and marks of restores that ended without a word.
 func (r *applying) tidy(ctx context.Context, p *Plan) error {
@@ -511,11 +511,11 @@ func (r *applying) tidy(ctx context.Context, p *Plan) error {
 			}
 		}
 	}
-	for o, err := range r.a.Store().List(ctx, clocks, clocks+"clock-") { // left by who was interrupted while he asked for the time
+	for o, err := range r.a.Store().List(ctx, archive.OwnDir, clocks) { // left by who was interrupted while he asked for the time
 		switch {
 		case err != nil:
 			return err
-		case o.IsDir() || !strings.HasPrefix(o.Name, clocks+"clock-") || p.judge.in.At.Sub(o.Modified) < time.Hour:
+		case o.IsDir() || !strings.HasPrefix(o.Name, clocks) || p.judge.in.At.Sub(o.Modified) < time.Hour:
 			continue
 		}
 		if err := r.remove(ctx, []store.Object{o}); err != nil {
@@ -580,7 +580,7 @@ func (r *applying) everything(ctx context.Context, p *Plan) error {
 	} {
 		last = nil
 		var batch []store.Object
-		for o, err := range store.Walk(ctx, r.a.Store(), "") {
+		for o, err := range whole(ctx, r.a) {
 			switch {
 			case err != nil:
 				return fmt.Errorf("list the archive: %w", err)

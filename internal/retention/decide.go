@@ -57,7 +57,9 @@ func (e *UnreadableError) Unwrap() error { return e.Err }
 // Hint says how to go on.
 func (e *UnreadableError) Hint() string {
 	if strings.HasPrefix(e.What, "backup ") {
-		return "try again where the store may have failed; a backup that is damaged for good goes with `holdfast delete target " + strings.TrimPrefix(e.What, "backup ") + " --confirm`"
+		name := strings.TrimPrefix(e.What, "backup ")
+		return "try again where the store may have failed; a backup that is damaged for good goes with `holdfast delete target " + name +
+			" --confirm`, or with all others by `holdfast delete everything FORCE`"
 	}
 	return "try again where the store may have failed; else look at that object, and remove it by `holdfast st rm` once you know what it was for"
 }
@@ -111,7 +113,7 @@ func (j *judge) readable(rule Rule) error {
 	for _, err := range j.in.Catalog.BadTombstones {
 		return &UnreadableError{"a tombstone", err}
 	}
-	if rule.scope().nothing {
+	if rule.scope().nothing && rule.scope().force {
 		return nil
 	}
 	for _, b := range j.all {
@@ -144,7 +146,8 @@ func (j *judge) protect(s scope) error {
 	}
 	j.hold()
 	j.inUse()
-	if !s.nothing {
+	mortal := slices.ContainsFunc(j.all, func(b *backup) bool { return !b.permanent })
+	if !s.nothing && (s.backups || s.alone || mortal) { // WAL does not become garbage by permanent backups alone
 		j.lastOnes()
 	}
 	j.parents()

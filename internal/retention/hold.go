@@ -47,7 +47,7 @@ func (j *judge) heldBackups(h *Hold) map[*backup]bool {
 func newestBy(backups []*backup, by time.Time) *backup {
 	var newest, whole *backup
 	for _, b := range backups {
-		if b.Created().After(by) || b.asked() {
+		if b.Created().After(by) {
 			continue
 		}
 		newest = b
@@ -73,7 +73,7 @@ func (j *judge) heldWAL() (needs []need) {
 		for b := range j.heldBackups(h) {
 			for _, n := range j.needsOf(b, continuous) {
 				n.why = why
-				n.to = j.behind(n.timeline, h.To, n.from)
+				n.to = j.behind(n.timeline, b.lineage, h.To, n.from)
 				needs = append(needs, n)
 			}
 		}
@@ -81,11 +81,11 @@ func (j *judge) heldWAL() (needs []need) {
 	return needs
 }
 
-// behind returns the first place on timeline t, not before from, at which a backup starts that was begun after a time.
-func (j *judge) behind(t wal.Timeline, after time.Time, from place) place {
+// behind returns the first place on timeline t, not before from, at which a backup of a lineage starts that was begun after a time.
+func (j *judge) behind(t wal.Timeline, lineage uint64, after time.Time, from place) place {
 	first := end
 	for _, b := range j.all {
-		if b.Started().IsZero() || !b.Started().After(after) || !passes(j.paths[t], b) {
+		if b.lineage != lineage || b.Started().IsZero() || !b.Started().After(after) || !passes(j.paths[t], b) {
 			continue
 		}
 		if _, p := placeOf(b.Segment()); p >= from && p < first {

@@ -234,6 +234,9 @@ func LoadHolds(ctx context.Context, a *archive.Archive, now time.Time) ([]Hold, 
 			revoked[r.Doc.Revokes] = true
 			continue
 		}
+		if r.Doc.Backup == "" && (r.Doc.From.IsZero() || r.Doc.To.IsZero()) {
+			return nil, fmt.Errorf("read the holds: %s names neither a backup nor moments", r.Name)
+		}
 		all = append(all, Hold{Record: r.Name, Hold: r.Doc})
 	}
 	return slices.DeleteFunc(all, func(h Hold) bool {

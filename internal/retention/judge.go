@@ -69,6 +69,19 @@ type backup struct {
 	goes reason   // why nobody wants it
 }
 
+// Created returns when the backup was made. Its host's clock said so; the store's, which has the last word, knows when the sentinel was stored at the latest.
+func (b *backup) Created() time.Time { return b.noLater(b.Backup.Created()) }
+
+// Started returns when the backup was begun; zero where it does not say.
+func (b *backup) Started() time.Time { return b.noLater(b.Backup.Started()) }
+
+func (b *backup) noLater(t time.Time) time.Time {
+	if b.Modified.IsZero() || t.Before(b.Modified) {
+		return t
+	}
+	return b.Modified
+}
+
 // restorable reports whether, by what the inventory shows, the backup can be brought back.
 func (b *backup) restorable() bool { return b.chain == nil && b.missing == nil }
 
@@ -117,6 +130,7 @@ func newJudge(in *Inventory, now time.Time) *judge {
 		j.all = append(j.all, b)
 		j.byKey[b.Name] = b
 	}
+	slices.SortStableFunc(j.all, func(x, y *backup) int { return x.Created().Compare(y.Created()) })
 	j.findLineages()
 	j.findPaths()
 	for _, b := range j.all {

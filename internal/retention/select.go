@@ -58,7 +58,7 @@ func (p *Plan) selects() selection {
 // Objects yields what would be removed by the plan at once, in the order in which it would be: sentinels, what else backups have, WAL.
 func Objects(ctx context.Context, a *archive.Archive, p *Plan) iter.Seq2[store.Object, error] {
 	if p.rule.scope().nothing {
-		return store.Walk(ctx, a.Store(), "")
+		return whole(ctx, a)
 	}
 	s := p.selects()
 	return func(yield func(store.Object, error) bool) {
@@ -86,6 +86,19 @@ func Objects(ctx context.Context, a *archive.Archive, p *Plan) iter.Seq2[store.O
 		for o, err := range s.objects(ctx, a) {
 			if !yield(o, err) {
 				return
+			}
+		}
+	}
+}
+
+// whole yields every object of the archive. What else lies in the store is not of it: other clusters' archives may lie below the same prefix.
+func whole(ctx context.Context, a *archive.Archive) iter.Seq2[store.Object, error] {
+	return func(yield func(store.Object, error) bool) {
+		for _, dir := range []string{archive.BackupDir, archive.CatchUpDir, archive.WALDir, archive.OwnDir} {
+			for o, err := range store.Walk(ctx, a.Store(), dir) {
+				if !yield(o, err) || err != nil {
+					return
+				}
 			}
 		}
 	}
