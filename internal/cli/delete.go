@@ -146,8 +146,9 @@ func (a *app) deleteEverything(f *deleteFlags) *cobra.Command {
 	return &cobra.Command{
 		Use:   "everything [FORCE]",
 		Short: "Empty the archive",
-		Long: "Removes every object of the archive: backups, WAL, history files, catch-ups, records, and whose archive it is. Where a backup is permanent it\n" +
-			"refuses, unless FORCE; where something is held, or a push or a restore is at work, it refuses in any case.",
+		Long: "Removes every object of the archive: backups, WAL, history files, catch-ups, records, and whose archive it is. What else lies below the prefix stays.\n" +
+			"Where a backup is permanent, or cannot be read, it refuses, unless FORCE; where something is held, or a push or a restore is at work, it refuses in\n" +
+			"any case.",
 		Example: "  holdfast delete everything\n  holdfast delete everything FORCE --confirm",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			mod, _, err := a.modifiers(cmd, args, 0, retention.Force)
