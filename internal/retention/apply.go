@@ -61,12 +61,16 @@ type applying struct {
 	report  *Report
 	refused map[string]string // backups whose sentinels the store does not let go
 	locked  int               // batches in a row of which every object was refused
+	known   map[string]bool   // records by which something is condemned, taken back, held or being restored that were judged
 }
 
 func (r *applying) apply(ctx context.Context, p *Plan) error {
 	sc := p.rule.scope()
 	mine, err := r.condemn(ctx, p)
 	if err != nil {
+		return err
+	}
+	if r.known, err = r.records(ctx); err != nil {
 		return err
 	}
 	in, err := Load(ctx, r.a, r.opts.Host, true)
@@ -93,6 +97,31 @@ func (r *applying) apply(ctx context.Context, p *Plan) error {
 		return err
 	}
 	return r.purge(ctx, again)
+}
+
+// records lists the records by which people and restores have a say.
+func (r *applying) records(ctx context.Context) (map[string]bool, error) {
+	all := map[string]bool{}
+	for _, dir := range []string{archive.TombstoneDir, archive.HoldDir, archive.RestoreDir} {
+		for o, err := range r.a.Store().List(ctx, dir, "") {
+			if err != nil {
+				return nil, fmt.Errorf("look what was noted: %w", err)
+			}
+			all[o.Name] = true
+		}
+	}
+	return all, nil
+}
+
+// overtaken returns a record that has come since all was judged: an undelete, a hold, a restore; "" for none.
+func (r *applying) overtaken(ctx context.Context) (string, error) {
+	all, err := r.records(ctx)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		if !r.known[name] {
+			return name, err
+		}
+	}
+	return "", err
 }
 
 func latest(x, y time.Time) time.Time {
@@ -212,9 +241,11 @@ func (r *applying) takeBack(ctx context.Context, p *Plan) error {
 	if len(d.Backups) == 0 {
 		return nil
 	}
-	if _, err := r.a.AddRecord(ctx, archive.TombstoneDir, "", d); err != nil {
+	name, err := r.a.AddRecord(ctx, archive.TombstoneDir, "", d)
+	if err != nil {
 		return fmt.Errorf("take back what was condemned: %w", err)
 	}
+	r.known[name] = true
 	r.report.TakenBack = d.Backups
 	return nil
 }
@@ -256,12 +287,20 @@ func (p *Plan) ripe() []*backup {
 func (r *applying) purge(ctx context.Context, p *Plan) error {
 	removed := map[*backup]bool{}
 	stuck := map[*backup]bool{} // what refused deltas build on
+	come := ""                  // a record that nobody has judged
 	for _, b := range p.ripe() {
 		if stuck[b] {
 			stuck[b.parent] = true
 			continue
 		}
-		err := r.a.RemoveSentinel(ctx, b.Name, b.sum())
+		var err error
+		if come, err = r.overtaken(ctx); err != nil {
+			return err
+		}
+		if come != "" {
+			break
+		}
+		err = r.a.RemoveSentinel(ctx, b.Name, b.sum())
 		if errors.Is(err, fs.ErrPermission) && ctx.Err() == nil {
 			r.refuse(b.Name, 1, err)
 			stuck[b.parent] = true
@@ -290,6 +329,10 @@ func (r *applying) purge(ctx context.Context, p *Plan) error {
 		if err := r.removeFolder(ctx, p, name); err != nil {
 			return err
 		}
+	}
+	if come != "" {
+		r.opts.Logger.Info("no more is removed by this run, as something was condemned, taken back, held or is being restored since it began; the next run judges anew", "record", come)
+		return nil
 	}
 	if p.rule.scope().wal || p.anyRipeWAL() {
 		if err := r.purgeWAL(ctx, p, removed); err != nil {

@@ -1,6 +1,7 @@
 package retention_test
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/retention"
+	"holdfast/internal/store"
 )
 
 // Below one prefix other archives may lie, and whatever else: they are none of this one's.
@@ -112,5 +114,66 @@ func TestClockAhead(t *testing.T) {
 		if v := reasonFor(t, p, name); !v.Keep || v.Ground != retention.ByCount {
 			t.Errorf("%s: %+v", name, v)
 		}
+	}
+}
+
+// meanwhile is a store that does something once, when the first sentinel was removed.
+type meanwhile struct {
+	store.Store
+	once func()
+}
+
+func (m *meanwhile) Delete(ctx context.Context, name string) error {
+	err := m.Store.Delete(ctx, name)
+	if m.once != nil && strings.HasSuffix(name, "_backup_stop_sentinel.json") {
+		once := m.once
+		m.once = nil
+		once()
+	}
+	return err
+}
+
+// What is taken back, held or restored while backups are being removed stays, as far as it is still there.
+func TestOvertaken(t *testing.T) {
+	for what, note := range map[string]func(a *archive.Archive, name string) error{
+		"undelete": func(a *archive.Archive, name string) error {
+			_, err := retention.Undelete(t.Context(), a, []string{name}, retention.Options{})
+			return err
+		},
+		"hold": func(a *archive.Archive, name string) error {
+			_, err := a.AddRecord(t.Context(), archive.HoldDir, "", archive.Hold{Backup: name, Reason: "asked for"})
+			return err
+		},
+		"restore": func(a *archive.Archive, name string) error {
+			return a.MarkRestore(t.Context(), "x", &archive.RestoreMark{Host: "elsewhere", Backups: []string{name}})
+		},
+	} {
+		w := newWorld(t)
+		var names []string
+		for range 4 {
+			names = append(names, w.take("", 1, nil))
+			w.write(2)
+			w.days(1)
+		}
+		rule := parse(t, "{full: 1}")
+		w.apply(rule, time.Hour)
+		w.days(1)
+		m := &meanwhile{Store: w.store, once: func() {
+			if err := note(w.a, names[2]); err != nil {
+				t.Errorf("%s: %v", what, err)
+			}
+		}}
+		r, err := retention.Apply(t.Context(), archive.New(m, archive.Options{}), w.plan(rule), retention.Options{Grace: time.Hour, Host: "here"})
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+		}
+		want(t, what, r.Backups, names[0])
+		if v := w.apply(rule, time.Hour); what == "undelete" {
+			want(t, what+", then", v.Backups, names[1])
+			want(t, what+", then", v.Condemned, names[2])
+		} else {
+			want(t, what+", then", v.Backups, names[1])
+		}
+		reasonFor(t, w.plan(rule), names[2])
 	}
 }
