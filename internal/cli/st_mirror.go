@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/internal/archive"
 	"holdfast/internal/config"
 	"holdfast/internal/store/mirror"
 )
@@ -83,7 +84,8 @@ func (a *app) stAudit() *cobra.Command {
 		Use:   "audit [PATH]",
 		Short: "Compare what the mirrors hold",
 		Long: "Compares names and sizes of all objects below PATH in all mirrors, and prints where they differ. With --owe what a mirror lacks is noted as\n" +
-			"owed to it, so that `st repay` copies it: after a mirror was replaced, or this host's journal was lost. What was being written meanwhile may show.\n\n" +
+			"owed to it, so that `st repay` copies it: after a mirror was replaced, or this host's journal was lost. What was being written meanwhile may show;\n" +
+			"signs of life of restores are left out.\n\n" +
 			"Exit status: 0 the mirrors hold the same, but for what is owed already; 1 they do not, or one does not answer.",
 		Example: "  holdfast st audit\n  holdfast st audit --owe wal_005 && holdfast st repay",
 		Args:    a.args(cobra.MaximumNArgs(1)),
@@ -113,6 +115,9 @@ func (a *app) audit(ctx context.Context, m *mirror.Mirror, dir string, owe bool)
 	for d, err := range m.Audit(ctx, dir) {
 		if err != nil {
 			return err
+		}
+		if strings.HasPrefix(d.Name, archive.RestoreDir) && dir == "" {
+			continue // one who restores from a single mirror says so there, for a while
 		}
 		var has []string
 		for _, h := range d.Holders {
