@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -60,14 +59,13 @@ type incremental struct {
 // increments measures increments of a cluster of pgbench, and restores of chains of them.
 func (b *bench) increments(ctx context.Context) (*incremental, error) {
 	own := *b
-	cache := cmp.Or(os.Getenv("HOLDFAST_TEST_CACHE"), "/var/tmp/holdfast-test") // as test/services/install.sh has it
 	var err error
-	if own.pg, err = instance.Find(ctx, incrementsMajor, filepath.Join(cache, "pg", strconv.Itoa(incrementsMajor), "bin")); err != nil {
+	if own.pg, err = instance.Find(ctx, incrementsMajor, filepath.Join(testCache(), "pg", strconv.Itoa(incrementsMajor), "bin")); err != nil {
 		return nil, err
 	}
-	backrest := filepath.Join(cache, "bin/pgbackrest")
-	if _, err := os.Stat(backrest); err != nil {
-		return nil, fmt.Errorf("%w: `test/services/install.sh --bench` brings it", err)
+	backrest, err := newerBackrest()
+	if err != nil {
+		return nil, err
 	}
 	name := "increments-" + strconv.Itoa(b.scale)
 	err = own.make(ctx, name, func() error {

@@ -40,7 +40,7 @@ const (
 )
 
 // sections are the parts of the benchmark, in the order they run. The last one takes its time and is only run when asked for.
-var sections = []string{"full", "relations", "wal", "increments", "start", "million"}
+var sections = []string{"full", "relations", "wal", "increments", "catalogue", "start", "million"}
 
 // bench is what all measurements share.
 type bench struct {
@@ -156,7 +156,7 @@ func (b *bench) sections(ctx context.Context, run []string) (*results, error) {
 	wants := func(s ...string) bool {
 		return slices.ContainsFunc(s, func(s string) bool { return slices.Contains(run, s) })
 	}
-	if wants("full", "wal") {
+	if wants("full", "wal", "catalogue") {
 		if err := b.makeBig(ctx); err != nil {
 			return nil, err
 		}
@@ -188,6 +188,11 @@ func (b *bench) sections(ctx context.Context, run []string) (*results, error) {
 	}
 	if wants("increments") {
 		if r.increments, err = b.increments(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if wants("catalogue") {
+		if r.catalogue, err = b.catalogue(ctx); err != nil {
 			return nil, err
 		}
 	}

@@ -236,6 +236,7 @@ type results struct {
 	bigBytes, smallBytes                                                          int64
 	millionFiles, smallFiles                                                      int
 	increments                                                                    *incremental
+	catalogue                                                                     *catalogued
 }
 
 // tables lists all tables that were measured.
@@ -243,6 +244,9 @@ func (r *results) tables() []*table {
 	all := []*table{r.bigBackup, r.bigRestore, r.smallBackup, r.smallRestore, r.push, r.fetch, r.start, r.million}
 	if r.increments != nil {
 		all = append(all, r.increments.backup, r.increments.restore)
+	}
+	if r.catalogue != nil {
+		all = append(all, r.catalogue.verify, r.catalogue.copies, r.catalogue.lists)
 	}
 	return slices.DeleteFunc(all, func(t *table) bool { return t == nil })
 }
@@ -294,7 +298,7 @@ func (r *results) targets() []target {
 	for _, ours := range []string{pushOneZstd, pushAheadZstd, pushOneLZ4, pushAheadLZ4} {
 		all = append(all, target{what: "wal-push: peak memory of " + ours, bound: 100, strict: true, rounds: figures(r.push, peak, ours), unit: " MiB"})
 	}
-	all = append(all, r.increments.targets()...)
+	all = append(append(all, r.increments.targets()...), r.catalogue.targets()...)
 	return append(all, target{what: "cold start of holdfast --version", bound: 20, strict: true, rounds: figures(r.start, call, startOurs), unit: " ms"})
 }
 
