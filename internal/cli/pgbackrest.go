@@ -344,12 +344,16 @@ func (t *theirs) choose(ctx context.Context, s *config.Settings, p *place, name 
 			return nil, err
 		}
 		choice, err := all.Choose(name, target)
+		if err != nil && !precedes(target, all) {
+			return nil, err // an older cluster is not what was asked for
+		}
 		if err != nil {
 			first = cmp.Or(first, err)
 			continue
 		}
-		if c != clusters[0] && first != nil {
-			t.log.Warn(fmt.Sprintf("the target is of the cluster before the current one, with system identifier %d, of PostgreSQL %s", c.SystemIdentifier, c.Version))
+		if c != clusters[0] {
+			t.log.Warn(fmt.Sprintf("the target is of a cluster before the current one, with system identifier %d, of PostgreSQL %s: the current one has no backup for it",
+				c.SystemIdentifier, c.Version))
 		}
 		t.tellTimeline(choice)
 		b, err := info.Find(choice.Backup.Name)
@@ -359,6 +363,23 @@ func (t *theirs) choose(ctx context.Context, s *config.Settings, p *place, name 
 		first = &catalog.NoBackupError{Asked: target.String(), Reason: "all backups were taken while the server was stopped", Advice: "restore one by its name, without a target"}
 	}
 	return nil, first
+}
+
+// precedes reports whether a target may be of the time before a cluster, of which all are the backups: none of them was finished by then, or the cluster has no such
+// timeline. Where another reason rules its backups out, as a history that cannot be read, a backup of the cluster before would be the wrong answer.
+func precedes(target catalog.Target, all *catalog.Catalog) bool {
+	if target.Timeline != 0 && !slices.Contains(all.Timelines(), target.Timeline) {
+		return true
+	}
+	return !slices.ContainsFunc(all.Backups, func(b catalog.Backup) bool {
+		switch finish, ok := b.FinishLSN(); target.Kind {
+		case catalog.AtTime:
+			return !b.Created().After(target.Time)
+		case catalog.AtLSN:
+			return !ok || finish <= target.LSN
+		}
+		return true
+	})
 }
 
 func (t *theirs) backupFetch() *cobra.Command {

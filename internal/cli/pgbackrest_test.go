@@ -78,3 +78,65 @@ func TestTheirStorages(t *testing.T) {
 		}
 	}
 }
+
+// theirDocument makes an info file of pgBackRest of sections, each its name and its lines.
+func theirDocument(sections ...[]string) string {
+	text, body := "[backrest]\nbackrest-format=5\n", `{"backrest":{"backrest-format":5}`
+	for _, s := range sections {
+		text, body = text+"\n["+s[0]+"]\n"+strings.Join(s[1:], "\n")+"\n", body+`,"`+s[0]+`":{`
+		for i, l := range s[1:] {
+			key, value, _ := strings.Cut(l, "=")
+			body += strings.Repeat(",", min(i, 1)) + `"` + key + `":` + value
+		}
+		body += "}"
+	}
+	return text + fmt.Sprintf("\n[backrest]\nbackrest-checksum=\"%x\"\n", sha1.Sum([]byte(body+"}")))
+}
+
+// A stanza went on with a new cluster. A target before its first backup is of the old one, and that is said; where anything else rules the new one's
+// backups out the old one is not restored instead.
+func TestClusterBeforeIsNoSubstitute(t *testing.T) {
+	repo := t.TempDir()
+	put := func(name, content string) {
+		t.Helper()
+		path := filepath.Join(repo, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	entry := func(label string, cluster, finished, timeline int) string {
+		return fmt.Sprintf(`%s={"backup-type":"full","db-id":%d,"backup-timestamp-start":%[3]d,"backup-timestamp-stop":%[3]d,"backup-archive-start":"%08[4]d0000000000000005",`+
+			`"backup-archive-stop":"%08[4]d0000000000000005","backup-lsn-start":"0/5000028","backup-lsn-stop":"0/5000100"}`, label, cluster, finished, timeline)
+	}
+	put("archive/main/archive.info", theirDocument([]string{"db:history", `1={"db-id":11,"db-version":"15"}`, `2={"db-id":22,"db-version":"17"}`}))
+	put("backup/main/backup.info", theirDocument(
+		[]string{"backup:current", entry("20260101-000000F", 1, 1767225600, 1), entry("20260201-000000F", 2, 1769904000, 2)},
+		[]string{"db:history", `1={"db-system-id":11,"db-version":"15"}`, `2={"db-system-id":22,"db-version":"17"}`}))
+	put("archive/main/15-1/0000000100000000/.keep", "")
+	put("archive/main/17-2/00000002.history", "1\t0/3000000\tno recovery target specified\n")
+	fetch := func(target ...string) string {
+		t.Helper()
+		args := append([]string{"pgbackrest", "backup-fetch", filepath.Join(t.TempDir(), "data"), "--dry-run"}, target...)
+		status, _, stderr := run([]string{"PGBACKREST_REPO1_PATH=" + repo}, args...)
+		if status == 0 {
+			t.Fatalf("%v: a backup without a manifest", target)
+		}
+		return stderr
+	}
+	const old, young = "backup/main/20260101-000000F/backup.manifest", "backup/main/20260201-000000F/backup.manifest"
+	if got := fetch("--target", "latest"); !strings.Contains(got, young) {
+		t.Errorf("the newest: %s", got)
+	}
+	if got := fetch("--target-time", "2026-01-15 00:00:00Z"); !strings.Contains(got, old) || !strings.Contains(got, "cluster before the current one") {
+		t.Errorf("before the new cluster: %s", got)
+	}
+	put("archive/main/17-2/00000002.history", "nonsense\n")
+	for _, target := range [][]string{{"--target", "latest"}, {"--target-time", "2026-02-15 00:00:00Z"}} {
+		if got := fetch(target...); strings.Contains(got, old) || !strings.Contains(got, "00000002.history") {
+			t.Errorf("%v, and the new cluster's history is damaged: %s", target, got)
+		}
+	}
+}
