@@ -285,13 +285,12 @@ func (t *theirs) start(cmd *cobra.Command) (*config.Settings, *place, error) {
 	return s, p, err
 }
 
-// found is a backup of a repository, its cluster's catalog, and the WAL of that.
+// found is a backup of a repository, and the WAL of its cluster.
 type found struct {
-	info    *pgbackrest.Info
-	backup  *pgbackrest.Backup
-	choice  catalog.Choice
-	wal     *archive.Archive
-	cluster pgbackrest.Cluster
+	info   *pgbackrest.Info
+	backup *pgbackrest.Backup
+	choice catalog.Choice
+	wal    *archive.Archive
 }
 
 // choose finds the backup for a target. A stanza may have been for several clusters, each the successor of the one before by pg_upgrade: a target belongs to the
@@ -325,20 +324,24 @@ func (t *theirs) choose(ctx context.Context, s *config.Settings, p *place, name 
 					Advice: "restore it without a target, or leave the name away"}
 			}
 			entry := info.Entry(b)
-			return &found{info, b, catalog.Choice{Backup: entry, Chain: []*catalog.Backup{entry}, Path: catalog.Path{{}}}, p.WAL(walInfo, clusters[0]), clusters[0]}, nil
+			return &found{info, b, catalog.Choice{Backup: entry, Chain: []*catalog.Backup{entry}, Path: catalog.Path{{}}}, p.WAL(walInfo, clusters[0])}, nil
 		}
 	} else if name == "LATEST" {
 		name = ""
 	}
 	var first error
 	for _, c := range clusters {
-		wal := p.WAL(walInfo, c)
-		all, err := info.Catalog(ctx, wal, c)
+		if !slices.ContainsFunc(info.Backups, func(b pgbackrest.Backup) bool { return b.ClusterID == c.ID && !b.Offline() }) {
+			continue
+		}
+		dir, err := walInfo.Match(c)
 		if err != nil {
 			return nil, err
 		}
-		if len(all.Backups) == 0 {
-			continue
+		wal := p.WAL(walInfo, dir)
+		all, err := info.Catalog(ctx, wal, c)
+		if err != nil {
+			return nil, err
 		}
 		if err := t.findCurrent(ctx, s, &history{archive: wal, catalog: all}, target); err != nil {
 			return nil, err
@@ -357,7 +360,7 @@ func (t *theirs) choose(ctx context.Context, s *config.Settings, p *place, name 
 		}
 		t.tellTimeline(choice)
 		b, err := info.Find(choice.Backup.Name)
-		return &found{info, b, choice, wal, c}, err
+		return &found{info, b, choice, wal}, err
 	}
 	if first == nil {
 		first = &catalog.NoBackupError{Asked: target.String(), Reason: "all backups were taken while the server was stopped", Advice: "restore one by its name, without a target"}

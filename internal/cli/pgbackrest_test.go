@@ -139,4 +139,13 @@ func TestClusterBeforeIsNoSubstitute(t *testing.T) {
 			t.Errorf("%v, and the new cluster's history is damaged: %s", target, got)
 		}
 	}
+	// Where the two documents number clusters differently the system identifier tells which WAL is whose.
+	put("archive/main/archive.info", theirDocument([]string{"db:history", `2={"db-id":11,"db-version":"15"}`, `3={"db-id":22,"db-version":"17"}`}))
+	if got := fetch("--target", "latest"); !strings.Contains(got, young) {
+		t.Errorf("other numbers: %s", got)
+	}
+	put("archive/main/archive.info", theirDocument([]string{"db:history", `1={"db-id":11,"db-version":"15"}`, `2={"db-id":33,"db-version":"17"}`}))
+	if got := fetch("--target", "latest"); strings.Contains(got, young) || !strings.Contains(got, "system identifier 22") {
+		t.Errorf("the WAL is of another cluster: %s", got)
+	}
 }

@@ -18,7 +18,7 @@ func (i *Info) Catalog(ctx context.Context, wal *archive.Archive, c Cluster) (*c
 	}
 	all.Backups = nil
 	for n := range i.Backups {
-		if b := &i.Backups[n]; b.ClusterID == c.ID && !b.Offline() {
+		if b := &i.Backups[n]; i.Cluster(b) == c && !b.Offline() {
 			all.Backups = append(all.Backups, *i.Entry(b))
 		}
 	}

@@ -65,6 +65,21 @@ func (i *WALInfo) Of(system uint64) (found []Cluster) {
 	return found
 }
 
+// Match returns the cluster of archive.info that one of backup.info is. The two documents number clusters each by itself, as a rule alike; where not, it is the
+// newest one with that system identifier and version.
+func (i *WALInfo) Match(c Cluster) (Cluster, error) {
+	if slices.Contains(i.Clusters, c) {
+		return c, nil
+	}
+	for _, found := range i.Of(c.SystemIdentifier) {
+		if found.Version == c.Version {
+			return found, nil
+		}
+	}
+	return Cluster{}, fmt.Errorf("archive.info describes no cluster of PostgreSQL %s with system identifier %d, and backup.info does: they are not of the same stanza, or one is out of date",
+		c.Version, c.SystemIdentifier)
+}
+
 // WAL shows the WAL of one cluster as that of an archive of ours: every file by its own name, neither compressed nor encrypted. It has no backups, and cannot
 // be written to.
 func (r *Repository) WAL(i *WALInfo, c Cluster) *archive.Archive {
