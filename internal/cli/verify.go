@@ -108,7 +108,7 @@ func (a *app) verifyArchive(ctx context.Context, s *config.Settings, req verify.
 		if err != nil {
 			return err
 		}
-		opts.NoKey = !slices.ContainsFunc(keys.IDs(), func(id crypt.ID) bool { return id.Read })
+		req.NoKey = !slices.ContainsFunc(keys.IDs(), func(id crypt.ID) bool { return id.Read })
 	}
 	plan, err := verify.Decide(ctx, ar, req)
 	if err != nil {
@@ -122,7 +122,7 @@ func (a *app) verifyArchive(ctx context.Context, s *config.Settings, req verify.
 		return err
 	}
 	a.log.Info(planLine(plan))
-	if opts.NoKey {
+	if req.NoKey {
 		a.log.Warn("no key that decrypts is set on this host: what is stored is compared with what was put, and not looked into")
 	}
 	stop := a.progress(ctx, "verify", opts.Progress)

@@ -37,8 +37,8 @@ const (
 	versionName        = "extended_version.txt" // of WAL-E
 )
 
-// backups verifies the targets, one after the other.
-func (r *run) backups(ctx context.Context) error {
+// eachBackup verifies the targets, one after the other.
+func (r *run) eachBackup(ctx context.Context) error {
 	for _, t := range r.targets {
 		r.opts.Progress.phase.Store(t.name)
 		var err error
@@ -77,7 +77,7 @@ func (r *run) backup(ctx context.Context, t *target) error {
 			return r.legacy(ctx, t)
 		}
 		return r.asStored(ctx, t)
-	case r.opts.NoKey:
+	case r.request.NoKey:
 		return r.asStored(ctx, t)
 	}
 	return r.ours(ctx, t)
@@ -188,16 +188,26 @@ func (r *run) forsake(ctx context.Context, t *target, objects *object) error {
 	return r.noted(ctx, t, objects, true)
 }
 
-// noted notes that an object was read, and what came of it.
+// noted notes that an object was read, and what came of it. What could not be looked at is as it was before.
 func (r *run) noted(ctx context.Context, t *target, o *object, ok bool) error {
-	problem := ""
-	if !ok {
-		problem = "it could not be read"
-		for _, f := range r.found(func(f *Finding) bool { return f.Object == o.name }) {
-			problem = f.Text
-		}
+	return r.note(ctx, t, o, ok, false)
+}
+
+// note is noted of what was, or was not, looked into.
+func (r *run) note(ctx context.Context, t *target, o *object, ok, asStored bool) error {
+	r.mu.Lock()
+	trouble, problem := r.troubles[o.name], ""
+	switch {
+	case trouble != nil && r.severity(trouble.verdict) == Damage:
+		trouble.recorded = true
+		problem = trouble.problem.text()
+	case !ok || trouble != nil:
+		t.read++
+		r.mu.Unlock()
+		return nil
 	}
-	return r.done(ctx, t, o, problem)
+	r.mu.Unlock()
+	return r.done(ctx, t, o, problem, asStored)
 }
 
 // sentinel checks the sentinel itself.
@@ -248,7 +258,13 @@ func (r *run) distrust(t *target) {
 	t.Backup = &b
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.findings = slices.DeleteFunc(r.findings, func(f Finding) bool { return f.segment != nil && f.Backup == t.name }) // which WAL it needs is not known
+	r.findings = slices.DeleteFunc(r.findings, func(f Finding) bool {
+		gone := f.segment != nil && f.Backup == t.name // which WAL it needs is not known
+		if gone {
+			r.count(&f, -1, false)
+		}
+		return gone
+	})
 	if !r.request.All {
 		r.wal.systems = nil
 	}
@@ -401,7 +417,7 @@ func sentinelOf(backup string) string {
 func (r *run) asStored(ctx context.Context, t *target) error {
 	f := Finding{Severity: Unknown, Kind: Key, Backup: t.name, Object: archive.Folder(t.name)}
 	switch {
-	case t.stored == nil && !r.opts.NoKey:
+	case t.stored == nil && !r.request.NoKey:
 		f.Kind, f.Text = NotListed, "its manifest is of no use, and nothing else says what its objects should be: they were not looked at"
 		r.add(f)
 		return nil
@@ -409,7 +425,7 @@ func (r *run) asStored(ctx context.Context, t *target) error {
 		f.Text = "its objects are encrypted, no key is set that decrypts, and nothing says in clear how they were put: only names and sizes were looked at"
 		r.add(f)
 		return nil
-	case r.opts.NoKey:
+	case r.request.NoKey:
 		t.limits = "no key that decrypts is set: objects were compared as they are stored, by their checksums, and not looked into"
 	default:
 		t.limits = "it has no manifest: objects were compared as they are stored"
@@ -436,7 +452,7 @@ func (r *run) stored(ctx context.Context, t *target, o *object, name string) err
 	if err != nil {
 		return err
 	}
-	return r.noted(ctx, t, o, ok)
+	return r.note(ctx, t, o, ok, true)
 }
 
 // ours verifies a backup that has a manifest.
@@ -716,15 +732,17 @@ func (r *run) complete(ctx context.Context, t *target) error {
 	if err != nil {
 		return nil // told
 	}
-	if len(r.found(func(f *Finding) bool {
-		return f.Severity != Warning && slices.ContainsFunc(backups, func(b *catalog.Backup) bool { return b.Name == f.Backup })
-	})) > 0 {
+	if slices.ContainsFunc(backups, func(b *catalog.Backup) bool { return r.ofBackup(b.Name) != OK }) {
 		return nil // it would say so again
 	}
-	if whole, err := chain.Complete(ctx, r.archive, backups); err != nil || !whole {
-		return nil // of WAL-G; or told
+	whole, err := chain.Complete(ctx, r.archive, backups)
+	if err == nil && !whole {
+		return nil // of WAL-G
 	}
-	c, err := chain.Load(ctx, r.archive, backups)
+	var c *chain.Chain
+	if err == nil {
+		c, err = chain.Load(ctx, r.archive, backups)
+	}
 	if err == nil {
 		err = c.Walk(ctx, func(*chain.Part) error { return nil })
 	}

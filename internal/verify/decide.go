@@ -28,7 +28,8 @@ type target struct {
 	objects         []object
 	at              map[string]int // index of an object, by name
 	lost            []string       // objects that were verified once and are not there any more
-	said            string         // the result of the last record
+	said            string         // the result of the last record, of one that is not of a sample
+	settled         bool           // all of it was found to be right, ever
 
 	// As Run goes on:
 	stored map[string]archive.Stored // by name from the folder on; nil where that is not known
@@ -222,7 +223,9 @@ func (p *Plan) load(ctx context.Context, a *archive.Archive, t *target) error {
 
 // recall marks what was found to be right not long ago.
 func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error {
+	folder := archive.Folder(t.name)
 	last := map[string]ObjectRecord{}
+	stored := false // the last record is of a run without a key, and has no damage
 	for rec, err := range archive.Records[BackupRecord](ctx, a, archive.VerifiedDir(t.name)) {
 		if err != nil && rec.Name == "" {
 			return err
@@ -234,27 +237,38 @@ func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error 
 			p.mu.Unlock()
 			continue
 		}
-		for _, o := range rec.Doc.Objects {
-			last[o.Name] = o
+		d := rec.Doc
+		for _, o := range d.Objects {
+			if was, ok := last[o.Name]; !ok || !was.VerifiedAt.After(o.VerifiedAt) { // of two runs at once the one that read it later counts
+				last[o.Name] = o
+			}
 		}
-		t.said = rec.Doc.Result
+		asStored := slices.ContainsFunc(d.Objects, func(o ObjectRecord) bool { return o.AsStored })
+		if d.Sample == 0 && (!asStored || p.request.NoKey) || d.Result == "damaged" {
+			t.said = d.Result
+			t.settled = t.settled || d.Result == "ok"
+		}
+		stored = asStored && d.Result == "incomplete"
 	}
 	for name, o := range last {
 		i, ok := t.at[name]
 		switch {
-		case !ok:
+		case !ok && o.Problem == "":
 			t.lost = append(t.lost, name)
-		case p.request.Again || o.Problem != "" || p.now.Sub(o.VerifiedAt) > p.request.MaxAge || o.VerifiedAt.After(p.now):
+		case !ok || p.request.Again || o.Problem != "" || o.AsStored && !p.request.NoKey || p.now.Sub(o.VerifiedAt) > p.request.MaxAge || o.VerifiedAt.After(p.now):
 		case t.objects[i].size == o.Size && t.objects[i].modified.Equal(o.Modified):
 			t.objects[i].verified = o.VerifiedAt
 		}
 	}
-	if len(t.lost) > 0 { // what they were has to be asked of the documents
-		slices.Sort(t.lost)
-		for i := range t.objects {
-			if !strings.Contains(t.objects[i].name, "/tar_partitions/") {
-				t.objects[i].verified = time.Time{}
-			}
+	slices.Sort(t.lost)
+	if len(t.lost) == 0 && (len(last) == 0 || t.said == "ok" || stored && p.request.NoKey) {
+		return nil
+	}
+	// What else should be there, and what all was compared with, has to be asked of the documents.
+	for i := range t.objects {
+		switch strings.TrimPrefix(t.objects[i].name, folder) {
+		case sentinelOf(t.name), metadataName, objectsName, manifestName, fileListName:
+			t.objects[i].verified = time.Time{}
 		}
 	}
 	return nil
@@ -268,7 +282,7 @@ type BackupRecord struct {
 	Result   string         `json:"result"` // ok: all of it is right, by this and earlier records; damaged; incomplete: not all was looked at
 	Objects  []ObjectRecord `json:"objects"`
 	Read     int64          `json:"read_bytes"`
-	Sample   float64        `json:"sample,omitempty"` // of parts not all was read, but this share; those are not among the objects
+	Sample   float64        `json:"sample,omitempty"` // of parts not all was read, but this share; those are among the objects only with a problem
 }
 
 // ObjectRecord is what was found of one object.
@@ -278,15 +292,17 @@ type ObjectRecord struct {
 	Modified   time.Time `json:"modified"`
 	VerifiedAt time.Time `json:"verified_at"`
 	Problem    string    `json:"problem,omitempty"`
+	// AsStored says that it was compared as it is stored, and not looked into: to who has a key that says nothing.
+	AsStored bool `json:"as_stored,omitempty"`
 }
 
 // maxRecorded is how many objects a record has at most.
 const maxRecorded = 16384
 
 // done notes that an object of t was read, and leaves a record where the last was left long ago.
-func (r *run) done(ctx context.Context, t *target, o *object, problem string) error {
+func (r *run) done(ctx context.Context, t *target, o *object, problem string, asStored bool) error {
 	r.mu.Lock()
-	t.done = append(t.done, ObjectRecord{Name: o.name, Size: o.size, Modified: o.modified, VerifiedAt: time.Now().UTC(), Problem: problem})
+	t.done = append(t.done, ObjectRecord{Name: o.name, Size: o.size, Modified: o.modified, VerifiedAt: time.Now().UTC(), Problem: problem, AsStored: asStored})
 	t.read++
 	t.bytes += o.size
 	due := time.Since(r.flushed) >= r.opts.Every || len(t.done) >= maxRecorded
@@ -306,9 +322,15 @@ func (r *run) record(ctx context.Context, t *target) error {
 	doc := BackupRecord{Backup: t.name, Objects: t.done, Read: t.bytes, Sample: r.request.Sample}
 	t.done, t.bytes = nil, 0
 	r.mu.Unlock()
+	if t.Backup == nil { // it is no backup, and what is not there has no records
+		return nil
+	}
 	doc.Result = r.result(t)
-	// All may have been recorded before it was known that it is all.
-	late := t.ended && t.said != "" && t.said != "ok" && doc.Result == "ok"
+	if t.ended {
+		doc.Objects = append(doc.Objects, r.missed(t)...)
+	}
+	// All may have been recorded before it was known what comes of the whole.
+	late := t.ended && t.said != "" && t.said != doc.Result && doc.Result != "incomplete"
 	if len(doc.Objects) == 0 && !late || r.opts.ReadOnly {
 		return nil
 	}
@@ -322,6 +344,25 @@ func (r *run) record(ctx context.Context, t *target) error {
 	}
 	_, err := r.archive.AddRecord(ctx, archive.VerifiedDir(t.name), "", doc)
 	return r.unrecorded(err)
+}
+
+// missed returns what has damage and was not read, such as what is not there, or was found to be damaged when it had been recorded as right. WAL has records of its own.
+func (r *run) missed(t *target) (some []ObjectRecord) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for name, trouble := range r.troubles {
+		if trouble.backup != t.name || trouble.recorded || r.severity(trouble.verdict) != Damage || strings.HasPrefix(name, archive.WALDir) {
+			continue
+		}
+		trouble.recorded = true
+		o := ObjectRecord{Name: name, VerifiedAt: time.Now().UTC(), Problem: trouble.problem.text()}
+		if i, ok := t.at[name]; ok {
+			o.Size, o.Modified = t.objects[i].size, t.objects[i].modified
+		}
+		some = append(some, o)
+	}
+	slices.SortFunc(some, func(x, y ObjectRecord) int { return strings.Compare(x.Name, y.Name) })
+	return some
 }
 
 // unrecorded decides what it means that a record could not be left: nothing for what was found.
@@ -353,5 +394,5 @@ func (r *run) flush(ctx context.Context, whole bool) error {
 	for _, t := range r.targets {
 		errs = append(errs, r.record(ctx, t))
 	}
-	return errors.Join(append(errs, r.wal.flush(ctx, r))...)
+	return errors.Join(append(errs, r.wal.flush(ctx, r), r.wal.takeBack(ctx, r))...)
 }

@@ -26,8 +26,7 @@ type inventory struct {
 	systems   []uint64    // of which clusters it may be; empty where that is not known
 	unknown   map[wal.Timeline]error
 
-	pending *WALRecord // of segments that were read, not left yet
-	from    []*segment // of pending
+	from []*segment // that were read and are not recorded yet
 }
 
 // timeline is the WAL of one timeline.
@@ -453,7 +452,8 @@ func (p *Plan) accepted(ctx context.Context, a *archive.Archive) (gaps []gap, er
 	return gaps, nil
 }
 
-// WALRecord is what a verification has found of a range of segments, in archive.VerifiedWALDir. Segments without a problem are right.
+// WALRecord is what a verification has found of a range of segments, in archive.VerifiedWALDir. Segments without a problem are right. Of several the last that
+// is of a segment counts for that.
 type WALRecord struct {
 	archive.RecordHead
 	Timeline wal.Timeline `json:"timeline"`
@@ -469,13 +469,15 @@ type WALRecord struct {
 	Sample   float64      `json:"sample,omitempty"` // not all of the range was read, but about this share of it: nothing but the problems counts
 }
 
-// WALProblem is what is wrong with a segment.
+// WALProblem is what is wrong with a segment, or why it could not be looked at: of that the kind is that of a store or a key.
 type WALProblem struct {
 	Segment string `json:"segment"`
 	Offset  int64  `json:"offset"`
 	Kind    Kind   `json:"kind"`
 	Text    string `json:"text"`
 }
+
+func (p *WALProblem) text() string { return cmp.Or(p.Text, string(p.Kind)) }
 
 // printed is how many segments one of a record's prints is of.
 const printed = 64
@@ -507,25 +509,22 @@ func (p *Plan) recallWAL(ctx context.Context, a *archive.Archive, w *inventory) 
 			continue
 		}
 		l := w.timeline(d.Timeline)
-		bad := map[string]bool{}
-		for _, problem := range d.Problems {
-			bad[problem.Segment] = true
-		}
 		for i := 0; i < len(d.Prints) && first+wal.SegmentNo(i)*printed <= last; i++ {
 			begin := first + wal.SegmentNo(i)*printed
 			end := min(begin+printed-1, last)
 			some := l.between(begin, end)
-			if len(some) == 0 || d.Sample == 0 && print(some) != d.Prints[i] {
+			if d.Sample != 0 || len(some) == 0 || print(some) != d.Prints[i] {
 				continue
 			}
 			for _, s := range some {
-				name := w.size.Name(s.t, s.no)
-				if d.Sample == 0 && !bad[name] {
-					s.verified = d.At
-					s.closed = s.no == last && !d.Open
-				}
-				if bad[name] {
-					s.verified = time.Time{}
+				s.verified = d.At
+				s.closed = s.no == last && !d.Open
+			}
+		}
+		for _, problem := range d.Problems { // takes back what earlier records say, too
+			if t, no, err := w.size.ParseSegment(problem.Segment); err == nil {
+				for _, s := range w.timeline(t).between(no, no) {
+					s.verified, s.closed = time.Time{}, false
 				}
 			}
 		}

@@ -65,7 +65,7 @@ func (l *legacy) hashMember(part, path string) uint64 { return l.hash(part + "\x
 // legacy verifies a backup without a manifest, as far as that goes.
 func (r *run) legacy(ctx context.Context, t *target) error {
 	l := &legacy{target: t, run: r, seed: maphash.MakeSeed(), listed: map[uint64]uint8{}, members: map[uint64]bool{}, parts: map[string]bool{}}
-	if r.opts.NoKey {
+	if r.request.NoKey {
 		return r.asStored(ctx, t)
 	}
 	t.limits = limitsSummed
@@ -403,7 +403,7 @@ func (l *legacy) settle(ctx context.Context) error {
 		f.Severity, f.Kind, f.Text = Damage, Missing, "no part has a backup_label"
 		l.add(f)
 	}
-	if l.control == nil && len(l.run.found(func(f *Finding) bool { return f.Backup == l.name && f.Severity == Damage })) == 0 {
+	if l.control == nil && l.run.ofBackup(l.name) != Damage {
 		f := l.finding(partsDir)
 		f.Severity, f.Kind, f.Text = Damage, Missing, "no part has a pg_control"
 		l.add(f)

@@ -343,7 +343,7 @@ func TestWithoutTheKey(t *testing.T) {
 		noKey bool
 	}{"none": {}, "public": {public, true}, "another": {other, false}} {
 		o := archive.Options{Key: c.key}
-		rep := verified(t, archive.New(clone(t, m.store), o), verify.Request{All: true}, verify.Options{NoKey: c.noKey})
+		rep := verified(t, archive.New(clone(t, m.store), o), verify.Request{All: true, NoKey: c.noKey}, verify.Options{})
 		if rep.Result != verify.Unknown {
 			t.Errorf("%s: %s", what, found(rep))
 		}
@@ -351,7 +351,7 @@ func TestWithoutTheKey(t *testing.T) {
 		b := get(t, s, part)
 		b[len(b)/2] ^= 1
 		put(t, s, part, b)
-		rep = verified(t, archive.New(s, o), verify.Request{All: true}, verify.Options{NoKey: c.noKey})
+		rep = verified(t, archive.New(s, o), verify.Request{All: true, NoKey: c.noKey}, verify.Options{})
 		if rep.Result != verify.Damage || rep.Findings[0].Object != part {
 			t.Errorf("%s, with a damaged part: %s", what, found(rep))
 		}

@@ -60,8 +60,11 @@ func (c *cluster) sample(ctx context.Context, u *part) error {
 		r.opened.Store(r.opened.Load() || a.HasKey())
 		err = c.sampled(u, from, b, sums)
 	}
-	_, err = r.judge(ctx, c.finding(partsDir+u.Part.Name), nil, tap, 1, err)
-	return err
+	ok, err := r.judge(ctx, c.finding(partsDir+u.Part.Name), nil, tap, 1, err)
+	if err != nil || ok {
+		return err
+	}
+	return r.noted(ctx, c.target, u.part, false)
 }
 
 // whole verifies a part that was drawn as a whole.

@@ -38,14 +38,15 @@ type Request struct {
 	MaxAge time.Duration // how long what was found before counts; 0 means DefaultMaxAge
 	// Sample is how much of parts and WAL is read, chosen at random, such as 0.01; 0 is all. It makes nothing count as verified.
 	Sample float64
+	// NoKey says that there is no key that decrypts. What is encrypted is then compared as it is stored with what was put, and not looked into: with a key it is
+	// due again.
+	NoKey bool
 }
 
 // Options tunes Run. The zero value is ready to use.
 type Options struct {
 	Workers  int    // goroutines that read; 0 means one per processor
 	By, Tool string // of the records: who verifies, "" for the process's user and host; and with which release
-	// NoKey says that there is no key that decrypts. What is encrypted is then compared as it is stored with what was put, and not looked into.
-	NoKey bool
 	// ReadOnly leaves no records.
 	ReadOnly bool
 	Every    time.Duration // records of what is done so far are left no more often; 0 means a minute
@@ -201,6 +202,9 @@ type run struct {
 	mu       sync.Mutex
 	findings []Finding
 	more     int
+	all      verdict
+	backups  map[string]*verdict // by name
+	troubles map[string]*trouble // by object: those with damage, or that could not be looked at
 	flushed  time.Time
 	random   *rand.Rand
 	opened   atomic.Bool // something that is encrypted could be read
@@ -226,11 +230,12 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (*Repor
 		opts.Seed = rand.Uint64()
 	}
 	opts.Progress.total.Store(p.Due.Bytes)
-	r := &run{Plan: p, archive: a, opts: opts, begin: time.Now(), flushed: time.Now(), random: rand.New(rand.NewPCG(opts.Seed, 1))}
+	r := &run{Plan: p, archive: a, opts: opts, begin: time.Now(), flushed: time.Now(), random: rand.New(rand.NewPCG(opts.Seed, 1)),
+		backups: map[string]*verdict{}, troubles: map[string]*trouble{}}
 	for _, f := range p.findings {
 		r.add(f)
 	}
-	err := r.backups(ctx)
+	err := r.eachBackup(ctx)
 	if err == nil {
 		err = r.segments(ctx)
 	}
@@ -246,15 +251,101 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (*Repor
 	return r.report(), nil
 }
 
-// add enters a finding.
+// verdict counts what was found of something, by how bad it is.
+type verdict struct{ damage, doubt, unknown int }
+
+func (v *verdict) add(f *Finding, n int) {
+	switch {
+	case f.Severity == Damage && f.doubt:
+		v.doubt += n
+	case f.Severity == Damage:
+		v.damage += n
+	case f.Severity == Unknown:
+		v.unknown += n
+	}
+}
+
+// severity is that of the worst that was counted. What may be the key's fault is damage once the key has opened something else.
+func (r *run) severity(v verdict) Severity {
+	switch {
+	case v.damage > 0 || v.doubt > 0 && r.opened.Load():
+		return Damage
+	case v.doubt > 0 || v.unknown > 0:
+		return Unknown
+	}
+	return OK
+}
+
+// trouble is what was found of one object, however many findings there are: of this the records are made.
+type trouble struct {
+	verdict
+	backup   string
+	segment  *segment
+	problem  WALProblem // the first, or the first that is damage
+	recorded bool       // in this run
+}
+
+// add enters a finding. Those beyond what a report has count all the same.
 func (r *run) add(f Finding) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.findings) >= maxFindings && f.Severity != Damage || len(r.findings) >= 2*maxFindings {
+	full := len(r.findings) >= maxFindings && f.Severity != Damage || len(r.findings) >= 2*maxFindings
+	r.count(&f, 1, full)
+	if full {
 		r.more++
 		return
 	}
 	r.findings = append(r.findings, f)
+}
+
+// count enters a finding in the verdicts n times: -1 takes it out. The caller holds mu.
+func (r *run) count(f *Finding, n int, brief bool) {
+	if f.Severity != Damage && f.Severity != Unknown {
+		return
+	}
+	r.all.add(f, n)
+	if f.Backup != "" {
+		if r.backups[f.Backup] == nil {
+			r.backups[f.Backup] = &verdict{}
+		}
+		r.backups[f.Backup].add(f, n)
+	}
+	t := r.troubles[f.Object]
+	if t == nil {
+		t = &trouble{backup: f.Backup, segment: f.segment}
+		r.troubles[f.Object] = t
+	}
+	if t.damage == 0 && (f.Severity == Damage && !f.doubt || t.problem.Kind == "") {
+		t.problem = WALProblem{Kind: f.Kind}
+		if !brief {
+			t.problem.Text = f.Text
+		}
+		if f.Offset != nil {
+			t.problem.Offset = *f.Offset
+		}
+		t.recorded = false
+	}
+	t.add(f, n)
+}
+
+// of returns what was found of an object, and how bad that is.
+func (r *run) of(object string) (trouble, Severity) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if t := r.troubles[object]; t != nil {
+		return *t, r.severity(t.verdict)
+	}
+	return trouble{}, OK
+}
+
+// ofBackup returns how bad what was found of a backup is.
+func (r *run) ofBackup(name string) Severity {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if v := r.backups[name]; v != nil {
+		return r.severity(*v)
+	}
+	return OK
 }
 
 // found returns the findings that hold for.
@@ -279,20 +370,6 @@ func (r *run) chosen() bool {
 	return r.random.Float64() < r.request.Sample
 }
 
-// worst returns the severity of the worst of some findings.
-func worst(findings []*Finding) Severity {
-	result := OK
-	for _, f := range findings {
-		switch {
-		case f.Severity == Damage:
-			return Damage
-		case f.Severity == Unknown:
-			result = Unknown
-		}
-	}
-	return result
-}
-
 // report puts together what was found.
 func (r *run) report() *Report {
 	r.settleKeys()
@@ -302,8 +379,7 @@ func (r *run) report() *Report {
 	rank := map[Severity]int{Damage: 0, Unknown: 1, Warning: 2}
 	slices.SortStableFunc(r.findings, func(x, y Finding) int { return rank[x.Severity] - rank[y.Severity] })
 	rep.Findings = append(rep.Findings, r.findings...)
-	all := r.found(func(*Finding) bool { return true })
-	rep.Result = worst(all)
+	rep.Result = r.severity(r.all)
 	for _, t := range r.targets {
 		rep.Backups = append(rep.Backups, BackupResult{Backup: t.name, Result: r.result(t), Objects: len(t.objects), Read: t.read, Limits: t.limits})
 	}
@@ -313,13 +389,13 @@ func (r *run) report() *Report {
 
 // result says in the words of the records what came of a backup.
 func (r *run) result(t *target) string {
-	switch worst(r.found(func(f *Finding) bool { return f.Backup == t.name })) {
+	switch r.ofBackup(t.name) {
 	case Damage:
 		return "damaged"
 	case Unknown:
 		return "incomplete"
 	}
-	if r.request.Sample != 0 && t.due() || !t.ended || r.opts.NoKey {
+	if r.request.Sample != 0 && t.due() || !t.ended || r.request.NoKey {
 		return "incomplete"
 	}
 	return "ok"

@@ -2,10 +2,12 @@ package verify
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -30,7 +32,7 @@ func (r *run) segments(ctx context.Context) error {
 			}
 		}
 	}
-	if r.opts.NoKey && due > 0 {
+	if r.request.NoKey && due > 0 {
 		r.add(Finding{Severity: Unknown, Kind: Key, Object: archive.WALDir, Text: fmt.Sprintf("%d WAL segments are encrypted, and no key is set that decrypts: only their names were looked at", due)})
 		return nil
 	}
@@ -342,7 +344,7 @@ func (j *joint) add(ctx context.Context, a answer) error {
 	j.last = a.s
 	if a.summary == nil {
 		j.joiner = nil
-		return j.note(ctx, a.s)
+		return j.run.joined(ctx, a.s)
 	}
 	err := j.joiner.Add(a.summary)
 	if err != nil {
@@ -368,23 +370,24 @@ func (j *joint) add(ctx context.Context, a answer) error {
 				Text: fmt.Sprintf("%s does not go on where it ends: %s. One of the two is not what was archived", archive.WALName(a.s.name), text)})
 		}
 	}
-	return j.note(ctx, a.s)
+	return j.run.joined(ctx, a.s)
 }
 
-// note enters a segment into what is recorded. A record is of segments without one missing between.
-func (r *run) note(ctx context.Context, s *segment) error {
+// maxNoted bounds how many segments, and how many problems, a record is of.
+const maxNoted = 8192
+
+// joined enters a segment into what is recorded. A record is of segments without one missing between.
+func (r *run) joined(ctx context.Context, s *segment) error {
 	w := r.wal
 	r.mu.Lock()
-	over := w.pending != nil && (w.from[len(w.from)-1].t != s.t || w.from[len(w.from)-1].no+1 < s.no)
+	over := len(w.from) > 0 && (w.from[len(w.from)-1].t != s.t || w.from[len(w.from)-1].no+1 < s.no)
 	late := time.Since(r.flushed) >= r.opts.Every
+	many := len(w.from) >= maxNoted
 	r.mu.Unlock()
-	if (over || late) && r.request.Sample == 0 || over && w.from[0].t != s.t {
+	if (over || late) && r.request.Sample == 0 || many || over && w.from[0].t != s.t {
 		if err := w.flush(ctx, r); err != nil {
 			return err
 		}
-	}
-	if w.pending == nil {
-		w.pending, w.from = &WALRecord{}, nil
 	}
 	w.from = append(w.from, s)
 	return nil
@@ -392,11 +395,11 @@ func (r *run) note(ctx context.Context, s *segment) error {
 
 // flush records the segments that were read since the last record.
 func (w *inventory) flush(ctx context.Context, r *run) error {
-	if w == nil || w.pending == nil {
+	if w == nil || len(w.from) == 0 {
 		return nil
 	}
 	from := w.from
-	w.pending, w.from = nil, nil
+	w.from = nil
 	if r.opts.ReadOnly {
 		return nil
 	}
@@ -408,31 +411,83 @@ func (w *inventory) flush(ctx context.Context, r *run) error {
 	doc := WALRecord{RecordHead: archive.NewRecordHead(r.opts.By, r.opts.Tool), Timeline: first.t, First: name(first), Last: name(last),
 		Segments: len(from), Open: !last.closed, Sample: r.request.Sample, End: w.size.Start(first.no).String()}
 	mine := map[*segment]bool{}
-	for i, s := range from {
+	for _, s := range from {
 		mine[s] = true
 		doc.Bytes += s.size
 		if s.end > 0 {
 			doc.End = s.end.String()
 		}
-		if i%printed == 0 && doc.Sample == 0 {
-			doc.Prints = append(doc.Prints, print(r.wal.timeline(s.t).between(s.no, min(s.no+printed-1, last.no))))
+		if p := r.problem(s.name, name(s)); p != nil {
+			doc.Problems = append(doc.Problems, *p)
 		}
 	}
-	for _, f := range r.found(func(f *Finding) bool { return f.segment != nil && mine[f.segment] }) {
-		p := WALProblem{Segment: name(f.segment), Kind: f.Kind, Text: f.Text}
-		if f.Severity == Unknown {
-			doc.Prints = nil // nothing of it counts
-		}
-		if f.Severity != Damage {
+	for no := first.no; no <= last.no && doc.Sample == 0; no += printed {
+		some := r.wal.timeline(first.t).between(no, min(no+printed-1, last.no))
+		if slices.ContainsFunc(some, func(s *segment) bool { return !mine[s] }) { // one is there twice, and only one of the two was due
+			doc.Prints = append(doc.Prints, "")
 			continue
 		}
-		if f.Offset != nil {
-			p.Offset = *f.Offset
-		}
-		doc.Problems = append(doc.Problems, p)
+		doc.Prints = append(doc.Prints, print(some))
 	}
+	return w.leave(ctx, r, doc)
+}
+
+// leave leaves a record.
+func (w *inventory) leave(ctx context.Context, r *run, doc WALRecord) error {
 	_, err := r.archive.AddRecord(ctx, archive.VerifiedWALDir, "", doc)
 	return r.unrecorded(err)
+}
+
+// problem returns what a record says of a segment that is not right, nil for nothing.
+func (r *run) problem(object, segment string) *WALProblem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	t := r.troubles[object]
+	if t == nil {
+		return nil
+	}
+	p := t.problem
+	p.Segment = segment
+	switch severity := r.severity(t.verdict); {
+	case severity == OK:
+		return nil
+	case severity == Unknown && p.Kind != Store:
+		p.Kind = Key
+	}
+	t.recorded = true
+	return &p
+}
+
+// takeBack records damage that was found in segments which are recorded as right, by an earlier run or by this one, before more was known.
+func (w *inventory) takeBack(ctx context.Context, r *run) error {
+	if w == nil || r.opts.ReadOnly {
+		return nil
+	}
+	found := map[wal.Timeline][]*segment{}
+	r.mu.Lock()
+	for _, t := range r.troubles {
+		if s := t.segment; s != nil && s.name != "" && !t.recorded && r.severity(t.verdict) == Damage {
+			found[s.t] = append(found[s.t], s)
+		}
+	}
+	r.mu.Unlock()
+	for _, t := range slices.Sorted(maps.Keys(found)) {
+		slices.SortFunc(found[t], func(x, y *segment) int { return cmp.Compare(x.no, y.no) })
+		for some := range slices.Chunk(found[t], maxNoted) {
+			first, last := some[0].no, some[len(some)-1].no
+			doc := WALRecord{RecordHead: archive.NewRecordHead(r.opts.By, r.opts.Tool), Timeline: t, First: w.size.Name(t, first), Last: w.size.Name(t, last),
+				Segments: len(some), End: w.size.Start(first).String(), Open: true, Sample: float64(len(some)) / float64(last-first+1)}
+			for _, s := range some {
+				if p := r.problem(s.name, w.size.Name(t, s.no)); p != nil {
+					doc.Problems = append(doc.Problems, *p)
+				}
+			}
+			if err := w.leave(ctx, r, doc); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // results says what came of the ranges.
@@ -453,9 +508,13 @@ func (w *inventory) results(r *run) []RangeResult {
 					res.End = s.end.String()
 				}
 			}
-			switch worst(r.found(func(f *Finding) bool {
-				return f.segment != nil && f.segment.t == l.t && f.segment.no >= first && f.segment.no <= last
-			})) {
+			var all verdict
+			for _, t := range r.troubles {
+				if s := t.segment; s != nil && s.t == l.t && s.no >= first && s.no <= last {
+					all.damage, all.doubt, all.unknown = all.damage+t.damage, all.doubt+t.doubt, all.unknown+t.unknown
+				}
+			}
+			switch r.severity(all) {
 			case Damage:
 				res.Result = "damaged"
 			case Unknown:
