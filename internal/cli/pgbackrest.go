@@ -99,7 +99,12 @@ func (t *theirs) find(ctx context.Context, s *config.Settings) (*place, error) {
 	}
 	repo := theirs.Repo(stanza, t.number)
 	p.outside = append(p.outside, repo.FromEnviron()...)
-	asked := repo.Named() && (named != "" || repo.Source("path") == "environment" || repo.Source("type") == "environment")
+	for _, name := range []string{"CONFIG_PATH", "CONFIG_INCLUDE_PATH"} { // which no flag has
+		if t.environ(name) != "" {
+			p.outside = append(p.outside, pgbackrest.Environ+name)
+		}
+	}
+	asked := repo.Named() && (named != "" || t.environ("CONFIG_PATH") != "" || repo.Source("path") == "environment" || repo.Source("type") == "environment")
 	var st store.Store
 	switch {
 	case !asked && s.Storage.Location() != "":
@@ -125,21 +130,23 @@ func (t *theirs) find(ctx context.Context, s *config.Settings) (*place, error) {
 	return p, err
 }
 
+// environ returns one of pgBackRest's variables by what stands behind its prefix.
+func (t *theirs) environ(name string) (value string) {
+	for _, e := range t.env.Environ {
+		if v, ok := strings.CutPrefix(e, pgbackrest.Environ+name+"="); ok {
+			value = v
+		}
+	}
+	return value
+}
+
 // maxConf bounds a configuration file in bytes.
 const maxConf = 1 << 20
 
 // files reads pgBackRest's configuration files, and returns which was asked for, "" for none, and how many there are.
 func (t *theirs) files(theirs *pgbackrest.Settings) (named string, n int, err error) {
-	named, includes := t.file, ""
+	named, includes := cmp.Or(t.file, t.environ("CONFIG")), t.environ("CONFIG_INCLUDE_PATH")
 	var read []string
-	for _, e := range t.env.Environ {
-		if value, ok := strings.CutPrefix(e, pgbackrest.Environ+"CONFIG="); ok && named == "" {
-			named = value
-		}
-		if value, ok := strings.CutPrefix(e, pgbackrest.Environ+"CONFIG_INCLUDE_PATH="); ok {
-			includes = value
-		}
-	}
 	var candidates []string
 	if named != "" {
 		if named, err = t.absolute(named); err != nil {
@@ -148,7 +155,11 @@ func (t *theirs) files(theirs *pgbackrest.Settings) (named string, n int, err er
 		candidates = []string{named}
 	} else {
 		candidates = []string{"/etc/pgbackrest/pgbackrest.conf", "/etc/pgbackrest.conf"}
-		includes = cmp.Or(includes, "/etc/pgbackrest/conf.d")
+		base := t.environ("CONFIG_PATH")
+		if base != "" {
+			candidates = []string{filepath.Join(base, "pgbackrest.conf")}
+		}
+		includes = cmp.Or(includes, filepath.Join(cmp.Or(base, "/etc/pgbackrest"), "conf.d"))
 	}
 	for _, name := range candidates {
 		if named == "" && len(read) > 0 {

@@ -149,3 +149,26 @@ func TestClusterBeforeIsNoSubstitute(t *testing.T) {
 		t.Errorf("the WAL is of another cluster: %s", got)
 	}
 }
+
+// The directory that PGBACKREST_CONFIG_PATH names stands for /etc/pgbackrest, as it does for pgBackRest.
+func TestTheirConfigPath(t *testing.T) {
+	dir := t.TempDir()
+	repo := filepath.Join(dir, "repo")
+	for name, content := range map[string]string{
+		"pgbackrest.conf": "[global]\nrepo1-path=/nowhere\n", "conf.d/repo.conf": "[global]\nrepo1-path=" + repo + "\n", "repo/backup/main/backup.info": backupInfo(),
+	} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if status, _, stderr := run([]string{"PGBACKREST_CONFIG_PATH=" + dir}, "pgbackrest", "backup-list"); status != 0 || !strings.Contains(stderr, "No backups found") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+	if _, _, stderr := run([]string{"PGBACKREST_CONFIG=" + filepath.Join(dir, "pgbackrest.conf")}, "pgbackrest", "backup-list"); !strings.Contains(stderr, "/nowhere") {
+		t.Errorf("a file that is named comes without conf.d: %s", stderr)
+	}
+}
