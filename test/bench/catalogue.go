@@ -36,12 +36,13 @@ const retentionPolicy = "{recovery_window: 30d, full: 7, gfs: {daily: 7, weekly:
 type catalogued struct {
 	verify, lists, copies *table
 	bytes                 int64 // of the cluster
+	segments              int   // of WAL with the backup of it
 	objects, backups      int   // of WAL and of backups in the large archive
 }
 
 // catalogue measures what is asked of an archive that is there: whether it is right, what is in it, and a copy of it.
 func (b *bench) catalogue(ctx context.Context) (r *catalogued, err error) {
-	r = &catalogued{verify: &table{}, lists: &table{}, copies: &table{}, objects: 500 * b.scale, backups: 10 * b.scale}
+	r = &catalogued{verify: &table{}, lists: &table{}, copies: &table{}, segments: b.segments(), objects: 500 * b.scale, backups: 10 * b.scale}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.archivePath("")), os.RemoveAll(b.walData())) }()
 	if r.bytes, err = backupSize(filepath.Join(b.dir, b.bigName())); err != nil {
 		return nil, err
@@ -353,10 +354,11 @@ var (
 // print writes what was measured.
 func (r *catalogued) print(w io.Writer) {
 	fmt.Fprintf(w, "\n## Verification of a backup of %.1f GB\n\n"+
-		"The archive has the WAL segments that pgbench wrote and a backup, compressed with zstd at level 1; it is in the page cache. \"verify\" reads the backup and the\n"+
-		"WAL that makes it consistent, \"verify all\" everything. Holdfast compares each file with the manifest, and checks each page's and each WAL record's\n"+
-		"checksum; pgBackRest compares the SHA-1 of each file. It is the newer one of the two, with process-max=2. \"nothing due\" is a run behind one that has read\n"+
-		"everything. Bytes read are those of the tool's own processes.\n\n", float64(r.bytes)/1e9)
+		"The archive has the %d WAL segments that pgbench wrote, and a backup, compressed with zstd at level 1; it is in the page cache. \"verify\" reads the\n"+
+		"backup and the WAL that makes it consistent, \"verify all\" everything. Holdfast looks into all of it: each file is compared with the manifest, the\n"+
+		"checksum of each page and of each WAL record is checked. pgBackRest, the newer one with process-max=2, compares the SHA-1 of a backup's files as they are\n"+
+		"stored, without decompressing them, and that of the content of WAL. \"nothing due\" is a run behind one that has read everything. Bytes read are those of\n"+
+		"the tool's own processes.\n\n", float64(r.bytes)/1e9, r.segments)
 	r.verify.print(w, verifyColumns)
 	fmt.Fprint(w, "\n## A copy of that archive\n\n"+
 		"From one directory to another on the same disk. Holdfast syncs each object and reads it back; cp does neither. \"all there\" is a second copy into what a\n"+
