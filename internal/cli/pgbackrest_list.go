@@ -260,8 +260,11 @@ func (t *theirs) verify() *cobra.Command {
 			bad := 0
 			for _, name := range names {
 				v, err := t.verifyOne(cmd.Context(), s, p, name)
-				if err != nil {
+				if err != nil && (len(names) == 1 || cmd.Context().Err() != nil) {
 					return err
+				}
+				if err != nil { // of the others there is still something to tell
+					v = &pgbackrest.Verification{Backup: name, Unread: true, Problems: []pgbackrest.Problem{{Text: err.Error()}}}
 				}
 				if all = append(all, v); !v.OK() {
 					bad++
@@ -273,7 +276,7 @@ func (t *theirs) verify() *cobra.Command {
 				err = t.printVerified(all)
 			}
 			if err == nil && bad > 0 {
-				err = &advised{fmt.Errorf("of %d backups %d cannot be restored as they were", len(all), bad), "take a new full backup; one that is whole can be restored and brought further by its WAL"}
+				err = &advised{fmt.Errorf("of %d backups %d cannot be restored as they were, or not be read", len(all), bad), "take a new full backup; one that is whole can be restored and brought further by its WAL"}
 			}
 			return err
 		},
@@ -316,12 +319,23 @@ func (t *theirs) printVerified(all []*pgbackrest.Verification) error {
 	var b strings.Builder
 	for _, v := range all {
 		verdict := "OK"
-		if !v.OK() {
+		switch {
+		case v.Unread:
+			fmt.Fprintf(&b, "UNREAD %s: %s\n", v.Backup, v.Problems[0].Text)
+			continue
+		case !v.OK():
 			verdict = "DAMAGED"
 		}
 		fmt.Fprintf(&b, "%s %s: %d files, %s, and %d WAL segments are right\n", verdict, v.Backup, v.Files, humanize.IBytes(uint64(v.Bytes)), v.Segments)
+		if v.BadFiles > 0 {
+			fmt.Fprintf(&b, "  %d files had pages with wrong checksums already when the backup was taken, the first is %s\n", v.BadFiles, cell(v.FirstBad))
+		}
 		for _, p := range v.Problems {
-			fmt.Fprintf(&b, "  %s: %s\n", cell(p.What), p.Text)
+			what := ""
+			if p.What != "" {
+				what = cell(p.What) + ": "
+			}
+			fmt.Fprintf(&b, "  %s%s\n", what, p.Text)
 		}
 		if v.More > 0 {
 			fmt.Fprintf(&b, "  and %d more\n", v.More)

@@ -133,6 +133,10 @@ func TestClusterBeforeIsNoSubstitute(t *testing.T) {
 	if got := fetch("--target-time", "2026-01-15 00:00:00Z"); !strings.Contains(got, old) || !strings.Contains(got, "cluster before the current one") {
 		t.Errorf("before the new cluster: %s", got)
 	}
+	status, stdout, stderr := run([]string{"PGBACKREST_REPO1_PATH=" + repo}, "pgbackrest", "verify", "all")
+	if status != 1 || !strings.Contains(stdout, old) || !strings.Contains(stdout, young) || !strings.Contains(stderr, "of 2 backups 2") {
+		t.Errorf("of one backup that cannot be read nothing is told of the other: status %d, %s%s", status, stdout, stderr)
+	}
 	put("archive/main/17-2/00000002.history", "nonsense\n")
 	for _, target := range [][]string{{"--target", "latest"}, {"--target-time", "2026-02-15 00:00:00Z"}} {
 		if got := fetch(target...); strings.Contains(got, old) || !strings.Contains(got, "00000002.history") {

@@ -24,6 +24,11 @@ type Verification struct {
 	Segments int       `json:"wal_segments"`
 	Problems []Problem `json:"problems"` // the first maxProblems
 	More     int       `json:"more_problems,omitempty"`
+
+	Unread bool `json:"unread,omitempty"` // it could not be read, for the one problem that is told
+
+	BadFiles int    `json:"files_with_page_errors,omitempty"` // whose pages had checksums that did not hold when they were backed up, which is no problem of the repository
+	FirstBad string `json:"first_with_page_errors,omitempty"`
 }
 
 // OK reports whether nothing is wrong.
@@ -51,6 +56,7 @@ func (v *Verification) add(what string, err error) {
 // that fails is an error.
 func (r *Repository) Verify(ctx context.Context, m *Manifest, b *catalog.Backup, wal *archive.Archive, workers int, done func(n int64)) (*Verification, error) {
 	v := &Verification{Backup: m.Label, Problems: []Problem{}}
+	v.BadFiles, v.FirstBad = m.Bad()
 	var mu sync.Mutex
 	problem := func(what string, err error) error {
 		if !errors.Is(err, ErrDamaged) && !errors.Is(err, fs.ErrNotExist) {
