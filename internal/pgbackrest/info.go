@@ -225,6 +225,9 @@ func (r *Repository) readDocument(ctx context.Context, object, passphrase string
 		in = peek
 	}
 	if err := parseInfo(in, visit); err != nil {
+		if passphrase != "" && errors.Is(err, errNoInfo) { // a long one is parsed before its padding is seen
+			err = fmt.Errorf("%w: %w", errCipher, err)
+		}
 		return fmt.Errorf("read %s: %w", object, err)
 	}
 	return nil

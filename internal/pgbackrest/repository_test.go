@@ -420,6 +420,11 @@ func TestPassphrases(t *testing.T) {
 	} else if strings.Contains(err.Error(), "hunter2") || strings.Contains(err.Error(), "wrong") {
 		t.Errorf("the error tells a passphrase: %v", err)
 	}
+	r.put(t, "backup/main/backup.info", encrypt(r.passphrase, false, document(line{"x", "long", quoted(strings.Repeat("x", 1<<17))})))
+	r.put(t, "backup/main/backup.info.copy", []byte{})
+	if _, err := open(t.Context(), r.store, "wrong", r.backups[0].label); err == nil || !strings.Contains(err.Error(), "another passphrase") {
+		t.Errorf("another passphrase for a long document: %v", err)
+	}
 	clear := history(t, style{codec: "zst"}, rand.New(rand.NewPCG(5, 5)), 1)
 	if _, err := open(t.Context(), clear.store, "p", clear.backups[0].label); err == nil || !strings.Contains(err.Error(), "not encrypted") {
 		t.Errorf("a repository in clear: %v", err)
