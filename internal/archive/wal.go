@@ -234,9 +234,49 @@ func sameContent(a, b io.Reader) (bool, error) {
 	}
 }
 
-// OpenWAL reads a WAL file, decompressed. A file that is not archived is fs.ErrNotExist, but only in an archive that is there:
-// where nothing at all is found, as when the storage is not mounted or the prefix is wrong, the error is another.
+// OpenWAL reads a WAL file, decompressed. A segment of which there are only pieces (TailDir) is read too, with zeros behind them; such a reader has a
+// method Unfinished() bool. A file that is not archived is fs.ErrNotExist, but only in an archive that is there: where nothing at all is found, as when
+// the storage is not mounted or the prefix is wrong, the error is another.
 func (a *Archive) OpenWAL(ctx context.Context, name string) (io.ReadCloser, error) {
+	for range 3 {
+		r, err := a.openWhole(ctx, name)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return r, err
+		}
+		if !wal.IsSegment(name) {
+			return nil, a.missing(ctx, name)
+		}
+		r, err = a.openTail(ctx, name)
+		switch {
+		case err == nil:
+			return r, nil
+		case errors.Is(err, errVanished):
+			continue
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, err
+		}
+		// Pieces go once the whole segment has come: that it has not, only a look after the one for pieces can tell.
+		there, err := a.findWAL(ctx, a.walNames(name))
+		if err != nil {
+			return nil, err
+		}
+		if there == nil {
+			return nil, a.missing(ctx, name)
+		}
+	}
+	return nil, fmt.Errorf("read %s: %w", name, errVanished)
+}
+
+// OpenWholeWAL is OpenWAL for what is archived whole.
+func (a *Archive) OpenWholeWAL(ctx context.Context, name string) (io.ReadCloser, error) {
+	r, err := a.openWhole(ctx, name)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = a.missing(ctx, name)
+	}
+	return r, err
+}
+
+func (a *Archive) openWhole(ctx context.Context, name string) (io.ReadCloser, error) {
 	if wal.KindOf(name) == wal.Other {
 		return nil, fmt.Errorf("%q is not the name of a WAL file", name)
 	}
@@ -249,21 +289,26 @@ func (a *Archive) OpenWAL(ctx context.Context, name string) (io.ReadCloser, erro
 	if err != nil {
 		return nil, err
 	}
-	if other != nil {
-		r, err := a.open(ctx, other.name, other.method)
-		if errors.Is(err, fs.ErrNotExist) { // just now it was there
-			err = fmt.Errorf("%v", err)
-		}
-		return r, err
+	if other == nil {
+		return nil, fs.ErrNotExist
 	}
+	r, err = a.open(ctx, other.name, other.method)
+	if errors.Is(err, fs.ErrNotExist) { // just now it was there
+		err = fmt.Errorf("%v", err)
+	}
+	return r, err
+}
+
+// missing is the error for a WAL file that is not there: fs.ErrNotExist where there is an archive.
+func (a *Archive) missing(ctx context.Context, name string) error {
 	there, err := a.there(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("look whether there is an archive: %w", err)
+		return fmt.Errorf("look whether there is an archive: %w", err)
 	}
 	if !there {
-		return nil, errors.New("there is no archive: its storage is not mounted, or the prefix is wrong, or nothing was archived yet")
+		return errors.New("there is no archive: its storage is not mounted, or the prefix is wrong, or nothing was archived yet")
 	}
-	return nil, notExist("Archive '%s'", name)
+	return notExist("Archive '%s'", name)
 }
 
 // findWAL returns which of the objects exists; nil when none does. It asks for all of them at once: one round trip,
@@ -300,7 +345,7 @@ func (a *Archive) there(ctx context.Context) (bool, error) {
 }
 
 // MissingWAL returns which of the segments first to last of timeline t the archive lacks, at most max of them
-// (0: all), in ascending order.
+// (0: all), in ascending order. An object without a byte is no segment.
 func (a *Archive) MissingWAL(ctx context.Context, t wal.Timeline, first, last wal.SegmentNo, size wal.SegmentSize, max int) ([]string, error) {
 	var missing []string
 	full := func() bool { return max > 0 && len(missing) >= max }
@@ -317,7 +362,7 @@ func (a *Archive) MissingWAL(ctx context.Context, t wal.Timeline, first, last wa
 			return nil, fmt.Errorf("list WAL: %w", err)
 		}
 		name := WALName(o.Name)
-		if o.IsDir() || !wal.IsSegment(name) {
+		if o.IsDir() || !wal.IsSegment(name) || o.Size == 0 {
 			continue
 		}
 		tl, no, err := size.ParseSegment(name)

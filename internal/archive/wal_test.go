@@ -8,6 +8,7 @@ import (
 	"io"
 	"io/fs"
 	"math/rand/v2"
+	"strings"
 	"testing"
 
 	"holdfast/internal/archive"
@@ -135,11 +136,12 @@ func TestOpenWALFindsEveryName(t *testing.T) {
 func TestMissingWAL(t *testing.T) {
 	const size = 16 << 20
 	m := &storetest.Memory{}
-	put := func(object string) {
-		if err := m.Put(t.Context(), archive.WALDir+object, bytes.NewReader(nil)); err != nil {
+	store := func(object, content string) {
+		if err := m.Put(t.Context(), archive.WALDir+object, strings.NewReader(content)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	put := func(object string) { store(object, "wal") }
 	for _, n := range []wal.SegmentNo{1, 2, 4, 0xFF, 0x100, 0x101} {
 		put(wal.SegmentSize(size).Name(1, n) + ".zst")
 	}
@@ -150,6 +152,8 @@ func TestMissingWAL(t *testing.T) {
 	put("000000020000000000000006.lz4")                 // another timeline
 	put("000000010000000000000004.lz4")                 // twice
 	put("00000001000000000000000C.br")                  // there, though this release cannot read it
+	store("00000001000000000000000D.zst", "")           // without a byte
+	store("000000010000000000000002.br", "")            // another of one that is there
 	a := archive.New(m, archive.Options{})
 	for _, c := range []struct {
 		first, last wal.SegmentNo
@@ -165,6 +169,7 @@ func TestMissingWAL(t *testing.T) {
 		{0, 1, 0, []string{"000000010000000000000000"}},
 		{12, 12, 0, nil},
 		{10, 11, 0, []string{"00000001000000000000000A", "00000001000000000000000B"}},
+		{12, 13, 0, []string{"00000001000000000000000D"}},
 	} {
 		got, err := a.MissingWAL(context.Background(), 1, c.first, c.last, size, c.max)
 		if err != nil || fmt.Sprint(got) != fmt.Sprint(c.want) {

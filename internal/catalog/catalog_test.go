@@ -52,7 +52,7 @@ const size = wal.SegmentSize(16 << 20)
 func segments(t *testing.T, m *storetest.Memory, tl wal.Timeline, first, last wal.SegmentNo) {
 	t.Helper()
 	for n := first; n <= last; n++ {
-		put(t, m, archive.WALDir+size.Name(tl, n)+".lz4", "")
+		put(t, m, archive.WALDir+size.Name(tl, n)+".lz4", "wal")
 	}
 }
 
@@ -198,7 +198,7 @@ func TestReachNamesWhatItCannotRead(t *testing.T) {
 	if err := m.Delete(t.Context(), archive.WALDir+young+".lz4"); err != nil {
 		t.Fatal(err)
 	}
-	put(t, m, archive.WALDir+young+".xz", "")
+	put(t, m, archive.WALDir+young+".xz", "wal")
 	c := load(t, m)
 	c.Evidence.Server = 2
 	choice, err := c.Choose("base_000000010000000000000004", catalog.Target{Kind: catalog.AtLSN, LSN: 0x7000001})
@@ -208,6 +208,27 @@ func TestReachNamesWhatItCannotRead(t *testing.T) {
 	var lack *catalog.MissingWALError
 	if _, err := choice.Reach(t.Context(), archive.New(m, archive.Options{})); !errors.As(err, &lack) || fmt.Sprint(lack.Missing) != "["+young+"]" {
 		t.Errorf("Reach: %v, want %s to be missing", err, young)
+	}
+}
+
+// An object without a byte is no segment, as for the inventory.
+func TestReachPassesOverEmpty(t *testing.T) {
+	m, young := twoTimelines(t), size.Name(2, 6)
+	put(t, m, archive.WALDir+young+".lz4", "")
+	c := load(t, m)
+	c.Evidence.Server = 2
+	for lsn, whole := range map[wal.LSN]bool{0x5900000: true, 0x7000001: false} {
+		choice, err := c.Choose("base_000000010000000000000004", catalog.Target{Kind: catalog.AtLSN, LSN: lsn})
+		if err != nil {
+			t.Fatal(err)
+		}
+		reach, err := choice.Reach(t.Context(), archive.New(m, archive.Options{}))
+		if (err == nil) != whole || reach.Last != size.Name(2, 5) {
+			t.Errorf("to %s: reaches to %s, %v", lsn, reach.Last, err)
+		}
+	}
+	if w, err := catalog.LoadWAL(t.Context(), archive.New(m, archive.Options{}), size); err != nil || w.Has(2, 6) {
+		t.Errorf("the inventory has it, %v", err)
 	}
 }
 

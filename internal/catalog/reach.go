@@ -130,7 +130,7 @@ func (r *Reach) along(ctx context.Context, a *archive.Archive, t wal.Timeline, n
 			return n, fmt.Errorf("list WAL: %w", err)
 		}
 		name, _ := compress.Split(path.Base(o.Name))
-		if o.IsDir() || !wal.IsSegment(name) {
+		if o.IsDir() || !wal.IsSegment(name) || o.Size == 0 { // nothing restores from an empty object
 			continue
 		}
 		timeline, no, err := size.ParseSegment(name)
