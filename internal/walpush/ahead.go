@@ -54,6 +54,7 @@ func (p *pusher) ahead(ctx context.Context, a Archive, f *file) []string {
 				switch {
 				case err == nil:
 					stored = append(stored, name)
+				case errors.Is(err, errServed):
 				case errors.As(err, &conflict) || errors.As(err, &local): // others may fare better
 					p.warn("cannot store WAL file ahead", "file", name, "error", err)
 				case !failed && ctx.Err() == nil:
@@ -73,8 +74,18 @@ type localError struct{ error }
 
 func (e *localError) Unwrap() error { return e.error }
 
+// errServed says that a file is being stored, or was, since PostgreSQL asked for it.
+var errServed = errors.New("it was asked for meanwhile")
+
 // pushAhead stores one file and sees to it that PostgreSQL need not wait for it.
 func (p *pusher) pushAhead(ctx context.Context, a Archive, asked *file, name string) error {
+	if p.resident != nil {
+		release, ok := p.resident.beginAhead(name)
+		if !ok {
+			return errServed
+		}
+		defer release()
+	}
 	f, err := inspect(filepath.Join(p.dir, name))
 	if err != nil {
 		return &localError{err}
@@ -97,6 +108,9 @@ func (p *pusher) pushAhead(ctx context.Context, a Archive, asked *file, name str
 	if !p.opts.ReadyRename {
 		if err := p.mark(f); err != nil {
 			return &localError{err}
+		}
+		if p.resident != nil {
+			p.resident.remember(f)
 		}
 		return nil
 	}

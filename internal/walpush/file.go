@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"holdfast/internal/fileid"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/wal"
 )
@@ -22,6 +23,9 @@ type file struct {
 	modified    time.Time
 	segmentSize wal.SegmentSize // 0 unless kind is Segment or Partial
 	cluster     uint64          // system identifier; 0 where nothing says
+
+	id      fileid.ID
+	settled bool // when it was inspected: any change since gives it another ID
 
 	summed bool   // whether reading is to compute sum
 	sum    uint32 // CRC-32C of the content that was last read to its end
@@ -53,6 +57,10 @@ func inspect(path string) (*file, error) {
 		return nil, fmt.Errorf("%s is not a file", path)
 	}
 	f.size, f.modified = info.Size(), info.ModTime()
+	if f.id, err = fileid.Of(r); err != nil {
+		return nil, err
+	}
+	f.settled = f.id.Settled(time.Now())
 	if f.kind == wal.Segment || f.kind == wal.Partial {
 		return f, f.inspectHeader(r)
 	}

@@ -89,14 +89,7 @@ type Opener func(context.Context) (asked, ahead Archive, err error)
 // Once Push returned nil PostgreSQL may remove the file. open is called only when the archive is needed. What goes wrong with
 // other files is logged as a warning.
 func Push(ctx context.Context, open Opener, path string, o Options) (Report, error) {
-	o.Limit = cmp.Or(o.Limit, 32)
-	if o.Logger == nil {
-		o.Logger = slog.New(slog.DiscardHandler)
-	}
-	location := sha256.Sum256([]byte(o.Location))
-	dir := filepath.Dir(path)
-	p := &pusher{opts: o, dir: dir, state: filepath.Join(dir, "holdfast"), location: hex.EncodeToString(location[:8])}
-
+	p := newPusher(filepath.Dir(path), o)
 	f, err := inspect(path)
 	if err != nil {
 		return Report{}, err
@@ -148,10 +141,22 @@ type pusher struct {
 	state    string // what we keep below it
 	location string // hash of the archive's location
 
+	resident *Resident // whose run it is; nil for none
+
 	summing        sync.WaitGroup // what reads files to sum them up
 	unsummed       atomic.Bool    // the archive takes no summaries
 	undelta        atomic.Bool    // nor deltas
 	summaryWarning sync.Once
+}
+
+// newPusher begins a run for the WAL files in dir.
+func newPusher(dir string, o Options) *pusher {
+	o.Limit = cmp.Or(o.Limit, 32)
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	location := sha256.Sum256([]byte(o.Location))
+	return &pusher{opts: o, dir: dir, state: filepath.Join(dir, "holdfast"), location: hex.EncodeToString(location[:8])}
 }
 
 // statusDir is where PostgreSQL keeps which files wait to be archived.
