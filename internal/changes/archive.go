@@ -273,7 +273,7 @@ func (f *finder) readOnce(ctx context.Context, t wal.Timeline, no wal.SegmentNo,
 	if !errors.Is(err, fs.ErrNotExist) {
 		note = fmt.Sprintf("WAL segment %s in pg_wal is of no use: %v", name, err)
 	}
-	r, err := f.Archive.OpenWAL(ctx, name)
+	r, err := f.Archive.OpenWholeWAL(ctx, name)
 	if err != nil {
 		return found{}, err
 	}

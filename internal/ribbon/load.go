@@ -28,6 +28,7 @@ type Options struct {
 	Evidence   catalog.Evidence // what tells which timeline the cluster is on, as far as the caller knows
 	Live       wal.Timeline     // to judge whatever the evidence says; 0 is none
 	ProvenOnly bool             // what was never verified is Unknown
+	Brief      bool             // the catalog comes without what no verdict needs, a request less for each backup: see catalog.LoadBrief
 	Now        time.Time        // zero is the present
 }
 
@@ -47,12 +48,12 @@ func Load(ctx context.Context, strict, lenient *archive.Archive, o Options) (Inp
 	for _, name := range o.Storages {
 		in.Stores = append(in.Stores, Store{Name: name})
 	}
-	err := in.load(ctx, strict)
+	err := in.load(ctx, strict, o.Brief)
 	if err != nil && ctx.Err() == nil {
 		silent := &merge.UnaskedError{}
 		if errors.As(err, &silent) {
 			in.silence(silent.Storages, err)
-			err = in.load(ctx, lenient)
+			err = in.load(ctx, lenient, o.Brief)
 		}
 		if err != nil {
 			in.silence(o.Storages, err)
@@ -81,9 +82,13 @@ func (in *Input) silence(storages []string, err error) {
 }
 
 // load reads everything anew. Its error is that nothing can be said.
-func (in *Input) load(ctx context.Context, a *archive.Archive) (err error) {
+func (in *Input) load(ctx context.Context, a *archive.Archive, brief bool) (err error) {
 	in.Gaps, in.Checked, in.Locked, in.Trouble, in.Backups = nil, nil, nil, nil, map[string]Evidence{}
-	if in.Catalog, err = catalog.Load(ctx, a); err != nil {
+	loadCatalog := catalog.Load
+	if brief {
+		loadCatalog = catalog.LoadBrief
+	}
+	if in.Catalog, err = loadCatalog(ctx, a); err != nil {
 		return err
 	}
 	var size wal.SegmentSize
@@ -189,40 +194,67 @@ func (in *Input) look(ctx context.Context, a *archive.Archive) {
 	}
 }
 
+// partsDir is where the parts lie in a backup's folder.
+const partsDir = "tar_partitions/"
+
+// A folder is what lies in a backup's folder, as far as it tells something of the backup, in order of names.
+type folder struct {
+	parts            []archive.Part
+	verified, proven []store.Object // records
+}
+
+// listFolder lists a backup's folder as a whole: one request, where directories would be one each.
+func listFolder(ctx context.Context, a *archive.Archive, backup string) (f folder, err error) {
+	for o, err := range store.Walk(ctx, a.Store(), archive.Folder(backup)) {
+		if err != nil {
+			return folder{}, fmt.Errorf("list what there is of %s: %w", backup, err)
+		}
+		record := strings.HasSuffix(o.Name, ".json")
+		switch dir := path.Dir(o.Name) + "/"; {
+		case dir == archive.Folder(backup)+partsDir:
+			f.parts = append(f.parts, archive.PartOf(o))
+		case dir == archive.VerifiedDir(backup) && record:
+			f.verified = append(f.verified, o)
+		case dir == archive.ProvenDir(backup) && record:
+			f.proven = append(f.proven, o)
+		}
+	}
+	return f, nil
+}
+
 func evidence(ctx context.Context, a *archive.Archive, b *catalog.Backup) (e Evidence, err error) {
-	parts, err := a.Parts(ctx, b.Name)
+	f, err := listFolder(ctx, a, b.Name)
 	switch {
 	case err != nil:
 		e.Locked = err.Error()
-	case len(parts) == 0:
+	case len(f.parts) == 0:
 		e.Missing = archive.Folder(b.Name) + "tar_partitions: none of its parts is there"
 	default:
-		if e.Missing, err = lacking(ctx, a, b, parts); err != nil {
+		if e.Missing, err = lacking(ctx, a, b, f.parts); err != nil {
 			return e, err
 		}
-		smallest := slices.MinFunc(parts, func(x, y archive.Part) int { return cmp.Compare(x.Size, y.Size) })
+		smallest := slices.MinFunc(f.parts, func(x, y archive.Part) int { return cmp.Compare(x.Size, y.Size) })
 		if err := try(a.OpenPart(ctx, b.Name, smallest)); err != nil {
-			e.Locked = strings.TrimPrefix(err.Error(), "read "+archive.Folder(b.Name)+"tar_partitions/")
+			e.Locked = strings.TrimPrefix(err.Error(), "read "+archive.Folder(b.Name)+partsDir)
 		}
 	}
 	if ctx.Err() != nil {
 		return Evidence{}, ctx.Err()
 	}
-	return e, errors.Join(e.recall(ctx, a, b), e.proof(ctx, a, b))
+	return e, errors.Join(e.recall(ctx, a, b, f.verified), e.proof(ctx, a, f.proven))
 }
 
 // lacking returns what of the parts of a backup is not there, or is not as long as it was stored, as far as the listing tells; "" for nothing. Holdfast
 // keeps how many bytes all of them have; which one it is that lacks some is looked up only then.
 func lacking(ctx context.Context, a *archive.Archive, b *catalog.Backup, parts []archive.Part) (string, error) {
-	const dir = "tar_partitions/"
 	var total int64
 	sizes := map[string]int64{}
 	for _, p := range parts {
 		total += p.Size
-		sizes[dir+p.Name] = p.Size
+		sizes[partsDir+p.Name] = p.Size
 	}
 	if !b.IsWALE() && !slices.ContainsFunc(parts, archive.Part.IsControl) {
-		return archive.Folder(b.Name) + dir + ": the part with pg_control is not there", nil
+		return archive.Folder(b.Name) + partsDir + ": the part with pg_control is not there", nil
 	}
 	if b.Sentinel.Tool == "" || total == b.Sentinel.CompressedSize {
 		return "", nil
@@ -231,7 +263,7 @@ func lacking(ctx context.Context, a *archive.Archive, b *catalog.Backup, parts [
 	for _, name := range slices.Sorted(maps.Keys(stored)) {
 		want := stored[name].Size
 		switch size, there := sizes[name]; {
-		case !strings.HasPrefix(name, dir):
+		case !strings.HasPrefix(name, partsDir):
 		case !there:
 			return archive.Folder(b.Name) + name, nil
 		case size != want:
@@ -272,10 +304,9 @@ type backupRecord struct {
 }
 
 // proof reads the newest record of a restore that was to prove the backup.
-func (e *Evidence) proof(ctx context.Context, a *archive.Archive, b *catalog.Backup) error {
-	records, err := recordsIn(ctx, a, archive.ProvenDir(b.Name))
-	if err != nil || len(records) == 0 {
-		return err
+func (e *Evidence) proof(ctx context.Context, a *archive.Archive, records []store.Object) error {
+	if len(records) == 0 {
+		return nil
 	}
 	r, err := archive.ReadRecord[struct {
 		OK bool `json:"ok"`
@@ -291,25 +322,8 @@ func (e *Evidence) proof(ctx context.Context, a *archive.Archive, b *catalog.Bac
 	return err
 }
 
-// recordsIn lists the records of a directory, without reading them.
-func recordsIn(ctx context.Context, a *archive.Archive, dir string) (records []store.Object, err error) {
-	for o, err := range a.Store().List(ctx, dir, "") {
-		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", dir, err)
-		}
-		if !o.IsDir() && strings.HasSuffix(o.Name, ".json") {
-			records = append(records, o)
-		}
-	}
-	return records, nil
-}
-
 // recall reads the records of verifications, the newest first, as far back as the last that came to an end. Of an object the newest that names it counts.
-func (e *Evidence) recall(ctx context.Context, a *archive.Archive, b *catalog.Backup) error {
-	records, err := recordsIn(ctx, a, archive.VerifiedDir(b.Name))
-	if err != nil {
-		return err
-	}
+func (e *Evidence) recall(ctx context.Context, a *archive.Archive, b *catalog.Backup, records []store.Object) error {
 	seen := map[string]bool{}
 	var errs []error
 	for _, o := range slices.Backward(records) {
@@ -365,7 +379,7 @@ func (in *Input) tryWAL(ctx context.Context, a *archive.Archive) {
 	for i, s := range all {
 		group.Go(func() error {
 			why := func(n wal.SegmentNo) string {
-				err := try(a.OpenWAL(ctx, in.WAL.SegmentSize.Name(s.timeline, n)))
+				err := try(a.OpenWholeWAL(ctx, in.WAL.SegmentSize.Name(s.timeline, n)))
 				if err == nil || errors.Is(err, fs.ErrNotExist) || ctx.Err() != nil { // that it has gone since, the next look will tell
 					return ""
 				}

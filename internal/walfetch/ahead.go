@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"math"
 	"os"
@@ -47,11 +48,23 @@ func Ahead(ctx context.Context, a Archive, dest string, o Options) (int, error) 
 		return 0, err
 	}
 	p := &prefetcher{
-		archive: a, queue: q, lock: lock, opts: o, perm: perm,
+		archive: finished{a}, queue: q, lock: lock, opts: o, perm: perm,
 		running: map[wal.SegmentNo]bool{}, have: map[wal.SegmentNo]bool{}, results: make(chan result),
 		pace: pace{parallel: max(o.Parallel, 1)},
 	}
 	return p.run(ctx)
+}
+
+// finished lacks the segments that the server is still writing, of which an archive reads what it has so far. By the time they are asked for there may be
+// more of them, and of what is fetched ahead PostgreSQL would take the end for that of the archive.
+type finished struct{ Archive }
+
+func (f finished) OpenWAL(ctx context.Context, name string) (io.ReadCloser, error) {
+	r, err := f.Archive.OpenWAL(ctx, name)
+	if u, ok := r.(interface{ Unfinished() bool }); err == nil && ok && u.Unfinished() {
+		return nil, errors.Join(fs.ErrNotExist, r.Close())
+	}
+	return r, err
 }
 
 // A prefetcher is one run of Ahead. All but fetch runs in one goroutine.
@@ -294,7 +307,9 @@ func (p *prefetcher) fetch(ctx context.Context, name string) error {
 	if err == nil {
 		err = os.Rename(running, p.queue.finished(name))
 	}
-	if err != nil {
+	if err == nil {
+		p.queue.memory.note(p.queue.finished(name), f)
+	} else {
 		os.Remove(running)
 	}
 	return err
