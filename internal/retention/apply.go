@@ -330,6 +330,12 @@ func (r *applying) purge(ctx context.Context, p *Plan) error {
 			return err
 		}
 	}
+	if come == "" { // there may have been no backup to remove
+		var err error
+		if come, err = r.overtaken(ctx); err != nil {
+			return err
+		}
+	}
 	if come != "" {
 		r.opts.Logger.Info("no more is removed by this run, as something was condemned, taken back, held or is being restored since it began; the next run judges anew", "record", come)
 		return nil
@@ -581,10 +587,6 @@ func (r *applying) tidy(ctx context.Context, p *Plan) error {
 	if len(gone) == 0 {
 		return nil
 	}
-	known := map[string]bool{}
-	for _, t := range p.judge.in.Catalog.Tombstones {
-		known[t.Record] = !gone[t.Record]
-	}
 	for name := range gone {
 		if err := r.a.RemoveRecord(ctx, name); err != nil {
 			return err
@@ -594,13 +596,34 @@ func (r *applying) tidy(ctx context.Context, p *Plan) error {
 		if err != nil {
 			return err
 		}
-		if len(rec.Doc.Revokes) > 0 && !slices.ContainsFunc(rec.Doc.Revokes, func(name string) bool { return known[name] }) {
-			if err := r.a.RemoveRecord(ctx, rec.Name); err != nil {
-				return err
-			}
+		if len(rec.Doc.Revokes) == 0 {
+			continue
+		}
+		idle, err := r.idle(ctx, rec.Doc.Revokes)
+		if err == nil && idle {
+			err = r.a.RemoveRecord(ctx, rec.Name)
+		}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
+}
+
+// idle reports whether of these records none is there any more. The store is asked: what this run has judged is what there was when it began.
+func (r *applying) idle(ctx context.Context, records []string) (bool, error) {
+	for _, name := range records {
+		if store.CheckName(name) != nil || !strings.HasPrefix(name, archive.TombstoneDir) {
+			continue // nothing of ours
+		}
+		switch _, err := r.a.Store().Stat(ctx, name); {
+		case err == nil:
+			return false, nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return false, err
+		}
+	}
+	return true, nil
 }
 
 // everything removes all objects of the archive: sentinels first, who owns it and what was condemned last. Where something is condemned whose time has not

@@ -215,7 +215,8 @@ func (j *judge) lastOnes() {
 	}
 }
 
-// lastOf lets the newest of some backups stay that can be restored, unless one stays from which recovery goes on; where none can be restored at all the one that comes closest.
+// lastOf lets the newest of some backups stay that can be restored, unless one stays from which recovery goes on; where none can be restored at all the one that comes
+// closest. One that is condemned does not count: whoever did that may be removing it in this moment.
 func (j *judge) lastOf(backups []*backup, which string) {
 	var best *backup
 	rank := func(b *backup) int {
@@ -233,7 +234,7 @@ func (j *judge) lastOf(backups []*backup, which string) {
 		}
 	}
 	for _, b := range backups {
-		if len(b.keep) > 0 && b.mode == continuous && rank(b) >= rank(best) {
+		if len(b.keep) > 0 && b.mode == continuous && b.Condemned == nil && rank(b) >= rank(best) {
 			return
 		}
 	}

@@ -3,11 +3,16 @@ package retention_test
 import (
 	"context"
 	"errors"
+	"io"
+	"iter"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/retention"
 	"holdfast/internal/store"
 )
@@ -175,5 +180,211 @@ func TestOvertaken(t *testing.T) {
 			want(t, what+", then", v.Backups, names[1])
 		}
 		reasonFor(t, w.plan(rule), names[2])
+	}
+}
+
+// together is a store of one of several commands that do the same at once: each waits, once it has condemned, and before it removes anything, until all have come
+// so far or have ended.
+type together struct {
+	store.Store
+	condemned, removing func()
+}
+
+func (s *together) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	err := store.PutIfAbsent(ctx, s.Store, name, r)
+	if strings.HasPrefix(name, archive.TombstoneDir) {
+		s.condemned()
+	}
+	return err
+}
+
+func (s *together) Delete(ctx context.Context, name string) error {
+	if strings.HasSuffix(name, "_backup_stop_sentinel.json") {
+		s.removing()
+	}
+	return s.Store.Delete(ctx, name)
+}
+
+// Two who each delete one of the last two backups, and see each other's tombstone only, do not delete both.
+func TestTwoDeleteTheLastTwo(t *testing.T) {
+	w := newWorld(t)
+	names := []string{w.take("", 1, nil)}
+	w.days(1)
+	names = append(names, w.take("", 1, nil))
+	var condemned, removing, ended sync.WaitGroup
+	condemned.Add(2)
+	removing.Add(2)
+	plans := []*retention.Plan{w.plan(must(retention.Target("", names[0], nil))), w.plan(must(retention.Target("", names[1], nil)))}
+	for _, plan := range plans {
+		meet := func(all *sync.WaitGroup) func() {
+			var once sync.Once
+			return func() { once.Do(func() { all.Done(); all.Wait() }) }
+		}
+		s := &together{w.store, meet(&condemned), nil}
+		var once sync.Once
+		s.removing = func() { once.Do(func() { removing.Done(); removing.Wait() }) }
+		ended.Go(func() {
+			_, err := retention.Apply(t.Context(), archive.New(s, archive.Options{}), plan, retention.Options{Host: "here"})
+			once.Do(removing.Done)
+			if kept := (*retention.KeptError)(nil); err != nil && !errors.As(err, &kept) {
+				t.Error(err)
+			}
+		})
+	}
+	ended.Wait()
+	if left := w.has(archive.BackupDir); len(left) == 0 {
+		t.Error("no backup is left")
+	}
+}
+
+// A history tells of all timelines that led to its own: WAL of one of these stays, though the history of that one is lost.
+func TestHistoryBetweenIsLost(t *testing.T) {
+	w := newWorld(t)
+	first := w.take("", 1, nil)
+	w.write(3)
+	w.promote()
+	w.write(4)
+	w.promote()
+	w.write(3)
+	w.days(1)
+	w.take("", 1, nil)
+	if err := w.memory.Delete(t.Context(), archive.WALDir+wal.HistoryName(2)); err != nil {
+		t.Fatal(err)
+	}
+	for _, rule := range []retention.Rule{parse(t, "{full: 2}"), must(retention.Before("", retention.Moment{Name: first})), must(retention.Garbage("", false))} {
+		for _, v := range w.plan(rule).WAL {
+			if !v.Keep && (v.Timeline > 1 || v.Last >= first[5:]) {
+				t.Errorf("%s: %+v", rule, v)
+			}
+		}
+	}
+}
+
+// A backup that says it ended before it began keeps its WAL all the same.
+func TestEndBeforeBegin(t *testing.T) {
+	w := newWorld(t)
+	w.write(20)
+	odd := w.take("", 1, func(s *archive.Sentinel) {
+		finish := size.Start(3)
+		s.FinishLSN, s.IsPermanent = &finish, true
+	})
+	w.write(5)
+	w.days(1)
+	w.take("", 1, nil)
+	for _, v := range w.plan(parse(t, "{full: 1}")).WAL {
+		if !v.Keep && v.First <= odd[5:] && odd[5:] <= v.Last {
+			t.Errorf("%+v", v)
+		}
+	}
+}
+
+// A rule that says nothing is an error, as what it was to keep would go.
+func TestEmptyRules(t *testing.T) {
+	for text, says := range map[string]string{
+		"{recovery_window: , minimum: 2}":        "recovery_window: nothing stands behind it",
+		"recovery_window:\nminimum: 2\n":         "recovery_window",
+		`{"full": null, "minimum": 2}`:           "full",
+		"{full: 7, gfs: {monthly: , yearly: 3}}": "gfs: monthly",
+		"{full: 7, gfs: }":                       "gfs",
+		"{full: 7, keep_last_proven: ~}":         "keep_last_proven",
+		"{minimum: 0}":                           "it wants no backup",
+		"{recovery_window: 0d}":                  "it wants no backup",
+		"{full: 0, gfs: {daily: 0}}":             "it wants no backup",
+	} {
+		if p, err := retention.ParsePolicy(text); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %s, %v", text, p, err)
+		}
+	}
+	if p := parse(t, "{full: 2, minimum: 0}"); p.Minimum != 1 {
+		t.Errorf("%s", p)
+	}
+}
+
+// hooking is a store that does something once, before the first call of a kind.
+type hooking struct {
+	store.Store
+	list, remove func(name string)
+}
+
+func (s *hooking) List(ctx context.Context, dir, after string) iter.Seq2[store.Object, error] {
+	if s.list != nil {
+		s.list(dir)
+	}
+	return s.Store.List(ctx, dir, after)
+}
+
+func (s *hooking) Delete(ctx context.Context, name string) error {
+	if s.remove != nil {
+		s.remove(name)
+	}
+	return s.Store.Delete(ctx, name)
+}
+
+// What was condemned and taken back while an apply was at work stays taken back when it tidies up.
+func TestTakenBackMeanwhile(t *testing.T) {
+	w, n := fiveFulls(t)
+	rule := parse(t, "{full: 4}")
+	done := false
+	s := &hooking{Store: w.store, remove: func(name string) {
+		if !strings.HasPrefix(name, archive.TombstoneDir) || done {
+			return
+		}
+		done = true // the first tombstone of the apply goes
+		if _, err := w.a.AddRecord(t.Context(), archive.TombstoneDir, "", archive.Tombstone{PurgeAfter: w.now.Add(time.Hour), Request: "holdfast delete target", Backups: n[3:6]}); err != nil {
+			t.Error(err)
+		}
+		if _, err := retention.Undelete(t.Context(), w.a, n[3:6], retention.Options{}); err != nil {
+			t.Error(err)
+		}
+	}}
+	if _, err := retention.Apply(t.Context(), archive.New(s, archive.Options{}), w.plan(rule), retention.Options{Host: "here"}); err != nil || !done {
+		t.Fatal(err, done)
+	}
+	c := must(catalog.Load(t.Context(), w.a))
+	for _, name := range n[3:6] {
+		if b := must(c.Find(name)); b.Condemned != nil {
+			t.Errorf("%s is condemned by %s", name, b.Condemned.Record)
+		}
+	}
+}
+
+// A hold that comes while an apply looks at the archive keeps WAL, too, where there is no backup to remove.
+func TestHeldBeforeWALGoes(t *testing.T) {
+	w := newWorld(t)
+	w.take("", 1, permanent)
+	from := w.now
+	w.write(5)
+	w.days(1)
+	w.take("", 1, nil)
+	rule := parse(t, "{full: 1}")
+	plan := w.plan(rule)
+	before := len(w.has(archive.WALDir))
+	lists := 0
+	s := &hooking{Store: w.store, list: func(dir string) {
+		if lists++; lists == 1 || dir != archive.WALDir {
+			return
+		}
+		if len(w.has(archive.HoldDir)) == 0 { // holds were read before
+			must(w.a.AddRecord(t.Context(), archive.HoldDir, "", archive.Hold{From: from, To: from.Add(time.Hour), Reason: "case 7"}))
+		}
+	}}
+	seen := 0
+	inner := s.list
+	s.list = func(dir string) {
+		if dir == archive.HoldDir {
+			seen++
+		}
+		if seen >= 2 { // known records were listed, and the holds read
+			inner(dir)
+		}
+	}
+	if _, err := retention.Apply(t.Context(), archive.New(s, archive.Options{}), plan, retention.Options{Host: "here"}); err != nil {
+		t.Fatal(err)
+	}
+	if left := len(w.has(archive.WALDir)); left != before {
+		t.Errorf("%d WAL objects are left of %d", left, before)
+	}
+	if v := w.plan(rule).WAL; len(v) == 0 {
+		t.Error("nothing is judged")
 	}
 }

@@ -54,10 +54,13 @@ func ParsePolicy(text string) (Policy, error) {
 		text := strings.Join(strings.Fields(strings.TrimPrefix(err.Error(), "yaml: ")), " ")
 		return Policy{}, errors.New(unknownField.ReplaceAllString(strings.TrimPrefix(text, "unmarshal errors: "), "there is no rule $1"))
 	}
+	if rule := emptyRule(text); rule != "" {
+		return Policy{}, fmt.Errorf("%s: nothing stands behind it", rule)
+	}
 	if err := d.Decode(new(any)); !errors.Is(err, io.EOF) {
 		return Policy{}, errors.New("it is more than one map")
 	}
-	p := Policy{Minimum: 1}
+	var p Policy
 	count := func(what string, given int, into *int) error {
 		if given < 0 || given > 1_000_000 {
 			return fmt.Errorf("%s: %d is no number of backups", what, given)
@@ -88,11 +91,37 @@ func ParsePolicy(text string) (Policy, error) {
 	if err := errors.Join(errs...); err != nil {
 		return Policy{}, err
 	}
-	if p.Window == 0 && p.Full == 0 && !p.calendar() && f.Minimum == nil {
+	if p.Window == 0 && p.Full == 0 && !p.calendar() && p.Minimum == 0 {
 		return Policy{}, errors.New("it wants no backup: give recovery_window, full, gfs or minimum")
 	}
 	p.Minimum = max(p.Minimum, 1)
 	return p, nil
+}
+
+// emptyRule returns a rule that is named in a policy and says nothing, as {recovery_window: , full: 7} does where a variable was empty; "" for none. To pass over it would be
+// to let go what it was to keep.
+func emptyRule(text string) string {
+	var doc yaml.Node
+	if yaml.Unmarshal([]byte(text), &doc) != nil {
+		return "" // Decode says more
+	}
+	var find func(n *yaml.Node) string
+	find = func(n *yaml.Node) string {
+		for i := 0; i+1 < len(n.Content); i += 2 {
+			if key, value := n.Content[i], n.Content[i+1]; value.Tag == "!!null" {
+				return key.Value
+			} else if value.Kind == yaml.MappingNode {
+				if inner := find(value); inner != "" {
+					return key.Value + ": " + inner
+				}
+			}
+		}
+		return ""
+	}
+	if len(doc.Content) == 0 || doc.Content[0].Kind != yaml.MappingNode {
+		return ""
+	}
+	return find(doc.Content[0])
 }
 
 // unknownField is how package yaml speaks of a key that there is not.

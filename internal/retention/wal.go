@@ -33,19 +33,30 @@ func (j *judge) needsOf(b *backup, m mode) []need {
 		if finish, ok := b.FinishLSN(); ok && m == moment {
 			to = placeAt(size, size.LastSegment(finish))
 		}
+		if to < from { // it says that it ended before it began: who knows what it needs
+			to = end
+		}
 	} else {
 		size = 16 << 20
 	}
 	return j.along(t, span{from, to}, size, why)
 }
 
-// along returns a need on timeline t, and on all that go on from it.
+// along returns a need on timeline t, and on all that go on from it: also on those between that have no history of their own, as the one of a timeline that came
+// from them tells where they lie.
 func (j *judge) along(t wal.Timeline, s span, size wal.SegmentSize, why reason) []need {
 	needs := []need{{t, s, why}}
-	for child, p := range j.paths {
-		leg, on := p.Leg(t)
-		if child != t && on && placeAt(size, size.Segment(leg.End)) >= s.from {
-			needs = append(needs, need{child, s, why})
+	known := map[wal.Timeline]bool{t: true}
+	for _, p := range j.paths {
+		i := slices.IndexFunc(p, func(l catalog.Leg) bool { return l.Timeline == t })
+		if i < 0 || i+1 == len(p) || placeAt(size, size.Segment(p[i].End)) < s.from {
+			continue
+		}
+		for _, leg := range p[i+1:] {
+			if !known[leg.Timeline] {
+				known[leg.Timeline] = true
+				needs = append(needs, need{leg.Timeline, s, why})
+			}
 		}
 	}
 	return needs
