@@ -305,11 +305,9 @@ func (p *prefetcher) fetch(ctx context.Context, name string) error {
 		err = writeJSON(p.queue.record(name), record{p.queue.location, c.Size, c.CRC32C})
 	}
 	if err == nil {
-		err = os.Rename(running, p.queue.finished(name))
+		err = p.queue.memory.rename(f, running, p.queue.finished(name))
 	}
-	if err == nil {
-		p.queue.memory.note(p.queue.finished(name), f)
-	} else {
+	if err != nil {
 		os.Remove(running)
 	}
 	return err

@@ -23,11 +23,12 @@ type queue struct {
 	dir      string // .wal-g/prefetch
 	location string // of the archive
 	data     string // the data directory, should dest lie in its pg_wal
+	memory   *Memory
 }
 
 func openQueue(dest string, o Options) *queue {
 	wal := filepath.Dir(dest)
-	return &queue{filepath.Join(cmp.Or(o.Dir, wal), ".wal-g", "prefetch"), o.Location, filepath.Dir(wal)}
+	return &queue{filepath.Join(cmp.Or(o.Dir, wal), ".wal-g", "prefetch"), o.Location, filepath.Dir(wal), o.Memory}
 }
 
 // ours reports whether nobody else can have put anything into the queue: its directories, as far as they are there, belong to the
@@ -96,12 +97,16 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	temp := fmt.Sprintf("%s.%d", path, os.Getpid())
-	if err = os.WriteFile(temp, b, 0o600); err == nil {
-		err = os.Rename(temp, path)
+	f, err := os.CreateTemp(filepath.Dir(path), filepath.Base(path)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		os.Remove(temp)
+		os.Remove(f.Name())
 	}
 	return err
 }
@@ -142,7 +147,10 @@ func (q *queue) takeFinished(name string, dst *destination) (int64, error) {
 		return 0, err
 	}
 	defer f.Close() // only read: nothing to lose
-	size, err := q.verify(f, name)
+	size := q.memory.take(path, f)
+	if size == 0 {
+		size, err = q.verify(f, name)
+	}
 	if err != nil {
 		os.Remove(path)
 		os.Remove(q.record(name))

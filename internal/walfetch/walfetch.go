@@ -52,6 +52,9 @@ type Options struct {
 	// Start starts a process that calls Ahead with what Fetch was called with, and does not wait for it.
 	Start func() error
 
+	// Memory is that of the process, where Ahead runs in the one that calls Fetch; nil for none.
+	Memory *Memory
+
 	// Patience is how long Ahead goes on without a request; 0 means two minutes.
 	Patience time.Duration
 
