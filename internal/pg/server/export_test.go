@@ -81,3 +81,26 @@ func ReceiveWAL(messages []byte, from, to wal.LSN) ([]byte, error) {
 	}
 	return io.ReadAll(s)
 }
+
+// ReceiveStream reads the write-ahead log of timeline 1 from from on that a server sends by these messages, to the end of the timeline.
+func ReceiveStream(messages []byte, from wal.LSN) (got []byte, follows wal.Timeline, at wal.LSN, err error) {
+	c, err := sessionThatSays(170000, messages)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	s, err := c.Stream(context.Background(), "slot", 1, from)
+	if err != nil {
+		return nil, 0, 0, err
+	}
+	for {
+		_, data, err := s.Next()
+		if err == io.EOF {
+			follows, at = s.Following()
+			return got, follows, at, nil
+		}
+		if err != nil {
+			return got, 0, 0, err
+		}
+		got = append(got, data...)
+	}
+}

@@ -122,3 +122,40 @@ func TestWALMessages(t *testing.T) {
 		t.Errorf("%q with a gap", got)
 	}
 }
+
+func streamToEnd(t testing.TB, at string) []byte {
+	return append(stream(t), say(t, &pgproto3.CopyDone{}, row("2", at), &pgproto3.CommandComplete{CommandTag: []byte("SELECT 1")},
+		&pgproto3.CommandComplete{CommandTag: []byte("START_STREAMING")}, &pgproto3.ReadyForQuery{TxStatus: 'I'})...)
+}
+
+// What a server streams comes in order and without a gap, and the timeline ends where it has come to, or it is an error.
+func FuzzStream(f *testing.F) {
+	f.Add(streamToEnd(f, "0/1012"))
+	f.Add(stream(f)[:60])
+	f.Fuzz(func(t *testing.T, messages []byte) {
+		got, follows, at, err := server.ReceiveStream(messages, 0x1000)
+		if len(got) > len(messages) || err == nil && (follows == 0 || at != 0x1000+wal.LSN(len(got))) {
+			t.Errorf("%q, then timeline %d at %s, %v", got, follows, at, err)
+		}
+	})
+}
+
+func TestStreamMessages(t *testing.T) {
+	messages := streamToEnd(t, "0/1012")
+	if got, follows, at, err := server.ReceiveStream(messages, 0x1000); string(got) != "somemore than that" || follows != 2 || at != 0x1012 || err != nil {
+		t.Errorf("%q, then timeline %d at %s, %v", got, follows, at, err)
+	}
+	for n := range messages {
+		if got, _, _, err := server.ReceiveStream(messages[:n], 0x1000); err == nil {
+			t.Errorf("%d bytes of %d do: %q", n, len(messages), got)
+		}
+	}
+	if got, _, _, err := server.ReceiveStream(streamToEnd(t, "0/1013"), 0x1000); err == nil {
+		t.Errorf("%q, and the timeline ends behind it", got)
+	}
+	// Nothing is on the timeline from there on.
+	over := say(t, &pgproto3.RowDescription{}, row("3", "0/1000"), &pgproto3.CommandComplete{CommandTag: []byte("SELECT 1")}, &pgproto3.ReadyForQuery{TxStatus: 'I'})
+	if got, follows, at, err := server.ReceiveStream(over, 0x1000); len(got) != 0 || follows != 3 || at != 0x1000 || err != nil {
+		t.Errorf("%q, then timeline %d at %s, %v", got, follows, at, err)
+	}
+}

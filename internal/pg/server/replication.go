@@ -34,13 +34,18 @@ const maxMessage = 4 << 20
 
 // ConnectReplication opens a replication session with the one server that cfg names. Errors are *Error.
 func ConnectReplication(ctx context.Context, cfg Config) (*Replication, error) {
+	return connectReplication(ctx, cfg, Config.parse)
+}
+
+// connectReplication opens a replication session with what parse makes of cfg.
+func connectReplication(ctx context.Context, cfg Config, parse func(Config) (*pgx.ConnConfig, error)) (*Replication, error) {
 	cfg = maps.Clone(cfg)
 	if cfg == nil {
 		cfg = Config{}
 	}
 	cfg["replication"] = "true"
 	cfg["default_transaction_read_only"] = "off" // so that before 14 transaction_read_only tells a standby
-	pgcfg, err := cfg.parseReplication()
+	pgcfg, err := cfg.parseReplication(parse)
 	if err != nil {
 		return nil, &Error{Op: "connect to PostgreSQL", Err: err}
 	}
@@ -72,14 +77,14 @@ func ConnectReplication(ctx context.Context, cfg Config) (*Replication, error) {
 
 // parseReplication is parse of a session for replication, which has no database. In a file of passwords the line for it has the database
 // "replication", as libpq's programs read it; that of the database which is named does as well.
-func (c Config) parseReplication() (*pgx.ConnConfig, error) {
-	named, err := c.parse()
+func (c Config) parseReplication(parse func(Config) (*pgx.ConnConfig, error)) (*pgx.ConnConfig, error) {
+	named, err := parse(c)
 	if err != nil {
 		return nil, err
 	}
 	c = maps.Clone(c)
 	c["dbname"] = "replication"
-	cfg, err := c.parse()
+	cfg, err := parse(c)
 	if err == nil && cfg.Password == "" {
 		cfg.Password = named.Password
 	}

@@ -53,8 +53,22 @@ var unset = map[string]string{
 	"target_session_attrs": "any", "connect_timeout": "30", "timezone": "UTC", "channel_binding": "prefer", "require_auth": "",
 }
 
-// parse turns c into what the driver needs.
+// parse turns c into what the driver needs, for the one server that it names.
 func (c Config) parse() (*pgx.ConnConfig, error) {
+	cfg, err := c.parseSeveral()
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range cfg.Fallbacks { // one per TLS mode, and one per further host
+		if f.Host != cfg.Host || f.Port != cfg.Port {
+			return nil, fmt.Errorf("several servers are named, %s and %s: a backup needs to know which one", cfg.Host, f.Host)
+		}
+	}
+	return cfg, nil
+}
+
+// parseSeveral is parse where c may name several servers.
+func (c Config) parseSeveral() (*pgx.ConnConfig, error) {
 	all := maps.Clone(map[string]string(c))
 	if all == nil {
 		all = map[string]string{}
@@ -75,11 +89,6 @@ func (c Config) parse() (*pgx.ConnConfig, error) {
 		// The driver quotes all it was told, and leaves out only such passwords as have no quotation mark in them.
 		words := err.Error()
 		return nil, errors.New(strings.TrimPrefix(words[strings.LastIndex(words, "`")+1:], ": "))
-	}
-	for _, f := range cfg.Fallbacks { // one per TLS mode, and one per further host
-		if f.Host != cfg.Host || f.Port != cfg.Port {
-			return nil, fmt.Errorf("several servers are named, %s and %s: a backup needs to know which one", cfg.Host, f.Host)
-		}
 	}
 	return cfg, nil
 }
