@@ -38,6 +38,7 @@ type maker struct {
 	last    *archive.Sentinel // of the newest backup
 	name    string
 	log     *log
+	now     time.Time // when a backup is taken; zero: by the log
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -140,6 +141,9 @@ func (m *maker) backup() string {
 	m.check(d.PutServerManifest(ctx, &theirs))
 	yes := true
 	now := time.Unix(1_700_000_000+int64(finish>>20), int64(m.seed)).UTC()
+	if !m.now.IsZero() {
+		now = m.now.UTC()
+	}
 	m.last = &archive.Sentinel{
 		LSN: &start, FinishLSN: &finish, PgVersion: 150004, SystemIdentifier: &m.system, SegmentSize: uint64(segmentSize), Checksums: &yes,
 		StartTime: now.Add(-time.Minute), FinishTime: now, Hostname: "db", DataDir: "/data", Tool: "test",

@@ -396,6 +396,10 @@ func (r *run) shape(t *target) {
 func (r *run) orphan(t *target) {
 	f := Finding{Severity: Warning, Kind: Stray, Backup: t.name, Object: archive.Folder(t.name)}
 	switch {
+	case slices.ContainsFunc(r.catalog.Tombstones, func(tomb catalog.Tombstone) bool {
+		return slices.Contains(tomb.Backups, t.name) && tomb.PurgeAfter.Before(r.now)
+	}):
+		f.Text = fmt.Sprintf("%d objects, and no sentinel: retention is removing the backup, or was broken off", len(t.objects))
 	case t.object(pushName) != nil:
 		f.Text = "a push is at work here, or has died: there is no sentinel, and so no backup"
 	case t.object(objectsName) != nil && t.object(metadataName) != nil || len(t.lost) > 0 && slices.Contains(t.lost, sentinelOf(t.name)):

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"path"
 	"slices"
 	"strings"
@@ -29,15 +30,16 @@ type target struct {
 	at              map[string]int // index of an object, by name
 	lost            []string       // objects that were verified once and are not there any more
 	said            string         // the result of the last record, of one that is not of a sample
-	settled         bool           // all of it was found to be right, ever
+	settled         bool           // by the last record all of it is right
 
 	// As Run goes on:
-	stored map[string]archive.Stored // by name from the folder on; nil where that is not known
-	limits string
-	read   int
-	ended  bool           // all that is due was read
-	done   []ObjectRecord // not recorded yet
-	bytes  int64          // of those
+	stored  map[string]archive.Stored // by name from the folder on; nil where that is not known
+	limits  string
+	read    int
+	ended   bool           // all that is due was read
+	removed bool           // it is not there any more
+	done    []ObjectRecord // not recorded yet
+	bytes   int64          // of those
 }
 
 // object is an object of a backup, its sentinel included, or a WAL file.
@@ -246,7 +248,6 @@ func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error 
 		asStored := slices.ContainsFunc(d.Objects, func(o ObjectRecord) bool { return o.AsStored })
 		if d.Sample == 0 && (!asStored || p.request.NoKey) || d.Result == "damaged" {
 			t.said = d.Result
-			t.settled = t.settled || d.Result == "ok"
 		}
 		stored = asStored && d.Result == "incomplete"
 	}
@@ -260,6 +261,7 @@ func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error 
 			t.objects[i].verified = o.VerifiedAt
 		}
 	}
+	t.settled = t.said == "ok"
 	slices.Sort(t.lost)
 	if len(t.lost) == 0 && (len(last) == 0 || t.said == "ok" || stored && p.request.NoKey) {
 		return nil
@@ -322,7 +324,7 @@ func (r *run) record(ctx context.Context, t *target) error {
 	doc := BackupRecord{Backup: t.name, Objects: t.done, Read: t.bytes, Sample: r.request.Sample}
 	t.done, t.bytes = nil, 0
 	r.mu.Unlock()
-	if t.Backup == nil { // it is no backup, and what is not there has no records
+	if t.Backup == nil || t.removed { // what is no backup has no records
 		return nil
 	}
 	doc.Result = r.result(t)
@@ -333,6 +335,11 @@ func (r *run) record(ctx context.Context, t *target) error {
 	late := t.ended && t.said != "" && t.said != doc.Result && doc.Result != "incomplete"
 	if len(doc.Objects) == 0 && !late || r.opts.ReadOnly {
 		return nil
+	}
+	if _, err := r.archive.Store().Stat(ctx, r.archive.SentinelName(t.name)); errors.Is(err, fs.ErrNotExist) {
+		return nil // it was removed meanwhile
+	} else if err != nil {
+		return r.unrecorded(err)
 	}
 	t.said = doc.Result
 	if doc.Objects == nil {

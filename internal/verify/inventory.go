@@ -49,6 +49,7 @@ type segment struct {
 	closed bool // it was verified, and no record goes on behind it
 	read   bool
 	end    wal.LSN
+	to     wal.SegmentNo // the last one of a hole
 }
 
 func (w *inventory) timeline(t wal.Timeline) *timeline {
@@ -131,7 +132,8 @@ func (p *Plan) takeInventory(ctx context.Context, a *archive.Archive) (*inventor
 
 // listWAL lists what is below wal_005.
 func (p *Plan) listWAL(ctx context.Context, a *archive.Archive, w *inventory) error {
-	var last *segment // listed; a note comes right behind its segment
+	var last *segment // listed
+	noted := ""       // by its name: a note comes right behind its segment or right before it
 	for o, err := range a.Store().List(ctx, archive.WALDir, "") {
 		if err != nil {
 			return fmt.Errorf("list WAL: %w", err)
@@ -148,6 +150,8 @@ func (p *Plan) listWAL(ctx context.Context, a *archive.Archive, w *inventory) er
 			switch {
 			case strings.HasSuffix(base, ".sum.json") && last != nil && strings.TrimSuffix(base, ".sum.json") == archive.WALName(last.name):
 				last.note = true
+			case strings.HasSuffix(base, ".sum.json"):
+				noted = strings.TrimSuffix(base, ".sum.json")
 			case strings.HasSuffix(base, ".json"), strings.Contains(base, "_delta"):
 			case p.request.All:
 				p.findings = append(p.findings, Finding{Severity: Warning, Kind: Stray, Object: o.Name, Text: "it is no WAL file, nor what is kept beside one: it is left alone"})
@@ -166,7 +170,7 @@ func (p *Plan) listWAL(ctx context.Context, a *archive.Archive, w *inventory) er
 			}
 			continue
 		}
-		l.segments = append(l.segments, segment{object: obj, t: t, no: no})
+		l.segments = append(l.segments, segment{object: obj, t: t, no: no, note: name == noted})
 		last = &l.segments[len(l.segments)-1]
 	}
 	return nil
@@ -243,7 +247,7 @@ func (p *Plan) lacks(w *inventory, gaps []gap, t wal.Timeline, from, to wal.Segm
 		}
 	}
 	f := Finding{Severity: Damage, Kind: Missing, Backup: backup, Object: archive.WALDir + w.size.Name(t, from),
-		LSN: w.size.Start(from).String(), Text: segments(w.size, t, from, to) + " not archived" + text, segment: &segment{t: t, no: from}}
+		LSN: w.size.Start(from).String(), Text: segments(w.size, t, from, to) + " not archived" + text, segment: &segment{t: t, no: from, to: to}}
 	for bad := range p.catalog.BadHistory {
 		if bad > t && len(w.timeline(t).between(to, 1<<64-1)) == 0 {
 			f.Severity = Unknown
@@ -260,6 +264,9 @@ func segments(size wal.SegmentSize, t wal.Timeline, from, to wal.SegmentNo) stri
 	}
 	return fmt.Sprintf("%d segments, %s to %s, are", to-from+1, size.Name(t, from), size.Name(t, to))
 }
+
+// waitFor is how long WAL that a backup needs may take to be archived before it is missing: a push need not wait for it.
+const waitFor = time.Hour
 
 // wantBackup marks what a backup needs, and tells of what is missing of it.
 func (p *Plan) wantBackup(w *inventory, b *catalog.Backup, gaps []gap) (from wal.SegmentNo, ok bool) {
@@ -279,6 +286,14 @@ func (p *Plan) wantBackup(w *inventory, b *catalog.Backup, gaps []gap) (from wal
 		t := l.t
 		if younger != nil && first == last {
 			t = younger.t
+		}
+		later := slices.ContainsFunc(w.timelines, func(o *timeline) bool {
+			return o.t >= l.t && len(o.segments) > 0 && o.segments[len(o.segments)-1].no > last
+		})
+		if last == to && !later && p.now.Sub(b.Created()) < waitFor {
+			p.findings = append(p.findings, Finding{Severity: Unknown, Kind: Missing, Backup: b.Name, Object: archive.WALDir + w.size.Name(t, first), LSN: w.size.Start(first).String(),
+				Text: segments(w.size, t, first, last) + " not archived yet, and the backup needs it to be consistent", Next: "verify again once the server has archived it", segment: &segment{t: t, no: first}})
+			return
 		}
 		p.lacks(w, gaps, t, first, last, b.Name, ", and the backup needs it to be consistent")
 	}
@@ -347,15 +362,58 @@ func (p *Plan) wantFor(w *inventory, b *catalog.Backup, inventory *catalog.WAL, 
 	for s := range along.Stretches(w.size, from) {
 		w.timeline(s.Timeline).want(s.First, s.Last, w.size)
 	}
-	for hole := range inventory.Holes(along, from) {
+	p.holes(w, inventory, along, from, func(hole catalog.Stretch, left bool) {
 		if hole.Timeline == b.Timeline() && hole.First <= to { // was told
 			if hole.Last <= to {
-				continue
+				return
 			}
 			hole.First = to + 1
 		}
-		p.lacks(w, gaps, hole.Timeline, hole.First, hole.Last, "", ", and later ones are")
+		p.hole(w, gaps, hole, left)
+	})
+}
+
+// holes calls do for what is missing along a path from a segment on. left says that all of the hole lies just behind what one backup needs to be consistent, and just
+// before another begins: as retention leaves WAL, where a backup is kept for its own moment alone.
+func (p *Plan) holes(w *inventory, inventory *catalog.WAL, along catalog.Path, from wal.SegmentNo, do func(_ catalog.Stretch, left bool)) {
+	var hole []catalog.Stretch // of several timelines
+	end := func() {
+		if len(hole) == 0 {
+			return
+		}
+		behind, before := false, false
+		for i := range p.catalog.Backups {
+			b := &p.catalog.Backups[i]
+			if _, on := along.Leg(b.Timeline()); b.Sentinel == nil || !on {
+				continue
+			}
+			if first, last, ok := needs(b, w.size); ok {
+				behind = behind || last+1 == hole[0].First
+				before = before || first == hole[len(hole)-1].Last+1
+			}
+		}
+		for _, s := range hole {
+			do(s, behind && before)
+		}
+		hole = hole[:0]
 	}
+	for s := range inventory.Holes(along, from) {
+		if len(hole) > 0 && hole[len(hole)-1].Last+1 < s.First {
+			end()
+		}
+		hole = append(hole, s)
+	}
+	end()
+}
+
+// hole tells of segments that are missing before others that are not.
+func (p *Plan) hole(w *inventory, gaps []gap, s catalog.Stretch, left bool) {
+	if left {
+		p.findings = append(p.findings, Finding{Severity: Warning, Kind: Missing, Object: archive.WALDir + w.size.Name(s.Timeline, s.First), LSN: w.size.Start(s.First).String(),
+			Text: segments(w.size, s.Timeline, s.First, s.Last) + " not there: from behind what one backup needs to where the next begins, as retention leaves it. No moment between the two can be restored"})
+		return
+	}
+	p.lacks(w, gaps, s.Timeline, s.First, s.Last, "", ", and later ones are")
 }
 
 // wantAll marks all WAL.
@@ -406,12 +464,12 @@ func (p *Plan) wantAll(w *inventory, inventory *catalog.WAL, gaps []gap) {
 		if first < 0 {
 			continue
 		}
-		for hole := range inventory.Holes(along, starts[first].from) {
+		p.holes(w, inventory, along, starts[first].from, func(hole catalog.Stretch, left bool) {
 			if key := (start{hole.Timeline, hole.First}); !told[key] {
 				told[key] = true
-				p.lacks(w, gaps, hole.Timeline, hole.First, hole.Last, "", ", and later ones are")
+				p.hole(w, gaps, hole, left)
 			}
-		}
+		})
 	}
 }
 

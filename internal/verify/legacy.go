@@ -35,8 +35,9 @@ type legacy struct {
 
 	mu      sync.Mutex
 	listed  map[uint64]uint8 // by path
-	members map[uint64]bool  // by part and path: whether it came
-	parts   map[string]bool  // that the list has something in
+	members map[uint64]bool  // by part and path: whether it has still to come
+	parts   map[string]int   // that the list has something in, and how much of that did not come
+	absent  bool             // some of that was told
 	hasList bool
 	control *control.Data
 	label   bool
@@ -64,7 +65,7 @@ func (l *legacy) hashMember(part, path string) uint64 { return l.hash(part + "\x
 
 // legacy verifies a backup without a manifest, as far as that goes.
 func (r *run) legacy(ctx context.Context, t *target) error {
-	l := &legacy{target: t, run: r, seed: maphash.MakeSeed(), listed: map[uint64]uint8{}, members: map[uint64]bool{}, parts: map[string]bool{}}
+	l := &legacy{target: t, run: r, seed: maphash.MakeSeed(), listed: map[uint64]uint8{}, members: map[uint64]bool{}, parts: map[string]int{}}
 	if r.request.NoKey {
 		return r.asStored(ctx, t)
 	}
@@ -89,23 +90,28 @@ func (r *run) legacy(ctx context.Context, t *target) error {
 		return err
 	}
 	l.gaps(parts)
-	// Everything is read together, as what a list names may be in any part.
-	read := false
+	// Where nothing says which part a file is in, all are read together until all of them are found to be right. What says which cluster it is always is.
+	due := slices.ContainsFunc(parts, func(o *object) bool { return o.verified.IsZero() })
+	together := !t.settled && len(l.parts) == 0
+	reads := func(o *object) bool {
+		base, _ := compress.Split(strings.TrimPrefix(o.name, archive.Folder(t.name)+partsDir))
+		return o.verified.IsZero() || together || due && (base == archive.ControlPart || base == archive.LabelPart)
+	}
+	all := (due || together) && !slices.ContainsFunc(parts, func(o *object) bool { return !reads(o) })
 	group, reading := errgroup.WithContext(ctx)
 	group.SetLimit(r.opts.Workers)
-	all := !slices.ContainsFunc(parts, func(o *object) bool { return !o.verified.IsZero() })
 	for _, o := range parts {
 		name := strings.TrimPrefix(o.name, archive.Folder(t.name)+partsDir)
-		if !o.verified.IsZero() || l.stray(name) || !r.chosen() {
+		base, _ := compress.Split(name)
+		if !reads(o) || l.stray(name) || base != archive.ControlPart && base != archive.LabelPart && !r.chosen() {
 			continue
 		}
-		read = true
 		group.Go(func() error { return l.part(reading, o, name) })
 	}
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	if read && all && r.request.Sample == 0 {
+	if all && r.request.Sample == 0 {
 		if err := l.settle(ctx); err != nil {
 			return err
 		}
@@ -156,8 +162,10 @@ func (l *legacy) list(ctx context.Context) error {
 			return nil
 		},
 		Member: func(part, path string) error {
-			l.parts[part] = true
-			l.members[l.hashMember(part, path)] = false
+			if h := l.hashMember(part, path); !l.members[h] {
+				l.parts[part]++
+				l.members[h] = true // nothing has come yet
+			}
 			return nil
 		},
 	})
@@ -178,13 +186,19 @@ func (l *legacy) list(ctx context.Context) error {
 // stray reports whether a part is one that the list knows nothing of, beside others: what a push that died has left.
 func (l *legacy) stray(name string) bool {
 	base, _ := compress.Split(name)
-	if !l.hasList || len(l.parts) == 0 || l.parts[name] || base == archive.ControlPart || base == archive.LabelPart {
+	if !l.hasList || len(l.parts) == 0 || l.has(name) || base == archive.ControlPart || base == archive.LabelPart {
 		return false
 	}
 	f := l.finding(partsDir + name)
 	f.Severity, f.Kind, f.Text = Warning, Stray, "the backup's list has nothing in it: left by a push that died, and left alone"
 	l.run.add(f)
 	return true
+}
+
+// has reports whether the list has something in a part.
+func (l *legacy) has(part string) bool {
+	_, ok := l.parts[part]
+	return ok
 }
 
 // gaps looks for parts that are missing.
@@ -270,7 +284,44 @@ func (l *legacy) part(ctx context.Context, o *object, name string) error {
 	for _, w := range found {
 		r.add(w)
 	}
+	if ok && len(found) == 0 {
+		if err := l.whole(ctx, f, name); err != nil {
+			return err
+		}
+	}
 	return r.noted(ctx, l.target, o, ok && len(found) == 0)
+}
+
+// whole makes sure that all has come that the list has in a part.
+func (l *legacy) whole(ctx context.Context, f Finding, name string) error {
+	l.mu.Lock()
+	absent := l.parts[name]
+	l.absent = l.absent || absent > 0
+	l.mu.Unlock()
+	if absent == 0 {
+		return nil
+	}
+	err := l.run.archive.ReadFileList(ctx, l.name, l.Sentinel, archive.FileListVisitor{
+		File: func(archive.ListedFile) error { return nil },
+		Member: func(part, path string) error {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if part == name && f.Member == "" && l.members[l.hashMember(part, path)] {
+				f.Member = path
+			}
+			return nil
+		},
+	})
+	if err != nil {
+		return err
+	}
+	f.Severity, f.Kind = Damage, Content
+	f.Text = fmt.Sprintf("%d files that the backup's list has in it did not come, such as %s", absent, f.Member)
+	if l.Sentinel.Version < 2 { // these list files that vanished before they were packed
+		f.Severity = Warning
+	}
+	l.add(f)
+	return nil
 }
 
 // member looks at a member; what is wrong with it comes back as a finding, an error ends the part.
@@ -347,8 +398,9 @@ func (l *legacy) member(p archive.Part, h tarpart.Header, content io.Reader, buf
 func (l *legacy) come(part, path string) uint8 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.members[l.hashMember(part, path)]; ok {
-		l.members[l.hashMember(part, path)] = true
+	if h := l.hashMember(part, path); l.members[h] {
+		l.members[h] = false
+		l.parts[part]--
 	}
 	h := l.hash(path)
 	flags := l.listed[h]
@@ -417,16 +469,10 @@ func (l *legacy) settle(ctx context.Context) error {
 			missing++
 		}
 	}
-	absent := 0
-	for _, came := range l.members {
-		if !came {
-			absent++
-		}
-	}
-	if missing+absent == 0 {
+	if missing == 0 || l.absent {
 		return nil
 	}
-	var first, in string
+	var first string
 	err := l.run.archive.ReadFileList(ctx, l.name, l.Sentinel, archive.FileListVisitor{
 		File: func(e archive.ListedFile) error {
 			if first == "" && l.listed[l.hash(e.Path)]&(hasCome|isSkipped) == 0 {
@@ -434,19 +480,14 @@ func (l *legacy) settle(ctx context.Context) error {
 			}
 			return nil
 		},
-		Member: func(part, path string) error {
-			if in == "" && !l.members[l.hashMember(part, path)] {
-				first, in = path, part
-			}
-			return nil
-		},
+		Member: func(part, path string) error { return nil },
 	})
 	if err != nil {
 		return err
 	}
-	f := l.finding(partsDir + in)
+	f := l.finding(partsDir)
 	f.Severity, f.Kind, f.Member = Damage, Content, first
-	f.Text = fmt.Sprintf("%d files that the backup's list has did not come, such as %s", max(missing, absent), first)
+	f.Text = fmt.Sprintf("%d files that the backup's list has did not come, such as %s", missing, first)
 	if l.Sentinel.Version < 2 { // these list files that vanished before they were packed
 		f.Severity = Warning
 	}

@@ -104,6 +104,12 @@ func (c *cluster) glance(ctx context.Context, p *archive.ManifestPart) {
 // deal calls do for each part that is due, but for those that first has read.
 func (r *run) deal(ctx context.Context, t *target, do func(*part)) error {
 	m, err := r.archive.OpenManifest(ctx, t.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		f := t.finding(manifestName)
+		f.Severity, f.Kind, f.Text, f.gone = Damage, Missing, "it is not there any more", true
+		r.add(f)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("read the manifest of %s again: %w", t.name, err)
 	}

@@ -40,7 +40,7 @@ func (c *cluster) sample(ctx context.Context, u *part) error {
 		if !read {
 			read = true
 			if sums, err = c.allSums(ctx, u); err != nil {
-				break
+				return err
 			}
 		}
 		length := min(stretchLen, end-from)
@@ -96,14 +96,18 @@ func (c *cluster) allSums(ctx context.Context, u *part) ([]byte, error) {
 	if u.sums == nil || pages > most {
 		return nil, nil
 	}
-	body, err := c.run.archive.OpenSums(ctx, c.name, u.Base)
-	if err != nil {
-		return nil, err
-	}
-	defer body.Close() // only read
 	var all bytes.Buffer
-	if _, err := io.Copy(&all, io.LimitReader(body, 4*pages+1)); err != nil || int64(all.Len()) != 4*pages {
-		return nil, ctx.Err() // judged where all is read
+	a, tap := c.run.tapped()
+	body, err := a.OpenSums(ctx, c.name, u.Base)
+	if err == nil {
+		_, err = io.Copy(&all, io.LimitReader(body, 4*pages+1))
+		if errClose := body.Close(); err == nil {
+			err = errClose
+		}
+	}
+	name := sumsDir + u.Base + ".crc32c"
+	if ok, err := c.run.judge(ctx, c.finding(name), c.known(name), tap, int64(all.Len()), err); err != nil || !ok || int64(all.Len()) != 4*pages {
+		return nil, err // how many there must be is judged where all is read
 	}
 	return all.Bytes(), nil
 }

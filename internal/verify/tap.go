@@ -90,7 +90,11 @@ func (p *passing) Close() error {
 			p.Read(buf) // keeps its error
 		}
 	}
-	return p.ReadCloser.Close()
+	err := p.ReadCloser.Close()
+	if err != nil && p.tap.err == nil {
+		p.tap.err = err
+	}
+	return err
 }
 
 // content reads an object to its end through what open makes of it, and judges what came of it. do takes what is in it, and returns what is wrong with that. The
@@ -154,7 +158,7 @@ func (r *run) judge(ctx context.Context, f Finding, known *archive.Stored, t *ta
 	var u *unsure
 	switch {
 	case t.err != nil && errors.Is(t.err, fs.ErrNotExist):
-		f.Kind, f.Text = Missing, "it is not there"
+		f.Kind, f.Text, f.gone = Missing, "it is not there", true
 	case t.err != nil:
 		f.Severity, f.Kind, f.Text = Unknown, Store, "it could not be read: "+t.err.Error()
 	case errors.As(err, &u):

@@ -115,6 +115,7 @@ type Finding struct {
 	segment *segment
 	doubt   bool // it may be the key that is wrong
 	soft    bool // damage of it is only a warning
+	gone    bool // it was listed, and was not there any more
 }
 
 // Plan is what Run will do.
@@ -175,7 +176,7 @@ const OK Severity = "ok"
 // BackupResult is what came of a backup.
 type BackupResult struct {
 	Backup  string `json:"backup"`
-	Result  string `json:"result"` // ok, damaged or incomplete
+	Result  string `json:"result"` // ok, damaged, incomplete, or removed while it was verified
 	Objects int    `json:"objects"`
 	Read    int    `json:"read"`
 	Limits  string `json:"limits,omitempty"` // what cannot be found in it
@@ -238,6 +239,9 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (*Repor
 	err := r.eachBackup(ctx)
 	if err == nil {
 		err = r.segments(ctx)
+	}
+	if err == nil {
+		err = r.settleGone(ctx)
 	}
 	if flushErr := r.flush(ctx, err == nil); err == nil {
 		err = flushErr
@@ -389,6 +393,9 @@ func (r *run) report() *Report {
 
 // result says in the words of the records what came of a backup.
 func (r *run) result(t *target) string {
+	if t.removed {
+		return "removed"
+	}
 	switch r.ofBackup(t.name) {
 	case Damage:
 		return "damaged"
@@ -399,6 +406,40 @@ func (r *run) result(t *target) string {
 		return "incomplete"
 	}
 	return "ok"
+}
+
+// settleGone decides for what was not there any more whether it was lost: not where by what the archive holds now nothing needs it.
+func (r *run) settleGone(ctx context.Context) error {
+	if len(r.found(func(f *Finding) bool { return f.gone && f.Severity == Damage })) == 0 {
+		return nil
+	}
+	now, err := Decide(ctx, r.archive, Request{All: true})
+	if err != nil {
+		return err
+	}
+	removed := func(f *Finding) bool {
+		if f.Backup != "" {
+			return !slices.Contains(now.Backups, f.Backup)
+		}
+		if s := f.segment; s != nil && s.name != "" {
+			return now.wal.timeline(s.t).find(s.no) == nil && !slices.ContainsFunc(now.findings, func(g Finding) bool {
+				return g.Severity != Warning && g.Kind == Missing && g.segment != nil && g.segment.t == s.t && g.segment.no <= s.no && s.no <= max(g.segment.no, g.segment.to)
+			})
+		}
+		return false
+	}
+	for _, t := range r.targets {
+		t.removed = t.Backup != nil && !slices.Contains(now.Backups, t.name)
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.findings {
+		if f := &r.findings[i]; (f.gone || f.Backup != "" && f.Severity != Warning) && removed(f) {
+			r.count(f, -1, false)
+			f.Severity, f.Text = Warning, "it was removed while it was being verified"
+		}
+	}
+	return nil
 }
 
 // settleKeys decides for what could not be decrypted whether it is damaged: only where the key has opened something else.

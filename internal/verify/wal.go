@@ -567,7 +567,10 @@ func (r *run) others(ctx context.Context, l *timeline) error {
 			return err
 		}
 	}
-	if l.t > 1 && !history && len(l.segments) > 0 {
+	// An archive may have begun on a later timeline: what was before that is not needed.
+	older := slices.ContainsFunc(r.wal.timelines, func(o *timeline) bool { return o.t < l.t && len(o.segments) > 0 }) ||
+		slices.ContainsFunc(r.catalog.Backups, func(b catalog.Backup) bool { return b.Timeline() < l.t })
+	if l.t > 1 && !history && len(l.segments) > 0 && older {
 		r.add(Finding{Severity: Damage, Kind: Missing, Object: archive.WALDir + wal.HistoryName(l.t), segment: &segment{t: l.t},
 			Text: fmt.Sprintf("the history of timeline %d is not there: no restore of an older backup can go on to that timeline", l.t)})
 	}
