@@ -314,10 +314,15 @@ func (a *Archive) Parts(ctx context.Context, name string) ([]Part, error) {
 		if o.IsDir() {
 			continue
 		}
-		base, method := compress.Split(path.Base(o.Name))
-		parts = append(parts, Part{Name: path.Base(o.Name), Base: base, Method: method, Size: o.Size})
+		parts = append(parts, PartOf(o))
 	}
 	return parts, nil
+}
+
+// PartOf returns the part that a listing of a backup's tar_partitions shows as o.
+func PartOf(o store.Object) Part {
+	base, method := compress.Split(path.Base(o.Name))
+	return Part{Name: path.Base(o.Name), Base: base, Method: method, Size: o.Size}
 }
 
 // OpenPart reads a part's tar stream, decrypted and decompressed. The caller closes it.

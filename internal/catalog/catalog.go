@@ -58,7 +58,13 @@ type Backup struct {
 }
 
 // Load reads the catalog of an archive. Only a listing that fails is an error.
-func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) {
+func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) { return load(ctx, a, false) }
+
+// LoadBrief is Load without the metadata of backups whose sentinel says when they were made: a request less for each. Positions, chains and times are
+// known; what only that document says, such as whether a backup is permanent, is not, nor whether it can be read.
+func LoadBrief(ctx context.Context, a *archive.Archive) (*Catalog, error) { return load(ctx, a, true) }
+
+func load(ctx context.Context, a *archive.Archive, brief bool) (*Catalog, error) {
 	c := &Catalog{Histories: map[wal.Timeline][]Branch{}, BadHistory: map[wal.Timeline]error{}}
 	var sizes []int64 // of the sentinels
 	for f, err := range a.Backups(ctx) {
@@ -77,7 +83,7 @@ func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) {
 				return err
 			}
 			defer room.Release(sizes[i])
-			c.Backups[i].load(loading, a)
+			c.Backups[i].load(loading, a, brief)
 			return loading.Err()
 		})
 	}
@@ -92,10 +98,13 @@ func Load(ctx context.Context, a *archive.Archive) (*Catalog, error) {
 }
 
 // load reads the entry's documents.
-func (b *Backup) load(ctx context.Context, a *archive.Archive) {
+func (b *Backup) load(ctx context.Context, a *archive.Archive, brief bool) {
 	var err error
 	if b.Sentinel, err = a.Sentinel(ctx, b.Name); err != nil {
 		b.Err = err
+	}
+	if brief && b.Sentinel != nil && !b.Sentinel.FinishTime.IsZero() {
+		return
 	}
 	b.Metadata, err = a.Metadata(ctx, b.Name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // old backups have none

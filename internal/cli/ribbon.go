@@ -22,6 +22,7 @@ type ribbonFlags struct {
 	timeline              uint32
 	maxAge                time.Duration
 	ask                   bool // the live server, which timeline it is on
+	brief                 bool // only the verdict is wanted: see ribbon.Options
 }
 
 func (a *app) ribbon() *cobra.Command {
@@ -48,7 +49,7 @@ func (a *app) ribbon() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			o.ask = true
+			o.ask, o.brief = true, true
 			return a.showRibbon(cmd.Context(), s, o)
 		},
 	}
@@ -74,7 +75,7 @@ func (a *app) loadRibbon(ctx context.Context, s *config.Settings, o ribbonFlags)
 			return ribbon.Input{}, err
 		}
 	}
-	opts := ribbon.Options{Live: wal.Timeline(o.timeline), ProvenOnly: o.verified}
+	opts := ribbon.Options{Live: wal.Timeline(o.timeline), ProvenOnly: o.verified, Brief: o.brief}
 	for _, st := range s.InUse() {
 		opts.Storages = append(opts.Storages, st.Name)
 	}

@@ -20,6 +20,7 @@ import (
 	"holdfast/internal/ribbon"
 	"holdfast/internal/store"
 	"holdfast/internal/store/failover"
+	"holdfast/internal/store/meter"
 	"holdfast/internal/store/storetest"
 )
 
@@ -118,6 +119,38 @@ func TestLoad(t *testing.T) {
 	want := "0/2000128-0/4000000 restorable verified 0/4000000\n0/4000000-0/6000128 accepted\n0/6000128-0/8000000 restorable verified 0/7000000\n"
 	if lines(r) != want || r.Status != ribbon.OK {
 		t.Errorf("%s, %s, got\n%swant\n%s%q", r.Status, r.Verdict, lines(r), want, r.Notes)
+	}
+}
+
+// What a store is asked for each backup is little: monitoring asks it again and again. It is the sentinel, one listing, a byte of a part, the newest
+// record; and the metadata where it is wanted.
+func TestLoadAsksLittle(t *testing.T) {
+	asked := func(backups int, brief bool) int64 {
+		disk := &storetest.Memory{}
+		small(t, disk)
+		for n := range wal.SegmentNo(backups) {
+			pack(t, disk, archive.WALDir+size.Name(1, 8+n))
+			name := backup(t, disk, 8+n)
+			put(t, disk, archive.Folder(name)+"metadata.json", archive.Metadata{})
+			put(t, disk, archive.Folder(name)+"page_sums/part_001.tar.crc32c", "sums")
+			for range 3 {
+				if _, err := archive.New(disk, archive.Options{}).AddRecord(t.Context(), archive.VerifiedDir(name), "", map[string]any{"result": "ok"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var c meter.Counters
+		if r := judge(t, meter.New(disk, &c), disk, ribbon.Options{Brief: brief}); r.Status != ribbon.OK {
+			t.Fatalf("%s: %s %q", r.Status, r.Verdict, r.Notes)
+		}
+		n := c.Read()
+		return n.Open.Calls + n.List.Calls + n.Stat.Calls + n.Put.Calls
+	}
+	for brief, want := range map[bool]int64{true: 4, false: 5} {
+		const backups = 10
+		if got := asked(backups, brief) - asked(0, brief); got != backups*want {
+			t.Errorf("brief %v: %d more backups cost %d calls, want %d", brief, backups, got, backups*want)
+		}
 	}
 }
 
