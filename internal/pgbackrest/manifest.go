@@ -17,7 +17,7 @@ import (
 	"holdfast/internal/tarpart"
 )
 
-// Manifest is what a backup is made of. It takes some 150 bytes of memory per file.
+// Manifest is what a backup is made of. It takes some 150 bytes of memory per file, 250 while it is read.
 type Manifest struct {
 	Label       string
 	Cluster     Cluster
@@ -74,6 +74,9 @@ const (
 	maxSum    = 16
 )
 
+// noMode is the mode of what says none, until the defaults are known.
+const noMode uint16 = 0xffff
+
 // emptySHA1 is that of nothing, which manifests leave out.
 var emptySHA1 = [20]byte{0xda, 0x39, 0xa3, 0xee, 0x5e, 0x6b, 0x4b, 0x0d, 0x32, 0x55, 0xbf, 0xef, 0x95, 0x60, 0x18, 0x90, 0xaf, 0xd8, 0x07, 0x09}
 
@@ -114,14 +117,11 @@ type manifestParser struct {
 	byLabel  map[string]int  // number of each reference
 	fileMode uint16          // of files that say none; what comes behind the files
 	dirMode  uint16          // of directories that say none
-	modes    map[int]bool    // files that say their own
-	dirModes map[int]bool    // directories that do
 	targets  map[string]bool // links of tablespaces
 }
 
 func newManifestParser() *manifestParser {
-	return &manifestParser{m: &Manifest{codec: none, Online: true}, byLabel: map[string]int{}, fileMode: 0o600, dirMode: 0o700,
-		modes: map[int]bool{}, dirModes: map[int]bool{}, targets: map[string]bool{}}
+	return &manifestParser{m: &Manifest{codec: none, Online: true}, byLabel: map[string]int{}, fileMode: 0o600, dirMode: 0o700, targets: map[string]bool{}}
 }
 
 // take takes one value. Sections come in the order of their names, and so the defaults of files behind the files.
@@ -294,14 +294,13 @@ func (p *manifestParser) dir(key string, value json.RawMessage) error {
 	if len(p.m.Dirs)+len(p.m.Files) >= maxFiles {
 		return fmt.Errorf("more than %d files", int(maxFiles))
 	}
-	d := tarpart.Member{Path: path, Type: tarpart.Dir}
+	d := tarpart.Member{Path: path, Type: tarpart.Dir, Mode: uint32(noMode)}
 	if v.Mode != nil {
 		var mode uint16
 		if err := unmarshalMode(v.Mode, &mode); err != nil {
 			return err
 		}
 		d.Mode = uint32(mode)
-		p.dirModes[len(p.m.Dirs)] = true
 	}
 	p.m.Dirs = append(p.m.Dirs, d)
 	return nil
@@ -342,7 +341,7 @@ func (p *manifestParser) file(key string, value json.RawMessage) error {
 	case v.Bundle < 0 || v.Bundle > math.MaxUint32 || v.Offset < 0 || v.Offset > maxFile:
 		return bad("it lies at byte %d of bundle %d", v.Offset, v.Bundle)
 	}
-	f := File{Path: path, Size: *v.Size, Modified: v.Time, bundle: uint32(v.Bundle), offset: v.Offset, stored: *v.Size}
+	f := File{Path: path, Size: *v.Size, Modified: v.Time, Mode: noMode, bundle: uint32(v.Bundle), offset: v.Offset, stored: *v.Size}
 	if v.Stored != nil {
 		f.stored = *v.Stored
 	}
@@ -373,7 +372,6 @@ func (p *manifestParser) file(key string, value json.RawMessage) error {
 		if err := unmarshalMode(v.Mode, &f.Mode); err != nil {
 			return bad("%v", err)
 		}
-		p.modes[len(p.m.Files)] = true
 	}
 	// What holds it: the backup itself comes last in its list, and is not named.
 	if v.Reference == "" {
@@ -412,12 +410,12 @@ func countPages(list json.RawMessage) int32 {
 func (p *manifestParser) finish() error {
 	m := p.m
 	for i := range m.Files {
-		if !p.modes[i] {
+		if m.Files[i].Mode == noMode {
 			m.Files[i].Mode = p.fileMode
 		}
 	}
 	for i := range m.Dirs {
-		if !p.dirModes[i] {
+		if m.Dirs[i].Mode == uint32(noMode) {
 			m.Dirs[i].Mode = uint32(p.dirMode)
 		}
 	}
