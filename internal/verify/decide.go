@@ -401,5 +401,9 @@ func (r *run) flush(ctx context.Context, whole bool) error {
 	for _, t := range r.targets {
 		errs = append(errs, r.record(ctx, t))
 	}
-	return errors.Join(append(errs, r.wal.flush(ctx, r), r.wal.takeBack(ctx, r))...)
+	errs = append(errs, r.wal.flush(ctx, r), r.wal.takeBack(ctx, r))
+	if whole {
+		r.wal.prune(ctx, r)
+	}
+	return errors.Join(errs...)
 }

@@ -26,7 +26,8 @@ type inventory struct {
 	systems   []uint64    // of which clusters it may be; empty where that is not known
 	unknown   map[wal.Timeline]error
 
-	from []*segment // that were read and are not recorded yet
+	from    []*segment // that were read and are not recorded yet
+	records []said     // that there are, by what they say
 }
 
 // timeline is the WAL of one timeline.
@@ -48,8 +49,10 @@ type segment struct {
 	wanted bool
 	closed bool // it was verified, and no record goes on behind it
 	read   bool
-	end    wal.LSN
-	to     wal.SegmentNo // the last one of a hole
+	// recorded says that a record of this run is of it.
+	recorded bool
+	end      wal.LSN
+	to       wal.SegmentNo // the last one of a hole
 }
 
 func (w *inventory) timeline(t wal.Timeline) *timeline {
@@ -563,6 +566,7 @@ func (p *Plan) recallWAL(ctx context.Context, a *archive.Archive, w *inventory) 
 		d := rec.Doc
 		_, first, err1 := w.size.ParseSegment(d.First)
 		_, last, err2 := w.size.ParseSegment(d.Last)
+		w.know(rec.Name, &d)
 		if err1 != nil || err2 != nil || last < first || d.At.After(p.now) || p.request.Again || p.now.Sub(d.At) > p.request.MaxAge {
 			continue
 		}

@@ -412,7 +412,7 @@ func (w *inventory) flush(ctx context.Context, r *run) error {
 		Segments: len(from), Open: !last.closed, Sample: r.request.Sample, End: w.size.Start(first.no).String()}
 	mine := map[*segment]bool{}
 	for _, s := range from {
-		mine[s] = true
+		mine[s], s.recorded = true, true
 		doc.Bytes += s.size
 		if s.end > 0 {
 			doc.End = s.end.String()
@@ -421,8 +421,16 @@ func (w *inventory) flush(ctx context.Context, r *run) error {
 			doc.Problems = append(doc.Problems, *p)
 		}
 	}
-	for no := first.no; no <= last.no && doc.Sample == 0; no += printed {
-		some := r.wal.timeline(first.t).between(no, min(no+printed-1, last.no))
+	begin := first.no
+	if before := w.goesOn(r, first, last.no); before != nil && doc.Sample == 0 {
+		for _, s := range w.timeline(first.t).between(before.first, before.last) {
+			mine[s] = true
+		}
+		begin, doc.First, doc.At = before.first, w.size.Name(first.t, before.first), before.at
+		doc.Segments, doc.Bytes = doc.Segments+before.segments, doc.Bytes+before.bytes
+	}
+	for no := begin; no <= last.no && doc.Sample == 0; no += printed {
+		some := w.timeline(first.t).between(no, min(no+printed-1, last.no))
 		if slices.ContainsFunc(some, func(s *segment) bool { return !mine[s] }) { // one is there twice, and only one of the two was due
 			doc.Prints = append(doc.Prints, "")
 			continue
@@ -434,7 +442,10 @@ func (w *inventory) flush(ctx context.Context, r *run) error {
 
 // leave leaves a record.
 func (w *inventory) leave(ctx context.Context, r *run, doc WALRecord) error {
-	_, err := r.archive.AddRecord(ctx, archive.VerifiedWALDir, "", doc)
+	name, err := r.archive.AddRecord(ctx, archive.VerifiedWALDir, "", doc)
+	if err == nil {
+		w.know(name, &doc)
+	}
 	return r.unrecorded(err)
 }
 
