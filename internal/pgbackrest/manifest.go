@@ -67,7 +67,7 @@ const (
 	maxBlock      = 64 << 20 // bytes of a block
 )
 
-// blockUnit is what sizes of blocks are counted in, in bytes; minSum is how long their checksums are unless said otherwise.
+// blockUnit is what sizes of blocks are counted in, in bytes; minSum is how long their checksums are at least, and unless said otherwise.
 const (
 	blockUnit = 8192
 	minSum    = 6
@@ -360,7 +360,7 @@ func (p *manifestParser) file(key string, value json.RawMessage) error {
 		if v.Sum != nil {
 			sum = *v.Sum
 		}
-		if v.Block < 1 || v.Block > maxBlock/blockUnit || v.Map < 0 || v.Map > min(maxMap, f.stored) || sum < 1 || sum > maxSum {
+		if v.Block < 1 || v.Block > maxBlock/blockUnit || v.Map < 0 || v.Map > min(maxMap, f.stored) || sum < minSum || sum > maxSum {
 			return bad("it is stored in blocks of %d * %d bytes with checksums of %d bytes and a map of %d", v.Block, blockUnit, sum, v.Map)
 		}
 		f.blockSize, f.mapSize, f.sumSize = int32(v.Block*blockUnit), v.Map, uint8(sum)

@@ -452,6 +452,7 @@ func TestHostileManifests(t *testing.T) {
 		"pg_data/mapsize":           `{"bi":1,"bim":99999999999,` + sum + `,"repo-size":999999999999,"size":100000,"timestamp":1}`,
 		"pg_data/block":             `{"bi":99999999,"bim":10,` + sum + `,"repo-size":50,"size":100000,"timestamp":1}`,
 		"pg_data/blocksum":          `{"bi":1,"bic":99,"bim":10,` + sum + `,"repo-size":50,"size":100000,"timestamp":1}`,
+		"pg_data/shortsum":          `{"bi":1,"bic":1,"bim":10,` + sum + `,"repo-size":50,"size":100000,"timestamp":1}`,
 		"pg_data/mode":              `{` + sum + `,"mode":"9999","size":1,"timestamp":1}`,
 		"pg_data/reference":         `{` + sum + `,"reference":"../../other","size":1,"timestamp":1}`,
 		"pg_data/list":              `[1]`,
