@@ -51,6 +51,17 @@ func TestWALBetweenBackupsMayBeGone(t *testing.T) {
 	if rep.Result != verify.OK || len(rep.Findings) != 1 || rep.Findings[0].Severity != verify.Warning {
 		t.Errorf("with what retention leaves: %s", found(rep))
 	}
+	// Retention says so: of that no word. In two records, one for each time.
+	half := (behind + first) / 2
+	for _, s := range [][2]wal.SegmentNo{{behind, half}, {half + 1, first - 1}} {
+		doc := map[string]any{"at": time.Now(), "timeline": 1, "first": segmentSize.Name(1, s[0]), "last": segmentSize.Name(1, s[1]), "reason": "gone", "removed": true}
+		if _, err := m.archive().AddRecord(t.Context(), archive.GapDir, "", doc); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if rep := verified(t, m.archive(), verify.Request{All: true}, verify.Options{}); rep.Result != verify.OK || len(rep.Findings) != 0 {
+		t.Errorf("with what retention says it removed: %s", found(rep))
+	}
 	if err := m.store.Delete(t.Context(), archive.WALDir+segmentSize.Name(1, first)+".zst"); err != nil {
 		t.Fatal(err)
 	}

@@ -240,14 +240,33 @@ func needs(b *catalog.Backup, size wal.SegmentSize) (from, to wal.SegmentNo, ok 
 	return size.Segment(start), size.LastSegment(finish), true
 }
 
-// lacks tells of segments that are missing, but for those that somebody has accepted to be.
-func (p *Plan) lacks(w *inventory, gaps []gap, t wal.Timeline, from, to wal.SegmentNo, backup, text string) {
+// lacks tells of segments that are missing, but for those that somebody has accepted to be, or retention has removed. left says that it leaves WAL like that.
+func (p *Plan) lacks(w *inventory, gaps []gap, t wal.Timeline, from, to wal.SegmentNo, backup, text string, left bool) {
+	var removed, known spans
+	reason := ""
 	for _, g := range gaps {
-		if g.Timeline == t && g.first <= from && g.last >= to {
-			p.findings = append(p.findings, Finding{Severity: Warning, Kind: Missing, Backup: backup, Object: archive.WALDir + w.size.Name(t, from),
-				Text: fmt.Sprintf("%s not archived, which was accepted: %s", segments(w.size, t, from, to), g.Reason)})
-			return
+		if g.Timeline != t || g.last < from || g.first > to {
+			continue
 		}
+		known.add(g.first, g.last)
+		if g.Removed {
+			removed.add(g.first, g.last)
+		} else {
+			reason = g.Reason
+		}
+	}
+	switch {
+	case removed.has(from, to) && backup == "": // nothing was lost
+		return
+	case known.has(from, to) && reason != "":
+		p.findings = append(p.findings, Finding{Severity: Warning, Kind: Missing, Backup: backup, Object: archive.WALDir + w.size.Name(t, from),
+			Text: fmt.Sprintf("%s not archived, which was accepted: %s", segments(w.size, t, from, to), reason)})
+		return
+	}
+	if left && backup == "" {
+		p.findings = append(p.findings, Finding{Severity: Warning, Kind: Missing, Object: archive.WALDir + w.size.Name(t, from), LSN: w.size.Start(from).String(),
+			Text: segments(w.size, t, from, to) + " not there: from behind what one backup needs to where the next begins, as retention leaves it. No moment between the two can be restored"})
+		return
 	}
 	f := Finding{Severity: Damage, Kind: Missing, Backup: backup, Object: archive.WALDir + w.size.Name(t, from),
 		LSN: w.size.Start(from).String(), Text: segments(w.size, t, from, to) + " not archived" + text, segment: &segment{t: t, no: from, to: to}}
@@ -298,7 +317,7 @@ func (p *Plan) wantBackup(w *inventory, b *catalog.Backup, gaps []gap) (from wal
 				Text: segments(w.size, t, first, last) + " not archived yet, and the backup needs it to be consistent", Next: "verify again once the server has archived it", segment: &segment{t: t, no: first}})
 			return
 		}
-		p.lacks(w, gaps, t, first, last, b.Name, ", and the backup needs it to be consistent")
+		p.lacks(w, gaps, t, first, last, b.Name, ", and the backup needs it to be consistent", false)
 	}
 	next := from
 	for _, s := range l.between(from, to) {
@@ -372,7 +391,7 @@ func (p *Plan) wantFor(w *inventory, b *catalog.Backup, inventory *catalog.WAL, 
 			}
 			hole.First = to + 1
 		}
-		p.hole(w, gaps, hole, left)
+		p.lacks(w, gaps, hole.Timeline, hole.First, hole.Last, "", ", and later ones are", left)
 	})
 }
 
@@ -407,16 +426,6 @@ func (p *Plan) holes(w *inventory, inventory *catalog.WAL, along catalog.Path, f
 		hole = append(hole, s)
 	}
 	end()
-}
-
-// hole tells of segments that are missing before others that are not.
-func (p *Plan) hole(w *inventory, gaps []gap, s catalog.Stretch, left bool) {
-	if left {
-		p.findings = append(p.findings, Finding{Severity: Warning, Kind: Missing, Object: archive.WALDir + w.size.Name(s.Timeline, s.First), LSN: w.size.Start(s.First).String(),
-			Text: segments(w.size, s.Timeline, s.First, s.Last) + " not there: from behind what one backup needs to where the next begins, as retention leaves it. No moment between the two can be restored"})
-		return
-	}
-	p.lacks(w, gaps, s.Timeline, s.First, s.Last, "", ", and later ones are")
 }
 
 // wantAll marks all WAL.
@@ -470,7 +479,7 @@ func (p *Plan) wantAll(w *inventory, inventory *catalog.WAL, gaps []gap) {
 		p.holes(w, inventory, along, starts[first].from, func(hole catalog.Stretch, left bool) {
 			if key := (start{hole.Timeline, hole.First}); !told[key] {
 				told[key] = true
-				p.hole(w, gaps, hole, left)
+				p.lacks(w, gaps, hole.Timeline, hole.First, hole.Last, "", ", and later ones are", left)
 			}
 		})
 	}
@@ -483,6 +492,7 @@ type gap struct {
 	Last        string       `json:"last"`
 	Reason      string       `json:"reason"`
 	Revoked     bool         `json:"revoked"`
+	Removed     bool         `json:"removed"` // by retention
 	first, last wal.SegmentNo
 }
 
