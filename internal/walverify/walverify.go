@@ -2,7 +2,7 @@
 //
 // It walks along the history of the cluster's timeline. What is missing among the newest segments may be on its way; what is missing behind those
 // is lost. What was found, and what was not, is kept in the archive, a watermark, and the next look begins there: it asks again for what was missing,
-// for a sample of what was found, and for all of it once a day. What is in the segments is for package verify.
+// for ten thousand segments of what was found, which is all of it in most archives, and for everything once a day. What is in the segments is for package verify.
 package walverify
 
 import (
@@ -64,9 +64,10 @@ type Request struct {
 	Delayed   int // how many of the newest segments may be missing for a while
 	Uploading int // and how many behind those
 
-	All bool // look at all names, whatever the watermark says
-	Now time.Time
-	By  archive.RecordHead // of the watermark
+	All      bool // look at all names, whatever the watermark says
+	AskAgain int  // of what the watermark says was found ask for so many segments again; 0 means 10,000
+	Now      time.Time
+	By       archive.RecordHead // of the watermark
 }
 
 // Row is segments of one timeline that became of the same.

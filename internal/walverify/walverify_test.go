@@ -325,8 +325,8 @@ func TestWatermark(t *testing.T) {
 			t.Errorf("%s:\n got %s since %s, %d listed, notes %q\nwant %s since %s, at most %d", what, text(got), got.Since, s.listed, got.Notes, want, since, most)
 		}
 	}
-	const few = 3*(64+16) + 3*16 + 20
-	r := walverify.Request{Timeline: 1, LSN: at(2001), System: 7}
+	const few = 192 + 3*16 + 3*16 + 20
+	r := walverify.Request{Timeline: 1, LSN: at(2001), System: 7, AskAgain: 192}
 	all := "1:3-699 FOUND; 1:700-701 MISSING_ACCEPTED; 1:702-2000 FOUND"
 	look("at first", r, "OK; "+all, 0, 2100, "")
 	look("again", r, "OK; "+all, 1985, few, "")
@@ -372,6 +372,39 @@ func TestWatermark(t *testing.T) {
 	}
 	if count != 1 {
 		t.Errorf("%d watermarks are left", count)
+	}
+}
+
+// Of an archive that is not very large all names are looked at each time: one segment that somebody removed is missed at once. Of a larger one it is in some.
+func TestRemovedBehindTheWatermark(t *testing.T) {
+	for _, x := range []struct{ again, looks int }{{0, 1}, {500, 100}} {
+		s := &counted{Memory: &storetest.Memory{}}
+		backup(t, s, 1, 3)
+		fill(t, s, 1, 3, 2000)
+		r := walverify.Request{Timeline: 1, LSN: at(2001), System: 7, AskAgain: x.again}
+		if got, err := check(t, s, r); err != nil || got.Status != walverify.OK {
+			t.Fatal(err, text(got))
+		}
+		if err := s.Delete(t.Context(), archive.WALDir+size.Name(1, 777)+".zst"); err != nil {
+			t.Fatal(err)
+		}
+		var got *walverify.Integrity
+		for range x.looks {
+			s.listed = 0
+			var err error
+			if got, err = check(t, s, r); err != nil {
+				t.Fatal(err)
+			}
+			if got.Status != walverify.OK {
+				break
+			}
+			if x.again > 0 && s.listed > x.again+100 {
+				t.Errorf("%d names listed", s.listed)
+			}
+		}
+		if text(got) != "FAILURE; 1:3-776 FOUND; 1:777-777 MISSING_LOST; 1:778-2000 FOUND" {
+			t.Errorf("asking for %d again: %s", x.again, text(got))
+		}
 	}
 }
 

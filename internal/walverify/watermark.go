@@ -1,6 +1,7 @@
 package walverify
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -40,8 +41,8 @@ type Seen struct {
 const (
 	// walkEvery is after which time all names are looked at again.
 	walkEvery = 24 * time.Hour
-	// sampled and together say how much is asked again of what lies before a watermark: so many stretches of so many segments.
-	sampled, together = 3, 64
+	// askAgain is Request.AskAgain where that is 0: of most archives it is all, by a request for each thousand names.
+	askAgain = 10_000
 	// overlap is how many segments before the watermark are always looked at again.
 	overlap = 16
 	// worth is how many segments a watermark must save.
@@ -172,43 +173,52 @@ func (w *walk) along(s catalog.Stretch) bool {
 	return false
 }
 
-// sample asks again for some of what was found, and returns the name of one that is not there; "" for none.
+// sample asks again for what was found, all of it or as many segments as are asked for from some place on, and returns the name of one that is not there; "" for none.
 func (w *walk) sample(rows []Row) (lacks string, err error) {
-	var total uint64
+	var total, at uint64
 	for _, r := range rows {
 		if r.Found == Archived {
 			total += r.Count()
 		}
 	}
-	if total == 0 {
-		return "", nil
+	left := min(total, uint64(cmp.Or(max(w.r.AskAgain, 0), askAgain)))
+	if left < total {
+		at = rand.Uint64N(total)
 	}
-	for range sampled {
-		at := rand.Uint64N(total)
+	for left > 0 {
 		for _, r := range rows {
-			if r.Found != Archived {
+			if r.Found != Archived || left == 0 {
 				continue
 			}
 			if at >= r.Count() {
 				at -= r.Count()
 				continue
 			}
-			s := catalog.Stretch{Timeline: r.Timeline, First: r.First + wal.SegmentNo(at), Last: min(r.Last, r.First+wal.SegmentNo(at)+together-1)}
-			next := s.First
-			for n, err := range w.list(s) {
-				if err != nil {
-					return "", err
-				}
-				if n != next {
-					break
-				}
-				next++
+			n := min(left, r.Count()-at)
+			s := catalog.Stretch{Timeline: r.Timeline, First: r.First + wal.SegmentNo(at), Last: r.First + wal.SegmentNo(at+n-1)}
+			left, at = left-n, 0
+			if lacks, err := w.lacks(s); err != nil || lacks != "" {
+				return lacks, err
 			}
-			if next <= s.Last {
-				return w.r.Size.Name(s.Timeline, next), nil
-			}
+		}
+	}
+	return "", nil
+}
+
+// lacks returns the first segment of s that is not archived; "" for none.
+func (w *walk) lacks(s catalog.Stretch) (string, error) {
+	next := s.First
+	for n, err := range w.list(s) {
+		if err != nil {
+			return "", err
+		}
+		if n != next {
 			break
 		}
+		next++
+	}
+	if next <= s.Last {
+		return w.r.Size.Name(s.Timeline, next), nil
 	}
 	return "", nil
 }
