@@ -11,12 +11,14 @@ import (
 	"holdfast/internal/pg/wal"
 )
 
-// Accepted is a stretch of WAL of which somebody has said that it is lost, and that this is how it is.
+// Accepted is a stretch of WAL of which somebody has said that it is lost, and that this is how it is; or one that retention has removed behind a backup that stays.
 type Accepted struct {
 	Stretch
-	At     time.Time
-	By     string
-	Reason string
+	At      time.Time
+	By      string
+	Reason  string
+	Removed bool   // by retention: nothing needs it
+	Record  string // name of the object
 }
 
 // LoadAccepted reads the records of archive.GapDir that were not revoked, oldest first. Those that cannot be read, or make no sense, are in bad.
@@ -28,6 +30,7 @@ func LoadAccepted(ctx context.Context, a *archive.Archive, size wal.SegmentSize)
 		Last     string       `json:"last"`
 		Reason   string       `json:"reason"`
 		Revoked  bool         `json:"revoked"`
+		Removed  bool         `json:"removed"`
 	}
 	for r, err := range archive.Records[record](ctx, a, archive.GapDir) {
 		if err != nil && (r.Name == "" || ctx.Err() != nil) {
@@ -48,7 +51,7 @@ func LoadAccepted(ctx context.Context, a *archive.Archive, size wal.SegmentSize)
 		if r.Doc.Revoked {
 			continue
 		}
-		all = append(all, Accepted{Stretch: s, At: r.Doc.At, By: r.Doc.By, Reason: r.Doc.Reason})
+		all = append(all, Accepted{Stretch: s, At: r.Doc.At, By: r.Doc.By, Reason: r.Doc.Reason, Removed: r.Doc.Removed, Record: r.Name})
 	}
 	return all, bad, nil
 }

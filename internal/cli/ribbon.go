@@ -37,7 +37,7 @@ func (a *app) ribbon() *cobra.Command {
 			"  restorable   a backup was finished before, and all WAL from its start is there\n" +
 			"  broken       something is missing or damaged: the line below says what, and what to do next\n" +
 			"  unknown      something could not be looked at: a document, a storage, a key; with --verified also what `verify` has not read yet\n" +
-			"  accepted     `wal-gap accept` says that the WAL is lost; a later backup made up for it\n" +
+			"  accepted     `wal-gap accept` says that the WAL is lost, and a later backup made up for it; or retention removed it between backups that stay\n" +
 			"  uncovered    WAL that is older than the oldest backup: nothing needs it\n\n" +
 			"Positions are exact. Times are those at which backups were finished and segments were archived: a segment holds nothing newer.\n\n" +
 			"Exit status: 0; with --check 0 OK, 1 WARNING (the newest state can be restored, something else is wrong, or it could not be judged),\n" +

@@ -364,7 +364,9 @@ func (w *treeWriter) hole(hole timelines.Hole, why string) string {
 		s += " to " + size.Name(hole.Timeline, hole.Last)
 	}
 	s += " (" + manyOf(hole.Count(), "segment") + ")" + why
-	if by := hole.Accepted; by != nil {
+	if by := hole.Accepted; by != nil && by.Removed {
+		return "removed by retention " + by.At.UTC().Format(moments) + ", as nothing that stays needs it: " + s
+	} else if by != nil {
 		s = "missing, accepted by " + cell(by.By) + " " + by.At.UTC().Format(moments) + ": " + s
 		if by.Reason != "" {
 			s += ": " + cell(by.Reason)

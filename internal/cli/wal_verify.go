@@ -37,9 +37,10 @@ func (a *app) walVerify() *cobra.Command {
 		Use:   "wal-verify integrity|timeline [integrity|timeline]",
 		Short: "Check that no WAL is missing, and that nobody else writes to the archive",
 		Long: "integrity looks, in all storages, for every WAL segment from the start of the oldest backup to the one that the server is writing; of\n" +
-			"the newest some may be late (WALG_INTEGRITY_MAX_DELAYED_WALS). Segments that somebody has accepted as lost (`wal-gap accept`) count as\n" +
-			"fine. It goes by names: `verify` reads what is in them. How far all was found is kept in the archive, and the next call goes on there;\n" +
-			"of what lies before it asks for a sample, once a day for all, or with --full.\n\n" +
+			"the newest some may be late (WALG_INTEGRITY_MAX_DELAYED_WALS). Segments that somebody has accepted as lost (`wal-gap accept`), or that\n" +
+			"retention has removed, count as fine. It goes by names: `verify` reads what is in them. How far all was found is kept in the archive, and\n" +
+			"the next call goes on there; of what lies before it asks again for 10,000 segments, which may be all, and once a day, or with --full, for\n" +
+			"everything.\n\n" +
 			"timeline compares the highest timeline in the archive with the server's: where they differ another server archives there too, or did.\n\n" +
 			"The server is asked for its timeline and position, unless --timeline and --lsn say them. The exit status is that of the worse check, as\n" +
 			"Nagios has it: 0 OK, 1 WARNING or not judged, 2 FAILURE.",

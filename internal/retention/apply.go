@@ -418,6 +418,10 @@ func (r *applying) purgeWAL(ctx context.Context, p *Plan, removed map[*backup]bo
 	for _, h := range p.judge.historyPlan(v, stays) {
 		s.histories[wal.Timeline(h.Timeline)] = !h.Keep
 	}
+	idle, err := r.noteRemoved(ctx, p, v, stays, ripe)
+	if err != nil {
+		return err
+	}
 	var batch []store.Object
 	for o, err := range s.objects(ctx, r.a) {
 		if err != nil {
@@ -432,6 +436,11 @@ func (r *applying) purgeWAL(ctx context.Context, p *Plan, removed map[*backup]bo
 	}
 	if err := r.remove(ctx, batch); err != nil {
 		return err
+	}
+	for _, record := range idle {
+		if err := r.a.RemoveRecord(ctx, record); err != nil {
+			return err
+		}
 	}
 	return r.removeVerified(ctx, &s)
 }

@@ -388,3 +388,54 @@ func TestHeldBeforeWALGoes(t *testing.T) {
 		t.Error("nothing is judged")
 	}
 }
+
+// WAL that goes behind a backup that stays is noted, so that nobody takes it for lost: one record for each hole, for as long as that backup is there.
+func TestRemovedIsNoted(t *testing.T) {
+	w := newWorld(t)
+	first := w.take("", 1, permanent) // in segment 1
+	w.write(3)
+	w.days(1)
+	w.take("", 1, nil) // 5
+	w.write(3)
+	w.days(1)
+	second := w.take("", 1, permanent) // 9
+	w.promote()                        // in 10
+	w.write(3)                         // 11-13
+	w.days(1)
+	w.take("", 1, nil) // 14
+	m := &model{world: w}
+	noted := func(what, want string) {
+		t.Helper()
+		if got := removedWAL(m); got != want {
+			t.Errorf("%s: %s is noted, want %s", what, got, want)
+		}
+	}
+	rule := parse(t, "{full: 1}")
+	w.apply(rule, time.Hour)
+	noted("condemned", "")
+	w.days(1)
+	w.apply(rule, time.Hour)
+	noted("removed", "1: 10-10 true, 1: 2-8 true, 2: 10-13 true")
+	w.apply(rule, 0)
+	if got := len(w.has(archive.GapDir)); got != 3 {
+		t.Errorf("%d records", got)
+	}
+	w.write(3) // 15-17
+	w.days(1)
+	w.take("", 1, nil) // 18
+	w.apply(rule, 0)
+	noted("more of it", "1: 10-10 true, 1: 2-8 true, 2: 10-17 true")
+	if got := len(w.has(archive.GapDir)); got != 3 {
+		t.Errorf("%d records", got)
+	}
+	// What a person has said stays as it is.
+	must(w.a.AddRecord(t.Context(), archive.GapDir, "", map[string]any{"timeline": 2, "first": size.Name(2, 12), "last": size.Name(2, 12), "reason": "disk"}))
+	for _, name := range []string{first, second} {
+		if _, err := w.a.Mark(t.Context(), name, false); err != nil {
+			t.Fatal(err)
+		}
+		w.apply(must(retention.Target("", name, nil)), 0)
+		w.apply(rule, 0)
+	}
+	noted("when they are gone", "2: 12-12 false")
+}

@@ -110,17 +110,23 @@ type finding struct {
 	OK      bool   `json:"ok"`     // proven
 	Result  string `json:"result"` // of verify: ok, damaged, incomplete
 	Objects []struct {
-		Name    string `json:"name"`
-		Problem string `json:"problem"`
+		Name     string `json:"name"`
+		Problem  string `json:"problem"`
+		Harmless bool   `json:"harmless"` // no restore fails of it
 	} `json:"objects"`
 }
 
-// problem says what was found, in a few words.
+// problem says what was found, in a few words; "" where no restore fails of it.
 func (f *finding) problem() string {
+	harmless := false
 	for _, o := range f.Objects {
-		if o.Problem != "" {
+		harmless = harmless || o.Harmless
+		if o.Problem != "" && !o.Harmless {
 			return fmt.Sprintf("verify found at %s: %s: %s", catalog.FormatTime(f.At), o.Name, o.Problem)
 		}
+	}
+	if harmless {
+		return ""
 	}
 	return fmt.Sprintf("verify found at %s that it is damaged", catalog.FormatTime(f.At))
 }

@@ -576,13 +576,27 @@ func eventful(t tester) *model {
 	return m
 }
 
+// removedWAL is what is noted of WAL that was removed.
+func removedWAL(m *model) string {
+	all, bad, err := catalog.LoadAccepted(context.Background(), m.a, size)
+	if err = errors.Join(append(bad, err)...); err != nil {
+		m.t.Fatal(err)
+	}
+	var stretches []string
+	for _, a := range all {
+		stretches = append(stretches, fmt.Sprintf("%d: %d-%d %t", a.Timeline, a.First, a.Last, a.Removed))
+	}
+	slices.Sort(stretches)
+	return strings.Join(stretches, ", ")
+}
+
 // Wherever it breaks off, no half backup is seen, and the next one brings it to the same end.
 func TestEveryCallFails(t *testing.T) {
 	rule := retention.Policy{Full: 1, Minimum: 1}
 	names := func(m *model) []string {
 		all := slices.Sorted(maps.Keys(m.snapshot()))
 		return slices.DeleteFunc(all, func(name string) bool {
-			return strings.HasPrefix(name, archive.HoldDir) || strings.HasPrefix(name, "holdfast/clock-")
+			return strings.HasPrefix(name, archive.HoldDir) || strings.HasPrefix(name, archive.GapDir) || strings.HasPrefix(name, "holdfast/clock-")
 		})
 	}
 	whole := eventful(t)
@@ -611,6 +625,9 @@ func TestEveryCallFails(t *testing.T) {
 			}
 			m.pass(2) // what it had taken from a dead push is dead
 			m.apply(rule, 0)
+			if first, then := removedWAL(whole), removedWAL(m); first != then {
+				t.Fatalf("%s call %d: %s is noted as removed, want %s", what, n, then, first)
+			}
 			if got := names(m); !slices.Equal(got, want) {
 				more := slices.DeleteFunc(slices.Clone(got), func(s string) bool { return slices.Contains(want, s) })
 				less := slices.DeleteFunc(slices.Clone(want), func(s string) bool { return slices.Contains(got, s) })

@@ -352,12 +352,16 @@ func (x *axis) lack(from, to wal.LSN, before, next *interval) []Stretch {
 		return append(all, s)
 	}
 	accepted, lost := true, -1
+	var gap *Gap // that somebody has accepted, or else retention has removed
 	for i := x.find(first); i < len(x.items) && x.items[i].first <= last; i++ {
 		if item := &x.items[i]; item.state == bad {
 			if lost < 0 {
 				lost = i
 			}
 			accepted = accepted && item.gap != nil
+			if gap == nil || gap.Removed && item.gap != nil && !item.gap.Removed {
+				gap = item.gap
+			}
 		}
 	}
 	for _, b := range broken {
@@ -370,11 +374,14 @@ func (x *axis) lack(from, to wal.LSN, before, next *interval) []Stretch {
 	}
 	switch {
 	case accepted && lost >= 0 && next != nil:
-		g := x.items[lost].gap
-		s.Verdict, s.Advice = Accepted, ""
-		s.Why += ", which " + g.By + " has accepted"
-		if g.Reason != "" {
-			s.Why += ": " + g.Reason
+		s.Verdict, s.Advice, s.Removed = Accepted, "", gap.Removed
+		if gap.Removed {
+			s.Why += ": retention removed it, as nothing that stays needs it"
+			break
+		}
+		s.Why += ", which " + gap.By + " has accepted"
+		if gap.Reason != "" {
+			s.Why += ": " + gap.Reason
 		}
 	case accepted && lost >= 0:
 		s.Why += ", which was accepted, and no backup is newer"

@@ -41,8 +41,9 @@ func (s Stretch) MarshalJSON() ([]byte, error) {
 		Segments uint64       `json:"segments,omitempty"`
 		Why      string       `json:"why,omitempty"`
 		Advice   string       `json:"advice,omitempty"`
+		Removed  bool         `json:"removed_by_retention,omitempty"`
 	}{s.Timeline, s.From.String(), s.To.String(), s.FromTime.UTC(), s.ToTime.UTC(), s.Verdict, s.Backup, s.Bases, s.ReplayBytes, s.MaxReplay,
-		lsn(s.Verified), s.Storages, s.First, s.Last, s.Segments, s.Why, s.Advice})
+		lsn(s.Verified), s.Storages, s.First, s.Last, s.Segments, s.Why, s.Advice, s.Removed})
 }
 
 // MarshalJSON adds the positions as PostgreSQL prints them.

@@ -119,7 +119,7 @@ func (in *Input) loadGaps(ctx context.Context, a *archive.Archive) {
 	in.Trouble = append(in.Trouble, bad...)
 	for _, g := range accepted {
 		in.Gaps = append(in.Gaps, Gap{RecordHead: archive.RecordHead{At: g.At, By: g.By}, Timeline: g.Timeline, First: size.Name(g.Timeline, g.First),
-			Last: size.Name(g.Timeline, g.Last), Reason: g.Reason})
+			Last: size.Name(g.Timeline, g.Last), Reason: g.Reason, Removed: g.Removed})
 	}
 }
 
@@ -297,8 +297,9 @@ type backupRecord struct {
 	Sentinel string `json:"sentinel_sha256"`
 	Result   string `json:"result"`
 	Objects  []struct {
-		Name    string `json:"name"`
-		Problem string `json:"problem"`
+		Name     string `json:"name"`
+		Problem  string `json:"problem"`
+		Harmless bool   `json:"harmless"`
 	} `json:"objects"`
 	Sample float64 `json:"sample"`
 }
@@ -339,7 +340,7 @@ func (e *Evidence) recall(ctx context.Context, a *archive.Archive, b *catalog.Ba
 			continue // of another backup of that name
 		}
 		for _, o := range r.Doc.Objects {
-			if !seen[o.Name] && o.Problem != "" && e.Damaged == "" {
+			if !seen[o.Name] && o.Problem != "" && !o.Harmless && e.Damaged == "" {
 				e.Damaged = path.Base(o.Name) + ": " + o.Problem
 			}
 			seen[o.Name] = true

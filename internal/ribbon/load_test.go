@@ -444,6 +444,40 @@ func TestRevokedGaps(t *testing.T) {
 	}
 }
 
+// A hole that retention made behind a backup that stays is intended: it is named so, and is no reason to worry. A loss within it that somebody has accepted is told.
+func TestRemovedByRetention(t *testing.T) {
+	m := &storetest.Memory{}
+	for _, n := range []wal.SegmentNo{2, 8, 9} {
+		pack(t, m, archive.WALDir+size.Name(1, n))
+	}
+	backup(t, m, 2)
+	backup(t, m, 8)
+	a := archive.New(m, archive.Options{})
+	note := func(first, last wal.SegmentNo, removed bool) {
+		if _, err := a.AddRecord(t.Context(), archive.GapDir, "", ribbon.Gap{RecordHead: archive.NewRecordHead("dba@db1", ""), Timeline: 1,
+			First: size.Name(1, first), Last: size.Name(1, last), Reason: "why", Removed: removed}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	note(3, 6, true)
+	if r := judge(t, m, m, ribbon.Options{}); r.Status != ribbon.Warning || len(r.Main) != 3 || r.Main[1].Verdict != ribbon.Broken {
+		t.Errorf("one segment more is missing: %s, %+v", r.Status, r.Main)
+	}
+	note(3, 7, true)
+	r := judge(t, m, m, ribbon.Options{})
+	if s := r.Main[1]; r.Status != ribbon.OK || s.Verdict != ribbon.Accepted || !s.Removed || !strings.HasSuffix(s.Why, "(and 4 more) is missing: retention removed it, as nothing that stays needs it") {
+		t.Errorf("%s, %+v", r.Status, s)
+	}
+	if fmt.Sprint(r.Notes) != "[a stretch between older backups is not restorable, as is intended: retention removed its WAL]" {
+		t.Errorf("%q", r.Notes)
+	}
+	note(5, 5, false)
+	r = judge(t, m, m, ribbon.Options{})
+	if s := r.Main[1]; r.Status != ribbon.OK || s.Removed || !strings.HasSuffix(s.Why, "which dba@db1 has accepted: why") || len(r.Notes) != 1 {
+		t.Errorf("%s, %+v, %q", r.Status, s, r.Notes)
+	}
+}
+
 // The last segment that can be named is not taken for the first.
 func TestEndOfTheLog(t *testing.T) {
 	m := &storetest.Memory{}

@@ -219,7 +219,7 @@ func (w *world) marks(t *rapid.T, lines int) {
 			last = first + wal.SegmentNo(rapid.IntRange(0, 1).Draw(t, "one more"))
 		}
 		g := ribbon.Gap{Timeline: tl, First: size.Name(tl, first), Last: size.Name(tl, last), Reason: "a disk full"}
-		g.By = "dba@db1"
+		g.By, g.Removed = "dba@db1", rapid.IntRange(0, 3).Draw(t, "by retention") == 0
 		w.in.Gaps = append(w.in.Gaps, g)
 	}
 }

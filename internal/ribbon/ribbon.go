@@ -24,7 +24,7 @@ const (
 	Restorable Verdict = "restorable"
 	Broken     Verdict = "broken"    // something it needs is missing or damaged
 	Unknown    Verdict = "unknown"   // something it needs could not be looked at: a document, a storage, a key; or was not verified, where only that counts
-	Accepted   Verdict = "accepted"  // it cannot be restored, for nothing but segments whose loss somebody has accepted, and there is a later backup
+	Accepted   Verdict = "accepted"  // it cannot be restored, for nothing but segments that retention removed or whose loss somebody has accepted, and there is a later backup
 	Uncovered  Verdict = "uncovered" // WAL that is older than the oldest backup: it cannot be restored, and need not be
 )
 
@@ -83,6 +83,7 @@ type Gap struct {
 	Last     string       `json:"last"`
 	Reason   string       `json:"reason,omitempty"`
 	Revoked  bool         `json:"revoked,omitempty"`
+	Removed  bool         `json:"removed,omitempty"` // by retention, behind a backup that stays: nothing needs it
 }
 
 // Evidence is what is known of the content of a backup.
@@ -168,6 +169,7 @@ type Stretch struct {
 	First, Last string // the first segments that are missing, damaged, or cannot be looked at; "" where it is not for such
 	Segments    uint64 // how many there are of such in all
 	Why         string // why it cannot be restored, or is not known to be
+	Removed     bool   // of Accepted: all that is missing retention has removed, as nothing that stays needs it
 	Advice      string // the next command; "" for none
 }
 

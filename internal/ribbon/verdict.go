@@ -40,11 +40,14 @@ func (c *computer) conclude(r *Ribbon, x *axis) {
 
 // review finds out what the stretches mean for the status. It returns the last one if that keeps the newest state from being restored for certain, else nil.
 func (c *computer) review(main []Stretch, last int) (lost *Stretch) {
+	removed := 0
 	for i := range main {
 		s := &main[i]
 		switch {
 		case s.Verdict != Broken && s.Verdict != Unknown:
-			if s.Verdict == Accepted {
+			if s.Removed {
+				removed++
+			} else if s.Verdict == Accepted {
 				c.note("not restorable from %s to %s: %s", s.From, s.To, s.Why)
 			}
 		case i == len(main)-1:
@@ -54,6 +57,12 @@ func (c *computer) review(main []Stretch, last int) (lost *Stretch) {
 		case s.Verdict == Unknown && c.silent == "":
 			c.warn("not known to be restorable from %s to %s: %s", s.From, s.To, s.Why)
 		}
+	}
+	switch {
+	case removed == 1:
+		c.note("a stretch between older backups is not restorable, as is intended: retention removed its WAL")
+	case removed > 1:
+		c.note("%d stretches between older backups are not restorable, as is intended: retention removed their WAL", removed)
 	}
 	switch {
 	case lost != nil && lost.Verdict == Broken, lost == nil && last < 0 && c.silent == "":
