@@ -294,6 +294,7 @@ type ObjectRecord struct {
 	Modified   time.Time `json:"modified"`
 	VerifiedAt time.Time `json:"verified_at"`
 	Problem    string    `json:"problem,omitempty"`
+	Harmless   bool      `json:"harmless,omitempty"` // no restore of the backup fails of the problem
 	// AsStored says that it was compared as it is stored, and not looked into: to who has a key that says nothing.
 	AsStored bool `json:"as_stored,omitempty"`
 }
@@ -304,7 +305,7 @@ const maxRecorded = 16384
 // done notes that an object of t was read, and leaves a record where the last was left long ago.
 func (r *run) done(ctx context.Context, t *target, o *object, problem string, asStored bool) error {
 	r.mu.Lock()
-	t.done = append(t.done, ObjectRecord{Name: o.name, Size: o.size, Modified: o.modified, VerifiedAt: time.Now().UTC(), Problem: problem, AsStored: asStored})
+	t.done = append(t.done, ObjectRecord{Name: o.name, Size: o.size, Modified: o.modified, VerifiedAt: time.Now().UTC(), Problem: problem, Harmless: problem != "" && !r.vital(t.name, o.name), AsStored: asStored})
 	t.read++
 	t.bytes += o.size
 	due := time.Since(r.flushed) >= r.opts.Every || len(t.done) >= maxRecorded
@@ -362,7 +363,7 @@ func (r *run) missed(t *target) (some []ObjectRecord) {
 			continue
 		}
 		trouble.recorded = true
-		o := ObjectRecord{Name: name, VerifiedAt: time.Now().UTC(), Problem: trouble.problem.text()}
+		o := ObjectRecord{Name: name, VerifiedAt: time.Now().UTC(), Problem: trouble.problem.text(), Harmless: !r.vital(t.name, name)}
 		if i, ok := t.at[name]; ok {
 			o.Size, o.Modified = t.objects[i].size, t.objects[i].modified
 		}

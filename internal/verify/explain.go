@@ -15,7 +15,7 @@ import (
 func (r *run) explain() {
 	damaged := map[string]bool{}
 	for i := range r.findings {
-		if f := &r.findings[i]; f.Severity == Damage && f.Backup != "" && r.vital(f) {
+		if f := &r.findings[i]; f.Severity == Damage && f.Backup != "" && r.vital(f.Backup, f.Object) {
 			damaged[f.Backup] = true
 		}
 	}
@@ -35,14 +35,14 @@ func (r *run) explain() {
 	}
 }
 
-// vital reports whether a restore fails of a finding in a backup.
-func (r *run) vital(f *Finding) bool {
-	rest := strings.TrimPrefix(f.Object, archive.Folder(f.Backup))
+// vital reports whether a restore of a backup fails of damage to an object.
+func (r *run) vital(backup, object string) bool {
+	rest := strings.TrimPrefix(object, archive.Folder(backup))
 	switch {
 	case strings.HasPrefix(rest, sumsDir), rest == metadataName, rest == serverManifestName, rest == objectsName, strings.HasPrefix(rest, archive.ConfigName):
 		return false
 	case rest == fileListName:
-		t := r.target(f.Backup)
+		t := r.target(backup)
 		return t == nil || t.object(manifestName) == nil
 	}
 	return true
@@ -72,7 +72,7 @@ func (r *run) explainBackup(f *Finding, damaged map[string]bool) {
 		f.Means, f.Next = "the backup can be restored; without a key it cannot be verified", copies
 	case strings.HasPrefix(rest, archive.ConfigName):
 		f.Means, f.Next = "the backup can be restored, without the configuration that lay outside of the data directory", "keep a copy of that configuration elsewhere; "+copies
-	case !r.vital(f):
+	case !r.vital(f.Backup, f.Object):
 		f.Means, f.Next = "Holdfast restores the backup; stock WAL-G cannot", copies
 	default:
 		on := r.builtOn(f.Backup)

@@ -177,3 +177,37 @@ func TestWhatIsRecordedTooSoonIsTakenBack(t *testing.T) {
 		}
 	}
 }
+
+// What a record says of damage tells whether restores fail of it.
+func TestRecordsTellWhetherRestoresFail(t *testing.T) {
+	for name, harmless := range map[string]bool{"metadata.json": true, "page_sums/part_001.tar.crc32c": true, "tar_partitions/part_001.tar.zst": false, "manifest.json.zst": false} {
+		for _, missing := range []bool{false, true} {
+			m := story(t, 1, archive.Options{})
+			object := archive.Folder(m.name) + name
+			if b := get(t, m.store, object); !missing {
+				put(t, m.store, object, append(b[:len(b)/2:len(b)/2], "damaged"...))
+			} else if err := m.store.Delete(t.Context(), object); err != nil {
+				t.Fatal(err)
+			}
+			verified(t, m.archive(), verify.Request{All: true}, verify.Options{})
+			n := 0
+			for rec, err := range archive.Records[verify.BackupRecord](t.Context(), m.archive(), archive.VerifiedDir(m.name)) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, o := range rec.Doc.Objects {
+					if o.Name == object {
+						if n++; o.Problem == "" || o.Harmless != harmless {
+							t.Errorf("of %s, missing %v, it is recorded: %+v", name, missing, o)
+						}
+					} else if o.Problem != "" {
+						t.Errorf("with %s, missing %v, it is recorded: %+v", name, missing, o)
+					}
+				}
+			}
+			if n == 0 {
+				t.Errorf("of %s, missing %v, nothing is recorded", name, missing)
+			}
+		}
+	}
+}
