@@ -204,9 +204,16 @@ func (s *Store) describe(d *os.File, name string) (store.Object, error) {
 
 // names returns the full names, greater than after, of the objects and directories in dir, which is open as d.
 func (s *Store) names(ctx context.Context, d *os.File, dir, after string) ([]string, error) {
+	// The same directory by another descriptor. Of one that was opened in a Root, ReadDir looks at each entry, of which only the kind is wanted here.
+	fd, err := unix.FcntlInt(d.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	plain := os.NewFile(uintptr(fd), d.Name())
+	defer plain.Close() // only read
 	var names []string
 	for {
-		entries, err := d.ReadDir(1000)
+		entries, err := plain.ReadDir(1000)
 		if err != nil && err != io.EOF {
 			return nil, err
 		}
