@@ -81,6 +81,8 @@ func writes(t task) any {
 		if t.picks[0].File == t.picks[len(t.picks)-1].File {
 			return t.picks[0].File
 		}
+	case *weave:
+		return t.layers[0].File
 	case unit:
 		if len(t.pieces) == 1 && t.pieces[0].split != nil {
 			return t.pieces[0].split

@@ -122,6 +122,15 @@ type picks struct {
 
 // dealPicks hands out what a chain's files are made of.
 func (r *run) dealPicks(ctx context.Context, tasks chan<- task) (last []task, err error) {
+	l := r.newLoom()
+	hand := func(made []task) error {
+		for _, t := range made {
+			if err := send(ctx, tasks, t); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 	err = r.picking.Walk(ctx, func(p *chain.Part) error {
 		if r.plan.Delta != nil {
 			n, err := r.extent(p)
@@ -130,20 +139,26 @@ func (r *run) dealPicks(ctx context.Context, tasks chan<- task) (last []task, er
 			}
 			r.plan.Delta.Fetch += n
 		}
-		d := &dealing{run: r, part: p, unit: r.unit()}
+		d := &dealing{run: r, part: p, unit: r.unit(), loom: l}
 		made, err := d.deal(ctx)
-		for _, t := range made {
-			if err != nil {
-				break
-			}
-			if lastRank(p.Part) > 0 {
-				last = append(last, t)
-			} else {
-				err = send(ctx, tasks, t)
-			}
+		if err != nil {
+			return err
 		}
-		return err
+		if lastRank(p.Part) > 0 {
+			last = append(last, made...)
+			return nil
+		}
+		return hand(made)
 	})
+	for file := range l.layers { // older backups have nothing of it that is needed
+		if err != nil {
+			break
+		}
+		d := &dealing{run: r, unit: r.unit()}
+		if err = d.unwoven(ctx, l.layers[file]); err == nil {
+			err = hand(d.all)
+		}
+	}
 	return last, err
 }
 
@@ -156,6 +171,19 @@ type dealing struct {
 	picks []pick
 	bytes int64 // of them
 	all   []task
+
+	loom   *loom
+	ranges *archive.Ranges // of the part, once asked for: see opened
+	asked  bool
+}
+
+// opened returns the part's ranges; nil where it can only be read from its beginning.
+func (d *dealing) opened(ctx context.Context) (_ *archive.Ranges, err error) {
+	if d.ranges == nil && !d.asked {
+		d.ranges, err = d.archive.Ranges(ctx, d.part.Backup, d.part.Part)
+		d.asked = true
+	}
+	return d.ranges, err
 }
 
 // unit returns how many bytes of content a worker takes at once, whole pages: less where there is little to do, so that all have a share.
@@ -214,7 +242,7 @@ func (d *dealing) deal(ctx context.Context) ([]task, error) {
 			}
 		default:
 			needed = append(needed, w)
-			bySums = bySums || t.Pages > 0 && (w.partly() || t.Size > d.unit+d.unit/2)
+			bySums = bySums || t.Pages > 0 && (w.partly() || t.Size > d.unit+d.unit/2 || d.weaves(t))
 		}
 	}
 	if len(d.plain) > 0 {
@@ -232,8 +260,14 @@ func (d *dealing) deal(ctx context.Context) ([]task, error) {
 		d.told(sums)
 	}
 	for i := range needed {
-		if err := d.cut(&needed[i], sums); err != nil {
-			return nil, fmt.Errorf("%s: %s: %w", d.part.Name, needed[i].Path, err)
+		w := &needed[i]
+		if woven, err := d.weave(ctx, w, sums.Of(w.Take)); err != nil {
+			return nil, err
+		} else if woven {
+			continue
+		}
+		if err := d.cut(w, sums.Of(w.Take)); err != nil {
+			return nil, fmt.Errorf("%s: %s: %w", d.part.Name, w.Path, err)
 		}
 	}
 	return d.all, d.group(ctx)
@@ -246,13 +280,12 @@ func (r *run) told(sums *chain.Sums) {
 	}
 }
 
-// cut makes the picks of a take.
-func (d *dealing) cut(w *wanted, sums *chain.Sums) error {
+// cut makes the picks of a take, whose pages have these sums; nil where they have none that could be used.
+func (d *dealing) cut(w *wanted, pages []uint32) error {
 	runs, err := w.Runs(w.blocks)
 	if err != nil {
 		return err
 	}
-	pages := sums.Of(w.Take)
 	if pages == nil {
 		p := pick{Take: w.Take, length: w.Size}
 		for run := range runs {
@@ -288,13 +321,16 @@ func (d *dealing) cut(w *wanted, sums *chain.Sums) error {
 
 // group makes tasks of the picks: where the part can be read in pieces those that lie near each other, else all.
 func (d *dealing) group(ctx context.Context) error {
+	if len(d.picks) == 0 {
+		return nil
+	}
 	for i := range d.picks {
 		d.bytes += d.picks[i].length
 	}
 	var ranges *archive.Ranges
 	if d.bytes < d.part.Content || d.bytes > d.unit {
 		var err error
-		if ranges, err = d.archive.Ranges(ctx, d.part.Backup, d.part.Part); err != nil {
+		if ranges, err = d.opened(ctx); err != nil {
 			return err
 		}
 	}
@@ -380,7 +416,7 @@ func (w *worker) openPicked(t *chain.Take) (*os.File, error) {
 	}
 	file := w.picking.File(t.File)
 	f, err := w.folder.create(w.tree, t.Path, file.Mode)
-	if err == nil && t.Size != file.Size {
+	if err == nil && (t.Size != file.Size || t.Blocks != nil) {
 		if err = f.Truncate(file.Size); err != nil {
 			err = errors.Join(err, f.Close())
 		}

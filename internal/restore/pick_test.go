@@ -156,8 +156,13 @@ func (g *maker) backup(members []packed, delta bool) string {
 	return name
 }
 
-// fetch restores a backup.
+// fetch restores a backup, and weaves what it can.
 func fetch(s store.Store, dir, name string, change func(*restore.Request)) (*restore.Plan, *restore.Report, error) {
+	return fetchWith(s, dir, name, restore.Options{Workers: 3}.Weaving(1, 16*page.Size), change)
+}
+
+// fetchWith is fetch with those options.
+func fetchWith(s store.Store, dir, name string, opts restore.Options, change func(*restore.Request)) (*restore.Plan, *restore.Report, error) {
 	ctx := context.Background()
 	a := archive.New(s, archive.Options{})
 	c, err := catalog.Load(ctx, a)
@@ -176,7 +181,7 @@ func fetch(s store.Store, dir, name string, change func(*restore.Request)) (*res
 	if err != nil {
 		return nil, nil, err
 	}
-	report, err := restore.Run(ctx, a, p, restore.Options{Workers: 3})
+	report, err := restore.Run(ctx, a, p, opts)
 	return p, report, err
 }
 
@@ -431,7 +436,8 @@ func TestPickedChainsComeBack(t *testing.T) {
 		last := len(were) - 1
 		i := rapid.IntRange(0, last).Draw(t, "restored")
 		dir := filepath.Join(here, "data")
-		plan, report, err := fetch(g.store, dir, g.names[i], nil)
+		opts := restore.Options{Workers: 3}.Weaving(rapid.SampledFrom([]int64{1, 3, 1000}).Draw(t, "worth"), rapid.Int64Range(1, 80).Draw(t, "stretch")*page.Size)
+		plan, report, err := fetchWith(g.store, dir, g.names[i], opts, nil)
 		if err != nil {
 			t.Fatalf("%s: %v", g.names[i], err)
 		}

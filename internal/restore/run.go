@@ -33,6 +33,8 @@ type Options struct {
 	Workers  int       // 0 means Workers()
 	Progress *Progress // kept up to date; nil for nobody
 	Announce string    // release of the program that tells retention in the archive what it is restoring; "" tells nothing
+
+	weaving weaving
 }
 
 // Progress is where a restore is. Run keeps it up to date; others read it at any time.
