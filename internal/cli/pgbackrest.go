@@ -448,6 +448,10 @@ func (t *theirs) fetch(ctx context.Context, s *config.Settings, p *place, f *fet
 	for _, link := range m.Links {
 		t.log.Info(fmt.Sprintf("%s was a symbolic link; what it led to is in the data directory now", link))
 	}
+	if n, first := m.Bad(); n > 0 {
+		t.log.Warn(fmt.Sprintf("%d files of the backup had pages with wrong checksums already when it was taken, the first is %s. They are restored as they are, and no WAL is sure to put them right: "+
+			"a backup from before may have them whole (backup-list --detail shows page_errors)", n, first))
+	}
 	objects, stored := m.Stored()
 	r.Choice = b.choice
 	r.Source = &restore.Source{Members: m.Members(), Batches: p.Batches(m), Objects: objects, Stored: stored, User: m.User, Damaged: pgbackrest.ErrDamaged}
