@@ -364,17 +364,20 @@ func (r *run) known(ctx context.Context, from *archive.Archive, b *Backup) (map[
 
 // walOf yields the WAL that a backup needs.
 func (r *run) walOf(ctx context.Context, b *Backup) iter.Seq2[pair, error] {
-	// One digit less sorts before the segment itself, whatever its extension.
-	after := archive.WALDir + b.FirstWAL[:len(b.FirstWAL)-1]
 	return func(yield func(pair, error) bool) {
-		for x, err := range pairs(r.from.Store().List(ctx, archive.WALDir, after), r.to.Store().List(ctx, archive.WALDir, after)) {
-			base := path.Base(x.from.Name)
-			if err == nil && base[:min(len(base), 24)] > b.LastWAL {
-				return
-			}
-			at, _, ok := r.wanted(x.from.Name)
-			if (err != nil || ok && b.wal.has(at, 1)) && !yield(x, err) {
-				return
+		for _, s := range b.wal {
+			first, last := r.size.Name(s.timeline, s.first), r.size.Name(s.timeline, s.last)
+			// One digit less sorts before the segment itself, whatever its extension.
+			after := archive.WALDir + first[:len(first)-1]
+			for x, err := range pairs(r.from.Store().List(ctx, archive.WALDir, after), r.to.Store().List(ctx, archive.WALDir, after)) {
+				base := path.Base(x.from.Name)
+				if err == nil && base[:min(len(base), 24)] > last {
+					break
+				}
+				at, _, ok := r.wanted(x.from.Name)
+				if (err != nil || ok && s.has(at, 1)) && !yield(x, err) {
+					return
+				}
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"io/fs"
 	"iter"
+	"maps"
 	"path"
 	"slices"
 	"strings"
@@ -91,7 +92,7 @@ type Backup struct {
 	LastWAL  string `json:"last_wal,omitempty"`
 
 	backup *catalog.Backup
-	wal    segments
+	wal    []segments // of its timeline, and what stands for the last of these where the timeline was left in it
 }
 
 // Range is WAL of one timeline that is copied: segments and what goes with them.
@@ -247,9 +248,9 @@ func (p *Plan) choose(c *catalog.Catalog) error {
 	for _, b := range chosen {
 		one := Backup{Name: b.Name, backup: b}
 		if s, ok := p.needs(b); ok && !p.request.NoWAL {
-			one.wal = s
+			one.wal = append([]segments{s}, p.copies(c, b, s.last)...)
 			one.FirstWAL, one.LastWAL = p.size.Name(s.timeline, s.first), p.size.Name(s.timeline, s.last)
-			p.needed = append(p.needed, s)
+			p.needed = append(p.needed, one.wal...)
 		}
 		p.Backups = append(p.Backups, one)
 	}
@@ -296,6 +297,19 @@ func (p *Plan) needs(b *catalog.Backup) (s segments, ok bool) {
 		first = min(first, p.size.Segment(lsn))
 	}
 	return segments{t, first, last}, true
+}
+
+// copies returns the segments of younger timelines that have what the backup's wrote into its last one before it was left in that: under its own name that may be
+// archived as .partial alone.
+func (p *Plan) copies(c *catalog.Catalog, b *catalog.Backup, last wal.SegmentNo) (some []segments) {
+	finish, _ := b.FinishLSN()
+	for _, t := range slices.Sorted(maps.Keys(c.Histories)) {
+		path, err := c.PathTo(t)
+		if leg, on := path.Leg(b.Timeline()); err == nil && on && t != b.Timeline() && leg.End >= finish && p.size.Segment(leg.End) == last {
+			some = append(some, segments{t, last, last})
+		}
+	}
+	return some
 }
 
 // catchUps adds the catch-ups, which are laid out as backups are.
@@ -548,6 +562,7 @@ func (p *Plan) compareWAL(ctx context.Context, from, to *archive.Archive) error 
 		return nil
 	}
 	found := make([]wal.SegmentNo, len(p.needed)) // how many segments of each there are
+	ended := make([]bool, len(p.needed))          // and whether the last one is
 	var before place                              // the segment before, which may come again in another codec
 	ranges := map[wal.Timeline]*Range{}
 	for x, err := range pairs(from.Store().List(ctx, archive.WALDir, ""), to.Store().List(ctx, archive.WALDir, "")) {
@@ -571,6 +586,7 @@ func (p *Plan) compareWAL(ctx context.Context, from, to *archive.Archive) error 
 			for i, s := range p.needed {
 				if s.has(at, 1) && at != before {
 					found[i]++
+					ended[i] = ended[i] || at.no == s.last
 				}
 			}
 			before = at
@@ -588,11 +604,15 @@ func (p *Plan) compareWAL(ctx context.Context, from, to *archive.Archive) error 
 		if b.FirstWAL == "" {
 			continue
 		}
-		if n := b.wal.last - b.wal.first + 1 - found[i]; n > 0 {
-			p.note("of the WAL that %s needs, %s to %s, the source lacks %d of %d: neither it nor the copy can be restored", b.Name, b.FirstWAL, b.LastWAL, n,
-				b.wal.last-b.wal.first+1)
+		all := b.wal[0].last - b.wal[0].first + 1
+		n := all - found[i]
+		if n > 0 && !ended[i] && slices.Max(append(found[i+1:i+len(b.wal):i+len(b.wal)], 0)) > 0 {
+			n-- // the last one, of which a copy is there
 		}
-		i++
+		if n > 0 {
+			p.note("of the WAL that %s needs, %s to %s, the source lacks %d of %d: neither it nor the copy can be restored", b.Name, b.FirstWAL, b.LastWAL, n, all)
+		}
+		i += len(b.wal)
 	}
 	return nil
 }

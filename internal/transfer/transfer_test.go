@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 	"strings"
@@ -535,5 +536,44 @@ func TestCopySaysWhatTheSourceLacks(t *testing.T) {
 	p, _, err := run(w, to, transfer.Request{Backup: w.names[0]}, transfer.Options{})
 	if err != nil || len(p.Notes) != 1 || !strings.Contains(p.Notes[0], "of the WAL that "+w.names[0]+" needs") || !strings.Contains(p.Notes[0], "the source lacks 1 of 2:") {
 		t.Errorf("%q, %v", p.Notes, err)
+	}
+}
+
+// A backup whose timeline was left in the segment it finishes in needs that of the next timeline, which has what was written into it: it comes over before the backup appears.
+func TestCopyOfABackupThatEndsWhereItsTimelineWasLeft(t *testing.T) {
+	w := emptyWorld(t)
+	name := w.take(t, 1, 2, "")
+	w.archive(t, 1, 2)
+	put(t, w, "wal_005/000000010000000000000003.partial.zst", "the last one")
+	w.archive(t, 2, 3)
+	w.archive(t, 2, 4)
+	if _, err := w.a.PutWAL(t.Context(), "00000002.history", func() (io.ReadCloser, error) {
+		return io.NopCloser(strings.NewReader("1\t0/3000800\tno recovery target specified\n")), nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	for n := 0; ; n++ {
+		to := &storetest.Memory{}
+		flaky := storetest.FailAt(to, n)
+		p, err := transfer.Decide(t.Context(), w.a, archive.New(flaky, archive.Options{}), transfer.Request{Backup: name})
+		if err == nil {
+			if len(p.Notes) > 0 {
+				t.Errorf("notes: %s", p.Notes)
+			}
+			_, err = transfer.Run(t.Context(), w.a, archive.New(flaky, archive.Options{}), p, transfer.Options{Parallel: 1})
+		}
+		all := objects(t, to)
+		if _, ok := all["basebackups_005/"+name+"_backup_stop_sentinel.json"]; ok && all["wal_005/000000020000000000000003.zst"] == "" {
+			t.Errorf("call %d failed, and there is a backup without its last WAL", n)
+		}
+		if _, ok := all["wal_005/000000020000000000000004.zst"]; ok {
+			t.Error("what it does not need came too")
+		}
+		if !flaky.Reached() {
+			if err != nil || all["wal_005/000000020000000000000003.zst"] == "" {
+				t.Errorf("without a failure: %v", err)
+			}
+			break
+		}
 	}
 }

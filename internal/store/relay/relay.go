@@ -163,7 +163,11 @@ func (r *Relay) verify(ctx context.Context, o store.Object, src *source) error {
 	case there.Size != src.n:
 		err = fmt.Errorf("%s has %d bytes in the source, and the copy %d", o.Name, src.n, there.Size)
 		return errors.Join(err, r.To.Delete(ctx, o.Name))
-	case o.Size > r.ReadBack:
+	}
+	if err := src.check(); err != nil { // a store that did not read to the end of it has not heard
+		return errors.Join(err, r.To.Delete(ctx, o.Name))
+	}
+	if o.Size > r.ReadBack {
 		return nil
 	}
 	switch got, err := Read(ctx, r.To, o.Name); {
