@@ -193,7 +193,7 @@ func (a *Archive) openTail(ctx context.Context, segment string) (io.ReadCloser, 
 		t.Close()
 		return nil, fmt.Errorf("read %s: %w", TailDir+segment, err)
 	}
-	t.head, t.size = head, int64(h.SegmentSize)
+	t.head, t.held, t.size = head, t.last(), int64(h.SegmentSize)
 	return t, nil
 }
 
@@ -206,11 +206,15 @@ type tail struct {
 	cur     io.ReadCloser   // of the first of rest, nil before it was opened
 	at      int64           // offset of the next byte of the pieces
 	given   int64           // bytes returned
+	held    int64           // up to where the pieces reach
 	size    int64           // of the segment
 }
 
 // Unfinished says that this is not the whole segment: what follows may be archived the next moment.
 func (t *tail) Unfinished() bool { return true }
+
+// Held returns how many bytes of the segment are there; zeros follow.
+func (t *tail) Held() int64 { return t.held }
 
 // last returns up to where the pieces reach.
 func (t *tail) last() int64 {

@@ -30,6 +30,7 @@ type Settings struct {
 	Encryption   Encryption
 	Compression  Compression
 	WAL          WAL
+	Receive      Receive
 	Backup       Backup
 	Restore      Restore
 	Verify       Verify
@@ -241,6 +242,15 @@ type Retention struct {
 type Verify struct {
 	Budget int64         // bytes a second read at most; 0 is no limit but that of the network; HOLDFAST_VERIFY_BUDGET
 	MaxAge time.Duration // how long what was found of an object counts; HOLDFAST_VERIFY_MAX_AGE
+}
+
+// Receive says how WAL is streamed.
+type Receive struct {
+	Slot         string        // WALG_SLOTNAME
+	Dir          string        // of what is not archived yet, "" for one in StateDir; HOLDFAST_RECEIVE_DIR
+	TailInterval time.Duration // 0 means whole segments only; HOLDFAST_TAIL_INTERVAL
+	TailBytes    int64         // HOLDFAST_TAIL_BYTES
+	Sync         string        // where synchronous WAL must be: local, store, or both with a comma; HOLDFAST_RECEIVE_SYNC
 }
 
 // Postgres says which server to talk to.

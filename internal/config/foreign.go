@@ -58,7 +58,7 @@ func foreigners() []foreign {
 		{names: []string{"WALG_SERIALIZER_TYPE"}, why: "retired by WAL-G itself"},
 		{names: []string{"GOMAXPROCS", "GODEBUG"}, shared: true, why: "the Go runtime reads it from the environment only"},
 		{names: []string{"NOTIFY_SOCKET"}, shared: true, why: later},
-		{names: []string{"WALG_SLOTNAME", "WALG_DAEMON_WAL_UPLOAD_TIMEOUT", "WALG_STATSD_*",
+		{names: []string{"WALG_DAEMON_WAL_UPLOAD_TIMEOUT", "WALG_STATSD_*",
 			"HTTP_LISTEN", "HTTP_EXPOSE_PPROF", "HTTP_EXPOSE_EXPVAR", "PROFILE_SAMPLING_RATIO", "PROFILE_MODE", "PROFILE_PATH",
 			"WALG_STREAM_*"}, why: later},
 		{names: adapter("S3_MIN_THROTTLING_RETRY_DELAY", "S3_MAX_THROTTLING_RETRY_DELAY"), why: "waits between attempts grow by themselves"},

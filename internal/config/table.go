@@ -68,14 +68,15 @@ func (s *Setting) get() string {
 
 // Commands that settings are for.
 var (
-	pushes   = []string{"backup-push", "catchup-push", "wal-push"}
+	pushes   = []string{"backup-push", "catchup-push", "wal-push", "wal-receive"}
 	push     = []string{"backup-push"}
 	takes    = []string{"backup-push", "catchup-push"}
 	fetch    = []string{"backup-fetch"}
 	walPush  = []string{"wal-push"}
 	walFetch = []string{"wal-fetch"}
-	asks     = []string{"backup-push", "catchup-push", "wal-verify", "wal-show", "timeline"}
-	server   = []string{"backup-push", "catchup-push", "backup-fetch", "wal-show", "wal-verify", "timeline"}
+	receive  = []string{"wal-receive"}
+	asks     = []string{"backup-push", "catchup-push", "wal-receive", "wal-verify", "wal-show", "timeline"}
+	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline"}
 )
 
 // Table returns all settings, by section. Defaults of how much is done at once follow from the number of cores.
@@ -310,6 +311,18 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Segments that wal-fetch fetches ahead at most; 1 fetches none ahead. Where it is set, also the parts that backup-fetch and catchup-fetch restore at once; else that is one per core."},
 			{Name: "WALG_PREFETCH_DIR", Type: Path, Used: walFetch, into: &s.WAL.PrefetchDir,
 				Meaning: "Where `.wal-g/prefetch` is kept; the directory of the destination when not set. It must be on the file system of the destination."},
+		}),
+		section("Streaming", []Setting{
+			{Name: "WALG_SLOTNAME", Default: "walg", Used: receive, into: &s.Receive.Slot,
+				Meaning: "Physical replication slot that `wal-receive` streams through; it is created where there is none. 1 to 63 of `a-z`, `0-9` and `_`."},
+			{Name: "HOLDFAST_RECEIVE_DIR", Type: Path, check: absolutePath, Used: receive, into: &s.Receive.Dir,
+				Meaning: "Directory in which `wal-receive` keeps WAL until it is archived; it must stay. The default is in HOLDFAST_STATE_DIR, one for each archive."},
+			{Name: "HOLDFAST_TAIL_INTERVAL", Default: "1s", Max: int64(time.Hour), Used: receive, into: &s.Receive.TailInterval,
+				Meaning: "How often `wal-receive` stores what has come of the segment that the server is writing; 0 stores whole segments only."},
+			{Name: "HOLDFAST_TAIL_BYTES", Default: "1MiB", Min: 8 << 10, Max: 1 << 30, Used: receive, into: &s.Receive.TailBytes,
+				Meaning: "Or once so much has come."},
+			{Name: "HOLDFAST_RECEIVE_SYNC", Default: "local,store", Values: []string{"local,store", "local", "store"}, Used: receive, into: &s.Receive.Sync,
+				Meaning: "Where WAL must be safe before `wal-receive --synchronous` says that it is: synced in HOLDFAST_RECEIVE_DIR, in the store, or both."},
 		}),
 		section("Backups", []Setting{
 			{Name: "WALG_UPLOAD_DISK_CONCURRENCY", Default: strconv.Itoa(max(cores, 4)), Min: 1, Max: 1000, Used: takes, into: &s.Backup.Workers,

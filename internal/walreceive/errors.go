@@ -1,0 +1,93 @@
+package walreceive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/pg/wal"
+)
+
+// A GapError says that WAL is missing between what has been received or archived and what the server still has.
+type GapError struct {
+	Timeline wal.Timeline
+	From     wal.LSN      // where archive and spool end
+	To       wal.LSN      // where the oldest begins that the server has; 0 where nothing is known of that
+	Of       wal.Timeline // of To
+	Segment  string       // the first that is missing
+	Slot     string
+}
+
+func (e *GapError) Error() string {
+	oldest := "has no such WAL"
+	if e.To != 0 {
+		oldest = fmt.Sprintf("has it from %s of timeline %d on", e.To, uint32(e.Of))
+	}
+	return fmt.Sprintf("WAL is missing: archive and spool end at %s of timeline %d, before segment %s, and the server %s", e.From, uint32(e.Timeline), e.Segment, oldest)
+}
+
+// Hint says how to go on.
+func (e *GapError) Hint() string {
+	return "the slot " + e.Slot + " did not keep it: it was dropped, is new, or was invalidated by max_slot_wal_keep_size. Where the primary's or a standby's pg_wal still has the " +
+		"segments, `holdfast wal-push --repair PGDATA` there stores them, and wal-receive goes on by itself. Where nobody has them, run `holdfast wal-receive --accept-gap`, and " +
+		"then `holdfast backup-push`: what was taken before can be restored up to the gap, and not beyond it"
+}
+
+// A DivergedError says that the server's WAL differs from what was received before.
+type DivergedError struct{ Segment, Dir string }
+
+func (e *DivergedError) Error() string {
+	return fmt.Sprintf("the server's %s differs from what was received of it before", e.Segment)
+}
+
+// Hint says how to go on.
+func (e *DivergedError) Hint() string {
+	return "two servers write the same timeline: a clone, a restored copy that was not promoted, or a server that lost WAL it had flushed. Find out which is right. Where it is " +
+		"the server, move " + e.Dir + " and the archive's " + archive.TailDir + e.Segment + "/ aside"
+}
+
+// A fatalError will not pass by itself.
+type fatalError struct{ error }
+
+func (e *fatalError) Unwrap() error { return e.error }
+
+// permanent reports whether it is of no use to try again.
+func permanent(err error) bool {
+	return errors.As(err, new(*GapError)) || errors.As(err, new(*DivergedError)) || errors.As(err, new(*archive.OwnerError)) ||
+		errors.As(err, new(*archive.ConflictError)) || errors.As(err, new(*fatalError))
+}
+
+// backoff is how long to wait before something is tried again.
+type backoff struct {
+	next time.Duration
+	said string // what was told last
+}
+
+const (
+	firstPause = 100 * time.Millisecond
+	maxPause   = 15 * time.Second
+)
+
+func (b *backoff) reset() { *b = backoff{} }
+
+// pause waits, longer each time, or until ctx ends.
+func (b *backoff) pause(ctx context.Context) {
+	b.next = min(max(firstPause, 2*b.next), maxPause)
+	t := time.NewTimer(b.next/2 + rand.N(b.next))
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// warn tells what went wrong, once as long as it is the same.
+func (r *receiver) warn(b *backoff, what string, err error) {
+	if text := err.Error(); text != b.said {
+		r.opts.Logger.Warn(what+", trying again", "error", err)
+		b.said = text
+	}
+}
