@@ -110,6 +110,10 @@ func TestWhatIsRemovedMeanwhileIsNoDamage(t *testing.T) {
 		first := segmentSize.Segment(*m.last.LSN)
 		m.log.records(20, 1<<16)
 		m.push()
+		if lost { // beside it what is damaged stays so
+			put(t, m.store, archive.BackupDir+"base_000000010000000000000001/metadata.json", []byte("{}"))
+			put(t, m.store, archive.BackupDir+"base_000000010000000000000001/objects.json", []byte("{}"))
+		}
 		s := &removing{Store: m.store, at: old + "/tar_partitions/pg_control.tar.zst", remove: func() {
 			if !lost {
 				if err := m.store.Delete(t.Context(), archive.BackupDir+old+"_backup_stop_sentinel.json"); err != nil {
@@ -131,7 +135,7 @@ func TestWhatIsRemovedMeanwhileIsNoDamage(t *testing.T) {
 			}
 		}}
 		rep := verified(t, archive.New(s, archive.Options{}), verify.Request{All: true}, verify.Options{Workers: 1, Every: 1})
-		if lost != (rep.Result == verify.Damage) {
+		if lost != (rep.Result == verify.Damage) || lost && !strings.Contains(found(rep), "base_000000010000000000000001_backup_stop_sentinel.json") {
 			t.Errorf("lost %v: %s", lost, found(rep))
 		}
 		if lost {

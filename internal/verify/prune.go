@@ -47,8 +47,8 @@ func (w *inventory) goesOn(r *run, first *segment, last wal.SegmentNo) *said {
 		if p.t != first.t || p.last+1 != first.no {
 			continue
 		}
-		age := r.now.Sub(p.at)
-		if !p.counts || len(p.problems) > 0 || last-p.first >= maxNoted || age < -time.Minute || age > r.request.MaxAge/30 {
+		age := time.Since(p.at)
+		if !p.counts || len(p.problems) > 0 || last-p.first >= maxNoted || age < 0 || age > r.request.MaxAge/30 {
 			return nil
 		}
 		for _, s := range w.timeline(p.t).between(p.first, p.last) {

@@ -419,7 +419,8 @@ func (r *run) settleGone(ctx context.Context) error {
 	}
 	removed := func(f *Finding) bool {
 		if f.Backup != "" {
-			return !slices.Contains(now.Backups, f.Backup)
+			t := r.target(f.Backup)
+			return t != nil && t.removed
 		}
 		if s := f.segment; s != nil && s.name != "" {
 			return now.wal.timeline(s.t).find(s.no) == nil && !slices.ContainsFunc(now.findings, func(g Finding) bool {
