@@ -17,6 +17,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
+	"holdfast/internal/config"
 	"holdfast/internal/retention"
 )
 
@@ -37,7 +38,9 @@ func (a *app) delete() *cobra.Command {
 			"Whatever is named, these stay: backups that are permanent or held, or that a push or a restore uses; the last one of a cluster that can be\n" +
 			"restored, and the last that was proven; what something that stays builds on; and the WAL that these need. Backups are in the order in which\n" +
 			"they were made, whatever their names; of several clusters in one archive each is judged by itself, unless one took the archive over from\n" +
-			"another (backup-push --adopt). Where something cannot be listed or read nothing goes. Catch-ups stay, but for `everything`.\n\n" +
+			"another (backup-push --adopt). Where something cannot be listed or read nothing goes. Catch-ups stay, but for `everything`;\n" +
+			"the WAL that they need does for a week. With --target-storage one of several storages is judged by itself, and nothing goes if something in\n" +
+			"another needs it.\n\n" +
 			"With HOLDFAST_DELETE_GRACE what is to go is condemned, and goes by `holdfast retention apply` once that time has passed; until then\n" +
 			"`holdfast undelete` takes it back.\n\n" +
 			"Exit status: 0 done, or there was nothing to do, also where the storage refused to let some objects go: the log says so; 1 it failed.",
@@ -232,7 +235,7 @@ func (a *app) deleteBy(cmd *cobra.Command, f *deleteFlags, rule retention.Rule, 
 		return err
 	}
 	a.log.Info("Start delete")
-	plan, err := a.retentionPlan(ctx, ar, rule, f.confirm)
+	plan, err := a.retentionPlan(ctx, s, ar, rule, f.confirm)
 	if errors.Is(err, retention.ErrNothing) {
 		a.log.Info(err.Error())
 		return nil
@@ -283,8 +286,9 @@ func (a *app) deleteBy(cmd *cobra.Command, f *deleteFlags, rule retention.Rule, 
 	return a.printJSON(report)
 }
 
-// retentionPlan looks at the archive and decides. Where it is to be carried out the store is asked for the time.
-func (a *app) retentionPlan(ctx context.Context, ar *archive.Archive, rule retention.Rule, act bool) (*retention.Plan, error) {
+// retentionPlan looks at the archive and decides. Where it is to be carried out the store is asked for the time. Where it is of one of several storages the others are
+// looked at, too: what lies there may need what is to go.
+func (a *app) retentionPlan(ctx context.Context, s *config.Settings, ar *archive.Archive, rule retention.Rule, act bool) (*retention.Plan, error) {
 	host, err := os.Hostname()
 	if err != nil {
 		return nil, err
@@ -293,7 +297,22 @@ func (a *app) retentionPlan(ctx context.Context, ar *archive.Archive, rule reten
 	if err != nil {
 		return nil, err
 	}
-	return retention.Decide(in, rule, in.At)
+	plan, err := retention.Decide(in, rule, in.At)
+	if err != nil || s.Target == "" || len(s.Failover) == 0 || len(s.InUse()) > 1 {
+		return plan, err
+	}
+	all := *s
+	all.Target = ""
+	together, err := a.openArchive(ctx, &all, toRead)
+	if err != nil {
+		return nil, err
+	}
+	whole, err := retention.Load(ctx, together, host, false)
+	if err != nil {
+		return nil, err
+	}
+	whole.At = in.At
+	return plan, plan.Spares(whole, s.InUse()[0].Name)
 }
 
 // applyRetention carries a plan out and logs what came of it.

@@ -74,7 +74,7 @@ func (a *app) retentionPlanCmd() *cobra.Command {
 			if s.Retention.Policy == "" {
 				a.log.Info("HOLDFAST_RETENTION is not set: nothing goes but what was condemned before; `holdfast help retention` shows how it is written")
 			}
-			plan, err := a.retentionPlan(cmd.Context(), ar, p, false)
+			plan, err := a.retentionPlan(cmd.Context(), s, ar, p, false)
 			if err != nil {
 				return err
 			}
@@ -108,7 +108,7 @@ func (a *app) retentionApply() *cobra.Command {
 			if s.Retention.Policy == "" {
 				a.log.Info("HOLDFAST_RETENTION is not set: only what was condemned before goes")
 			}
-			plan, err := a.retentionPlan(cmd.Context(), ar, p, true)
+			plan, err := a.retentionPlan(cmd.Context(), s, ar, p, true)
 			if err != nil {
 				return err
 			}

@@ -15,6 +15,7 @@ import (
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/retention"
 	"holdfast/internal/store"
+	"holdfast/internal/store/storetest"
 )
 
 // Below one prefix other archives may lie, and whatever else: they are none of this one's.
@@ -438,4 +439,99 @@ func TestRemovedIsNoted(t *testing.T) {
 		w.apply(rule, 0)
 	}
 	noted("when they are gone", "2: 12-12 false")
+}
+
+// The WAL that a catch-up needs stays for a week: the standby it was taken for has to replay it.
+func TestCatchUpsNeedWAL(t *testing.T) {
+	w := newWorld(t)
+	w.take("", 1, nil)
+	w.write(3)
+	from := w.seg
+	name := w.name("")
+	w.write(2)
+	w.put(archive.CatchUpDir+name+"_backup_stop_sentinel.json", "{")
+	w.days(1)
+	w.take("", 1, nil)
+	rule := must(retention.Retain(1, "", nil))
+	goes := func() (last string) {
+		for _, v := range w.plan(rule).WAL {
+			if !v.Keep {
+				last = v.Last
+			}
+		}
+		return last
+	}
+	if got := goes(); got != size.Name(1, from-1) {
+		t.Errorf("WAL goes up to %s", got)
+	}
+	w.put(archive.CatchUpDir+archive.BackupName(size.Name(1, 2))+"/push.json", `{"host":"elsewhere","pid":7,"started":"2026-01-02T00:00:00Z"}`)
+	if got := goes(); got != size.Name(1, 1) {
+		t.Errorf("while one is taken WAL goes up to %s", got)
+	}
+	w.days(8)
+	if got := goes(); got != size.Name(1, from+1) {
+		t.Errorf("a week later WAL goes up to %s", got)
+	}
+}
+
+// What lies in one of several storages may be needed by what lies in another.
+func TestSparesWhatIsElsewhere(t *testing.T) {
+	far := newWorld(t)
+	old := far.take("", 1, nil) // in both
+	far.write(4)
+	far.days(1)
+	far.take("", 1, nil)
+	whole := func(change func(*world)) *retention.Inventory {
+		w := *far
+		w.memory = &storetest.Memory{}
+		w.store = newClocked(w.memory, &w.now)
+		w.a = archive.New(w.store, archive.Options{})
+		for _, name := range far.has("") {
+			content := must(store.ReadFile(t.Context(), far.store, name, 1<<20))
+			w.put(name, string(content))
+			w.store.modified[name] = far.store.modified[name]
+		}
+		known := map[string]bool{}
+		for _, b := range must(catalog.Load(t.Context(), w.a)).Backups {
+			known[b.Name] = true
+		}
+		change(&w)
+		in := must(retention.Load(t.Context(), w.a, "here", false))
+		in.At = far.now
+		for i := range in.Catalog.Backups {
+			b := &in.Catalog.Backups[i]
+			if b.Storage = "near"; known[b.Name] {
+				b.Storage = "far"
+			}
+		}
+		return in
+	}
+	plan := far.plan(parse(t, "{full: 1}"))
+	for what, x := range map[string]struct {
+		change func(*world)
+		why    string
+	}{
+		"nothing": {func(*world) {}, ""},
+		"newer":   {func(w *world) { w.take("", 1, nil) }, ""},
+		"a delta": {func(w *world) { w.take(old, 1, nil) }, "builds on it"},
+		"an older": {func(w *world) {
+			w.takeAs(archive.BackupName(size.Name(1, 3)), "", 1, func(s *archive.Sentinel) { *s.LSN = size.Start(3) + 0x28 })
+		}, "it is replayed over base_000000010000000000000003"},
+		"a hold": {func(w *world) {
+			must(w.a.AddRecord(t.Context(), archive.HoldDir, "", archive.Hold{Backup: old, Reason: "case 7"}))
+		}, "it is held: case 7"},
+		"a restore": {func(w *world) {
+			_ = w.a.MarkRestore(t.Context(), "x", &archive.RestoreMark{Host: "db2", Backups: []string{old}})
+		}, "a restore on db2 uses it"},
+		"a replay": {func(w *world) {
+			_ = w.a.MarkRestore(t.Context(), "x", &archive.RestoreMark{Host: "db2", Replaying: true, FirstWAL: old[5:]})
+		}, "a restore on db2 replays it"},
+		"a push": {func(w *world) { w.begin("") }, "is being taken in another storage"},
+	} {
+		err := plan.Spares(whole(x.change), "far")
+		var alone *retention.AloneError
+		if (err != nil) != (x.why != "") || err != nil && (!errors.As(err, &alone) || !strings.Contains(err.Error(), x.why)) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
 }

@@ -32,6 +32,7 @@ type Inventory struct {
 	Holds    []Hold               // in force
 	Pushes   []archive.Unfinished
 	Restores []Restore
+	CatchUps []CatchUp
 
 	// Refused has the backups that the store did not let go, and what it said.
 	Refused map[string]string
@@ -60,6 +61,15 @@ type Restore struct {
 	archive.RestoreMark
 	Beat time.Time // its last sign of life
 }
+
+// CatchUp is what brings a standby forward, or is being taken to that end. It stays; WAL that it needs does for a while.
+type CatchUp struct {
+	Name string
+	Seen time.Time // when it was finished, or gave its last sign of life
+}
+
+// catchUpWAL is how long WAL stays that a catch-up needs, which nobody removes when its standby has caught up.
+const catchUpWAL = 7 * 24 * time.Hour
 
 // inFlight is how many small objects are read at once.
 const inFlight = 16
@@ -94,6 +104,9 @@ func Load(ctx context.Context, a *archive.Archive, host string, storesTime bool)
 		}
 		in.Restores = append(in.Restores, Restore{Record: r.Name, RestoreMark: r.Doc, Beat: r.Modified})
 	}
+	if err := in.loadCatchUps(ctx, a.CatchUps(), host); err != nil {
+		return nil, err
+	}
 	if err := in.loadFindings(ctx, a); err != nil {
 		return nil, err
 	}
@@ -102,6 +115,24 @@ func Load(ctx context.Context, a *archive.Archive, host string, storesTime bool)
 	}
 	in.WAL, err = catalog.LoadWAL(ctx, a, in.segmentSize())
 	return in, err
+}
+
+// loadCatchUps looks which catch-ups there are. What is in them does not matter: their names say where their WAL begins.
+func (in *Inventory) loadCatchUps(ctx context.Context, a *archive.Archive, host string) error {
+	pushes, err := a.Unfinished(ctx, host) // first, as Load does
+	if err != nil {
+		return err
+	}
+	for _, u := range pushes {
+		in.CatchUps = append(in.CatchUps, CatchUp{u.Name, u.Beat})
+	}
+	for f, err := range a.Backups(ctx) {
+		if err != nil {
+			return err
+		}
+		in.CatchUps = append(in.CatchUps, CatchUp{f.Name, f.Object.Modified})
+	}
+	return nil
 }
 
 // finding is what a record says of a backup that was read or proven. One that cannot be read says nothing.

@@ -205,6 +205,10 @@ func (j *judge) findPaths() {
 	for _, r := range j.in.Restores {
 		timelines[r.Timeline] = true
 	}
+	for _, c := range j.in.CatchUps {
+		t, _ := placeOf(c.Name[len("base_"):])
+		timelines[t] = true
+	}
 	for t := range timelines {
 		if p, err := j.in.Catalog.PathTo(t); err == nil {
 			j.paths[t] = p

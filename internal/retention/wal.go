@@ -115,6 +115,12 @@ func (j *judge) judgeWAL(stays func(*backup) (mode, bool), all bool) *verdicts {
 			need(j.along(t, span{from, end}, j.in.segmentSize(), reason{Restoring, fmt.Sprintf("a restore on %s replays it", r.Host)}))
 		}
 	}
+	for _, c := range j.in.CatchUps {
+		if j.in.At.Sub(c.Seen) <= catchUpWAL {
+			t, from := placeOf(c.Name[len("base_"):])
+			need(j.along(t, span{from, end}, j.in.segmentSize(), reason{Needed, fmt.Sprintf("the catch-up %s, not a week old, needs it", c.Name)}))
+		}
+	}
 	for t, err := range j.in.Catalog.BadHistory {
 		v.closed[t] = fmt.Sprintf("its history cannot be read: %v", err)
 	}
