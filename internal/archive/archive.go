@@ -78,6 +78,7 @@ type Archive struct {
 	store   store.Store
 	opts    Options
 	backups string // directory of the backups
+	fence   Fence  // nil: every draft may be committed
 }
 
 // New returns the archive whose root is the root of s.

@@ -39,6 +39,7 @@ type Draft struct {
 
 	ending sync.Mutex // held while the marker is stored anew or removed
 	ended  bool       // the marker is not to be stored again
+	final  bool       // others may put the sentinel: nothing is to be removed
 
 	sentinel []byte // once Commit tries to store it
 	files    int64  // once Commit has counted them
@@ -239,8 +240,8 @@ func (d *Draft) Sizes() (contents, stored int64) {
 func (d *Draft) Files() int64 { return d.files }
 
 // Commit makes the draft a backup: it stores manifest, metadata and file list, makes sure that the store holds the parts that
-// were put and no others, and stores the sentinel. s is complete but for the sizes, which Commit fills in. An *InUseError says
-// that the name is another push's now, or that another program interfered.
+// were put and no others, and stores the sentinel, where the archive's Fence lets it. s is complete but for the sizes, which Commit fills in. An *InUseError says
+// that the name is another push's now, or that another program interfered; a *SealedError that others may make a backup of it.
 func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 	if err := d.hold(ctx); err != nil {
 		return err
@@ -283,7 +284,7 @@ func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 		return err
 	}
 	d.sentinel = sentinel
-	if err := d.putDocument(ctx, d.archive.sentinelName(d.name), sentinel); err != nil {
+	if err := d.putSentinel(ctx); err != nil {
 		return err
 	}
 	// The backup exists. A marker that stays behind beside a sentinel means nothing, so its removal cannot fail it.
@@ -426,10 +427,14 @@ func partRank(name string) int {
 }
 
 // Abort removes everything the draft stored, the sentinel first in case a failed Commit left one. Where the name, or the sentinel, is
-// another push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError.
+// another push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError. After a *SealedError it removes nothing either.
 func (d *Draft) Abort(ctx context.Context) error {
 	d.ending.Lock()
 	defer d.ending.Unlock()
+	if d.final {
+		d.ended = true
+		return nil
+	}
 	if err := d.hold(ctx); err != nil {
 		return err
 	}

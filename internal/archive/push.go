@@ -37,6 +37,8 @@ type Push struct {
 	Boot      string `json:"boot,omitempty"`          // of the kernel: /proc/sys/kernel/random/boot_id
 	Namespace string `json:"pid_namespace,omitempty"` // that PID counts in: /proc/self/ns/pid
 	Ticks     string `json:"start_ticks,omitempty"`   // from boot to the start of the process: /proc/self/stat
+
+	Lease string `json:"lease,omitempty"` // the turn of its Fence in which it was begun
 }
 
 // thisPush describes a push by this process.
@@ -162,6 +164,9 @@ func (a *Archive) Begin(ctx context.Context, name, host string) (*Draft, error) 
 }
 
 func (a *Archive) newDraft(name string, p Push) (*Draft, error) {
+	if a.fence != nil {
+		p.Lease = a.fence.ID()
+	}
 	marker, err := json.Marshal(p)
 	return &Draft{archive: a, name: name, push: p, marker: marker}, err
 }
@@ -197,7 +202,7 @@ func (a *Archive) left(ctx context.Context, d *Draft) ([]string, error) {
 		beat = newest
 	case err != nil:
 		return nil, err
-	case push.gone(d.push):
+	case push.gone(d.push), a.fence != nil && push.Lease != "" && a.fence.Ended(push.Lease):
 		return names, nil
 	default:
 		who, patience = fmt.Sprintf("by process %d on %s since %s", push.PID, push.Host, push.Started.Format(time.RFC3339)), stalePush

@@ -227,7 +227,7 @@ func (p *process) now(ctx context.Context) (now time.Time, err error) {
 }
 
 // finish puts what another process had said to commit.
-func (p *process) finish(ctx context.Context, object string, content []byte) (bool, error) {
+func (p *process) finish(ctx context.Context, _, object string, content []byte) (bool, error) {
 	if _, err := p.Stat(ctx, partOf(object)); errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	} else if err != nil {

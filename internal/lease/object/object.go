@@ -59,9 +59,9 @@ import (
 
 // Options tunes a Keeper. The zero value keeps leases of jobs that commit nothing.
 type Options struct {
-	// Finish puts the object that a holder had said to commit, with that content, unless it is there. Neither is to be trusted. made is
+	// Finish puts the object that the holder called id (Grant.ID) had said to commit, with that content, unless it is there. Neither is to be trusted. made is
 	// false where that cannot be done any more, and need not be tried again. nil does nothing of the kind, and such a lease is not taken over.
-	Finish func(ctx context.Context, object string, content []byte) (made bool, err error)
+	Finish func(ctx context.Context, id, object string, content []byte) (made bool, err error)
 
 	// Service says who has the lease; nil is the objects themselves. Objects fence all the same.
 	Service lease.Keeper
@@ -325,7 +325,7 @@ func (k *Keeper) conclude(ctx context.Context, s *state, job string, h lease.Hol
 	if k.Finish == nil {
 		return false, fmt.Errorf("%s had begun to commit %s, which is not finished: a command that makes such a thing finishes it", who.Host, s.end.Object)
 	}
-	made, err := k.Finish(ctx, s.end.Object, s.end.Content)
+	made, err := k.Finish(ctx, id(job, s.token), s.end.Object, s.end.Content)
 	if err != nil {
 		return false, fmt.Errorf("finish what %s had begun to commit: %w", who.Host, err)
 	}
@@ -482,7 +482,9 @@ type Grant struct {
 func (g *Grant) Token() uint64 { return g.holder.Token }
 
 // ID names the grant among those of all jobs, for what it leaves in the archive.
-func (g *Grant) ID() string { return fmt.Sprintf("%s/%016x", g.holder.Job, g.holder.Token) }
+func (g *Grant) ID() string { return id(g.holder.Job, g.holder.Token) }
+
+func id(job string, token uint64) string { return fmt.Sprintf("%s/%016x", job, token) }
 
 // Ended reports whether id names an earlier grant of the same job: that one can commit nothing any more.
 func (g *Grant) Ended(id string) bool {

@@ -140,8 +140,8 @@ func TestWhoComesNextFinishesWhatWasSealed(t *testing.T) {
 		m := &storetest.Memory{}
 		var asked []string
 		down := errors.New("down")
-		k := keeper(m, object.Options{Finish: func(_ context.Context, object string, content []byte) (bool, error) {
-			asked = append(asked, object+" "+string(content))
+		k := keeper(m, object.Options{Finish: func(_ context.Context, id, object string, content []byte) (bool, error) {
+			asked = append(asked, id+" "+object+" "+string(content))
 			return true, down
 		}})
 		dead := acquire(t, k, "db1")
@@ -163,7 +163,7 @@ func TestWhoComesNextFinishesWhatWasSealed(t *testing.T) {
 		if g := acquire(t, k, "db2"); g.Token() != 2 {
 			t.Errorf("token %d", g.Token())
 		}
-		if want := []string{"backup content", "backup content"}; !slices.Equal(asked, want) {
+		if want := []string{"backup-push/0000000000000001 backup content", "backup-push/0000000000000001 backup content"}; !slices.Equal(asked, want) {
 			t.Errorf("asked for %q, want %q", asked, want)
 		}
 	})
@@ -174,7 +174,7 @@ func TestWhoSleptThroughItsOwnCommitLearnsOfIt(t *testing.T) {
 	for _, made := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			m := &storetest.Memory{}
-			k := keeper(m, object.Options{Finish: func(context.Context, string, []byte) (bool, error) { return made, nil }})
+			k := keeper(m, object.Options{Finish: func(context.Context, string, string, []byte) (bool, error) { return made, nil }})
 			slow := &process{Full: m, hazards: []hazard{{call: 4, what: freezing, long: 3 * ttl}}, dead: make(chan struct{})} // list, claim, list, end
 			g, err := object.New(slow, clock, object.Options{}).Acquire(t.Context(), "backup-push", host("db1"), ttl)
 			if err != nil {
@@ -276,7 +276,7 @@ func TestAFailedCallLeavesNoLeaseForEver(t *testing.T) {
 					t.Errorf("no call failed: %v", err)
 				}
 				time.Sleep(3 * ttl)
-				acquire(t, keeper(m, object.Options{Finish: func(context.Context, string, []byte) (bool, error) { return true, nil }}), "db4")
+				acquire(t, keeper(m, object.Options{Finish: func(context.Context, string, string, []byte) (bool, error) { return true, nil }}), "db4")
 			})
 		}
 	}
@@ -361,7 +361,7 @@ func FuzzObjects(f *testing.F) {
 			}
 		}
 		k := object.New(m, func(context.Context) (time.Time, error) { return time.Now().Add(48 * time.Hour), nil }, object.Options{
-			Finish: func(context.Context, string, []byte) (bool, error) { return false, nil }})
+			Finish: func(context.Context, string, string, []byte) (bool, error) { return false, nil }})
 		if _, err := k.Look(t.Context(), "verify"); err != nil {
 			return
 		}
