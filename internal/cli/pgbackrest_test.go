@@ -137,6 +137,17 @@ func TestClusterBeforeIsNoSubstitute(t *testing.T) {
 	if status != 1 || !strings.Contains(stdout, old) || !strings.Contains(stdout, young) || !strings.Contains(stderr, "of 2 backups 2") {
 		t.Errorf("of one backup that cannot be read nothing is told of the other: status %d, %s%s", status, stdout, stderr)
 	}
+	info := filepath.Join(repo, "backup/main/backup.info")
+	both, err := os.ReadFile(info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	put("backup/main/backup.info", theirDocument([]string{"backup:current", entry("20260101-000000F", 1, 1767225600, 1)},
+		[]string{"db:history", `1={"db-system-id":11,"db-version":"15"}`, `2={"db-system-id":22,"db-version":"17"}`}))
+	if got := fetch("--target", "latest"); !strings.Contains(got, old) || !strings.Contains(got, "cluster before the current one") {
+		t.Errorf("before the first backup of the new cluster: %s", got)
+	}
+	put("backup/main/backup.info", string(both))
 	put("archive/main/17-2/00000002.history", "nonsense\n")
 	for _, target := range [][]string{{"--target", "latest"}, {"--target-time", "2026-02-15 00:00:00Z"}} {
 		if got := fetch(target...); strings.Contains(got, old) || !strings.Contains(got, "00000002.history") {
