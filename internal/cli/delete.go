@@ -277,7 +277,7 @@ func (a *app) deleteBy(cmd *cobra.Command, f *deleteFlags, rule retention.Rule, 
 		return nil
 	}
 	report, err := a.applyRetention(ctx, ar, plan, s.Retention.DeleteGrace)
-	if report != nil && err == nil {
+	if report != nil && err == nil && (report.Objects > 0 || len(report.Condemned) == 0) {
 		a.log.Info(fmt.Sprintf("Objects deleted successfully: count=%d", report.Objects))
 	}
 	if err != nil || !f.asJSON {
@@ -329,14 +329,14 @@ func (a *app) applyRetention(ctx context.Context, ar *archive.Archive, plan *ret
 	if len(r.TakenBack) > 0 {
 		a.log.Info("wanted again, and condemned no longer: " + strings.Join(r.TakenBack, ", "))
 	}
-	if len(r.Waiting) > len(r.Condemned) {
-		a.log.Info(fmt.Sprintf("%d backups are condemned and wait for their time", len(r.Waiting)))
+	if n := len(r.Waiting) - len(r.Condemned); n > 0 {
+		a.log.Info(fmt.Sprintf("%s condemned before, and not due yet: `holdfast retention plan` shows when", manyOf(uint64(n), "backup")))
 	}
 	if r.Objects > 0 {
-		a.log.Info(fmt.Sprintf("removed %d backups, %d objects in all, %s", len(r.Backups), r.Objects, humanize.IBytes(uint64(r.Bytes))))
+		a.log.Info(fmt.Sprintf("removed %s, %s in all, %s", manyOf(uint64(len(r.Backups)), "backup"), manyOf(uint64(r.Objects), "object"), humanize.IBytes(uint64(r.Bytes))))
 	}
 	if r.Refused > 0 {
-		a.log.Warn(fmt.Sprintf("the storage did not let %d objects go: they are locked, or these credentials may not delete. They stay, and are tried again by the next run", r.Refused))
+		a.log.Warn(fmt.Sprintf("the storage did not let go of %s: locked, or these credentials may not delete. That stays, and the next run tries again", manyOf(uint64(r.Refused), "object")))
 		for _, why := range r.Refusals {
 			a.log.Warn("refused: " + why)
 		}

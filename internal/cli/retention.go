@@ -164,7 +164,11 @@ func (a *app) printRetention(p *retention.Plan) error {
 		}
 	}
 	size := func(n int64) string { return humanize.IBytes(uint64(n)) }
-	fmt.Fprintf(&b, "%d backups stay, %d go (%s); %d WAL segments go (%s)\npolicy: %s\n", stays, goes, size(freed), segments, size(walFreed), p.Rule)
+	stay := "stay"
+	if stays == 1 {
+		stay = "stays"
+	}
+	fmt.Fprintf(&b, "%s %s, %d to go (%s); %s of WAL to go (%s)\npolicy: %s\n", manyOf(uint64(stays), "backup"), stay, goes, size(freed), manyOf(uint64(segments), "segment"), size(walFreed), p.Rule)
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	mark := map[bool]string{true: "stays", false: "GOES"}
 	if len(p.Backups) > 0 {

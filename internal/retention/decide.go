@@ -66,12 +66,15 @@ func (e *UnreadableError) Hint() string {
 
 // KeptError says why something that was named may not go.
 type KeptError struct {
-	Backup string
+	Backup string // "" for all
 	Reason string
 	Ground Ground
 }
 
 func (e *KeptError) Error() string {
+	if e.Backup == "" {
+		return "nothing is deleted: " + e.Reason
+	}
 	return fmt.Sprintf("backup %s is not deleted: %s", e.Backup, e.Reason)
 }
 
@@ -151,13 +154,17 @@ func (j *judge) protect(s scope) error {
 		j.lastOnes()
 	}
 	j.parents()
+	var kept *KeptError // of those that are named
 	for _, b := range j.all {
-		if i := slices.IndexFunc(b.keep, func(r reason) bool { return r.ground != Refused }); named[b] && i >= 0 {
-			return &KeptError{b.Name, b.keep[i].text, b.keep[i].ground}
+		if i := slices.IndexFunc(b.keep, func(r reason) bool { return r.ground != Refused }); named[b] && i >= 0 && (kept == nil || kept.Ground == Parent) {
+			kept = &KeptError{b.Name, b.keep[i].text, b.keep[i].ground} // rather what keeps a delta than the delta
 		}
 		if s.nothing && len(b.keep) > 0 && b.keep[0].ground != Refused {
 			return &KeptError{b.Name, b.keep[0].text, b.keep[0].ground}
 		}
+	}
+	if kept != nil {
+		return kept
 	}
 	return nil
 }

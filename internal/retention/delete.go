@@ -358,7 +358,7 @@ func (r everything) choose(j *judge) error {
 	}
 	for _, h := range j.in.Holds {
 		if h.Backup == "" {
-			return &KeptError{"of any name", "moments are held: " + h.words(), Held}
+			return &KeptError{"", "moments are held: " + h.words(), Held}
 		}
 	}
 	return nil

@@ -535,3 +535,35 @@ func TestSparesWhatIsElsewhere(t *testing.T) {
 		}
 	}
 }
+
+// What is named and must stay is told by what keeps it, not by what builds on it; a policy is told in words that fit one as well as many.
+func TestWordsOfPlans(t *testing.T) {
+	w := newWorld(t)
+	full := w.take("", 1, nil)
+	w.days(1)
+	w.take("", 1, nil)
+	delta := w.take(full, 1, permanent)
+	w.days(1)
+	last := w.take("", 1, nil)
+	_, err := w.tryPlan(must(retention.Target("", full, nil)))
+	var kept *retention.KeptError
+	if !errors.As(err, &kept) || kept.Backup != delta || kept.Ground != retention.Permanent || !strings.Contains(kept.Hint(), delta) {
+		t.Errorf("%v", err)
+	}
+	for policy, why := range map[string]string{
+		"{full: 1}":               "it is the newest full backup",
+		"{full: 3}":               "it is one of the 3 newest full backups",
+		"{minimum: 1}":            "it is the newest that can be restored",
+		"{minimum: 2}":            "it is one of the 2 newest that can be restored",
+		"{full: 1, minimum: 1}":   "it is the newest full backup",
+		"{recovery_window: 0.5h}": "the recovery window, since 2026-01-02 23:33:00 UTC, begins with it",
+	} {
+		if v := reasonFor(t, w.plan(parse(t, policy)), last); v.Why != why && !strings.HasPrefix(v.Why, "it is within") {
+			t.Errorf("%s: %s", policy, v.Why)
+		}
+	}
+	must(w.a.AddRecord(t.Context(), archive.HoldDir, "x", archive.Hold{From: w.now, To: w.now, Reason: "case 7"}))
+	if _, err := w.tryPlan(retention.Everything(true)); err == nil || !strings.HasPrefix(err.Error(), "nothing is deleted: moments are held: case 7 (hold x)") {
+		t.Errorf("%v", err)
+	}
+}

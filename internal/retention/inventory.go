@@ -96,11 +96,11 @@ func Load(ctx context.Context, a *archive.Archive, host string, storesTime bool)
 		return nil, err
 	}
 	if in.Holds, err = LoadHolds(ctx, a, in.At); err != nil {
-		return nil, err
+		return nil, &UnreadableError{"a hold", err}
 	}
 	for r, err := range archive.Records[archive.RestoreMark](ctx, a, archive.RestoreDir) {
 		if err != nil {
-			return nil, fmt.Errorf("look for restores at work: %w", err)
+			return nil, &UnreadableError{"what a restore uses", err}
 		}
 		in.Restores = append(in.Restores, Restore{Record: r.Name, RestoreMark: r.Doc, Beat: r.Modified})
 	}

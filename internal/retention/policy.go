@@ -227,8 +227,11 @@ func (p Policy) MarshalJSON() ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// String is the policy as it is written.
+// String is the policy as it is written; "none" where it has no rule.
 func (p Policy) String() string {
+	if p.everything() {
+		return "none"
+	}
 	b, _ := p.MarshalJSON() // never fails
 	return string(b)
 }
@@ -294,15 +297,15 @@ func (p Policy) chooseOn(l *line, now time.Time) {
 			switch {
 			case b.Created().Before(oldest.Created()):
 			case b.IsDelta():
-				b.stays(continuous, ByCount, "a delta that is newer than the oldest of the %d newest full backups", p.Full)
+				b.stays(continuous, ByCount, "a delta that came after %s", of(newest(p.Full, " full backup")))
 			default:
-				b.stays(continuous, ByCount, "one of the %d newest full backups", p.Full)
+				b.stays(continuous, ByCount, "it is %s", of(newest(p.Full, " full backup")))
 			}
 		}
 	}
 	p.chooseByCalendar(good)
 	for _, b := range good[max(0, len(good)-p.Minimum):] {
-		b.stays(continuous, ByMinimum, "one of the %d newest that can be restored", p.Minimum)
+		b.stays(continuous, ByMinimum, "it is %s that can be restored", of(newest(p.Minimum, "")))
 	}
 }
 
@@ -332,6 +335,25 @@ func (p Policy) chooseByCalendar(good []*backup) {
 	}
 }
 
+// newest names the n newest of something.
+func newest(n int, what string) string {
+	switch {
+	case n == 1:
+		return "the newest" + what
+	case what != "":
+		what += "s"
+	}
+	return fmt.Sprintf("the %d newest%s", n, what)
+}
+
+// of makes one of several out of their name, if there are several.
+func of(all string) string {
+	if strings.HasPrefix(all, "the newest") {
+		return all
+	}
+	return "one of " + all
+}
+
 // unwanted says why the policy does not want a backup.
 func (p Policy) unwanted(now time.Time) string {
 	var not []string
@@ -339,13 +361,13 @@ func (p Policy) unwanted(now time.Time) string {
 		not = append(not, fmt.Sprintf("it is older than the recovery window of %s", FormatDuration(p.Window)))
 	}
 	if p.Full > 0 {
-		not = append(not, fmt.Sprintf("older than the %d newest full backups", p.Full))
+		not = append(not, "older than "+newest(p.Full, " full backup"))
 	}
 	if p.calendar() {
 		not = append(not, "not the last of a day, week, month or year that counts")
 	}
 	if p.Minimum > 0 {
-		not = append(not, fmt.Sprintf("not one of the %d newest", p.Minimum))
+		not = append(not, "not "+of(newest(p.Minimum, "")))
 	}
 	return strings.Join(not, ", ")
 }

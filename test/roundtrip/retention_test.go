@@ -66,7 +66,7 @@ func TestRetained(t *testing.T) {
 	// By a policy. The copies that were restored just now may be replaying yet.
 	s.Push(t, "--full")
 	policy := `--holdfast-retention={"full": 1}`
-	if plan := s.OK(t, "retention", "plan", policy).Stdout; !strings.Contains(plan, "2 backups stay, 2 go") || !strings.Contains(plan, "replays it") {
+	if plan := s.OK(t, "retention", "plan", policy).Stdout; !strings.Contains(plan, "2 backups stay, 2 to go") || !strings.Contains(plan, "replays it") {
 		t.Errorf("plan:\n%s", plan)
 	}
 	s.OK(t, "retention", "apply", policy)
