@@ -25,8 +25,9 @@ endif
 help: ## say what each target does
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/\1|\2/' | awk -F'|' '{printf "  make %-9s %s\n", $$1, $$2}'
 
-build: ## build the static binary ./holdfast
+build: ## build the static binaries ./holdfast and ./holdfast-client
 	go build -buildvcs=false -trimpath -tags '$(TAGS)' -ldflags '$(LDFLAGS)' -o holdfast ./cmd/holdfast
+	CGO_ENABLED=0 go build -buildvcs=false -trimpath -ldflags '-s -w' -o holdfast-client ./cmd/holdfast-client
 
 demo: build ## watch a dropped table come back on a throwaway PostgreSQL (installs PostgreSQL when there is none)
 	test/services/install.sh --server
@@ -59,4 +60,4 @@ docs: ## rewrite docs/settings.md and docs/commands.md from the definitions
 	go test ./internal/config ./internal/cli -run Docs -update
 
 clean: ## remove what the build made
-	rm -f holdfast
+	rm -f holdfast holdfast-client

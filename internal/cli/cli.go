@@ -19,6 +19,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -58,9 +59,9 @@ const (
 
 // Run runs a command line and returns the exit status. SIGINT and SIGTERM end what is being done in order; a second one kills.
 func Run(env Env) int {
-	ctx, stop := interruptible()
-	defer stop()
 	a := &app{env: env, settingFlags: settingFlags()}
+	ctx, stop := a.interruptible()
+	defer stop()
 	root := a.root()
 	root.SetArgs(env.Args)
 	root.SetIn(env.Stdin)
@@ -81,8 +82,8 @@ func Run(env Env) int {
 	return status
 }
 
-// interruptible returns a context that ends with the first SIGINT or SIGTERM, and says so as its cause.
-func interruptible() (context.Context, func()) {
+// interruptible returns a context that ends with the first SIGINT or SIGTERM, and says so as its cause. So does SIGHUP, but in a daemon.
+func (a *app) interruptible() (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
@@ -91,11 +92,17 @@ func interruptible() (context.Context, func()) {
 	}
 	done := make(chan struct{})
 	go func() {
-		select {
-		case s := <-signals:
-			signal.Stop(signals) // the next one has its usual effect
-			cancel(&interruptedError{s})
-		case <-done:
+		for {
+			select {
+			case s := <-signals:
+				if s == syscall.SIGHUP && a.stays.Load() {
+					continue
+				}
+				signal.Stop(signals) // the next one has its usual effect
+				cancel(&interruptedError{s})
+			case <-done:
+			}
+			return
 		}
 	}()
 	return ctx, func() { signal.Stop(signals); close(done); cancel(nil) }
@@ -112,6 +119,8 @@ type app struct {
 	turbo  bool   // --turbo
 
 	settingFlags map[string]string // the setting of each hidden flag
+
+	stays atomic.Bool // what goes on does not end with SIGHUP
 
 	log     *slog.Logger
 	logFile *os.File

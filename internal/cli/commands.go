@@ -3,8 +3,7 @@ package cli
 import "github.com/spf13/cobra"
 
 // onlyWALG lists WAL-G's commands for PostgreSQL that are not among ours.
-var onlyWALG = []string{"catchup-receive", "catchup-send", "daemon",
-	"wal-restore"}
+var onlyWALG = []string{"catchup-receive", "catchup-send", "wal-restore"}
 
 // commands lists the commands in the order of the help.
 func (a *app) commands() []*cobra.Command {
@@ -23,6 +22,7 @@ func (a *app) commands() []*cobra.Command {
 		a.walPush(),
 		a.walFetch(),
 		a.walPrefetch(),
+		a.daemon(),
 		a.walReceive(),
 		a.walShow(),
 		a.walVerify(),

@@ -54,25 +54,11 @@ func (a *app) walPush() *cobra.Command {
 			}
 			ext := compress.Method(s.Compression.Method).Extension()
 			begin := time.Now()
-			report, err := walpush.Push(cmd.Context(), a.archivesForPush(s), args[0], walpush.Options{
-				Location: s.Location(), Host: host,
-				Parallel: s.WAL.Parallel, Limit: s.WAL.Limit, ReadyRename: s.WAL.ReadyRename,
-				Summaries: s.SummarizesWAL(), Deltas: s.WAL.Deltas, Logger: a.log,
-			})
+			report, err := walpush.Push(cmd.Context(), a.archivesForPush(s), args[0], a.pushOptions(s, host))
 			if err != nil {
 				return err
 			}
-			switch report.Outcome {
-			case walpush.Stored:
-				a.log.Info("FILE PATH: " + report.Name + ext)
-			case walpush.Equal:
-				a.log.Info(fmt.Sprintf("WAL file '%s' already archived with equal content, skipping", args[0]))
-			case walpush.Early:
-				a.log.Debug("stored ahead: " + report.Name + ext)
-			}
-			for _, name := range report.Ahead {
-				a.log.Debug("FILE PATH: " + name + ext + ", ahead of being asked")
-			}
+			a.tellPush(args[0], report, ext)
 			a.repay(cmd.Context(), begin, repaidByPush)
 			return nil
 		},
@@ -82,6 +68,29 @@ func (a *app) walPush() *cobra.Command {
 	cmd.Flags().BoolVar(&f.asJSON, "json", false, "with --repair: print the report as JSON")
 	targetFlag(cmd)
 	return cmd
+}
+
+func (a *app) pushOptions(s *config.Settings, host string) walpush.Options {
+	return walpush.Options{
+		Location: s.Location(), Host: host,
+		Parallel: s.WAL.Parallel, Limit: s.WAL.Limit, ReadyRename: s.WAL.ReadyRename,
+		Summaries: s.SummarizesWAL(), Deltas: s.WAL.Deltas, Logger: a.log,
+	}
+}
+
+// tellPush logs what a push did, in WAL-G's words.
+func (a *app) tellPush(path string, report walpush.Report, ext string) {
+	switch report.Outcome {
+	case walpush.Stored:
+		a.log.Info("FILE PATH: " + report.Name + ext)
+	case walpush.Equal:
+		a.log.Info(fmt.Sprintf("WAL file '%s' already archived with equal content, skipping", path))
+	case walpush.Early:
+		a.log.Debug("stored ahead: " + report.Name + ext)
+	}
+	for _, name := range report.Ahead {
+		a.log.Debug("FILE PATH: " + name + ext + ", ahead of being asked")
+	}
 }
 
 // repaidByPush is how many objects one wal-push brings to mirrors that lack them, when it has done its own.

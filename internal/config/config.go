@@ -193,6 +193,8 @@ type WAL struct {
 	Deltas      bool   // objects of every 16 segments as WAL-G wants them; WALG_USE_WAL_DELTA
 	Prefetch    int    // segments that wal-fetch fetches ahead; 1 means none; WALG_DOWNLOAD_CONCURRENCY
 	PrefetchDir string // "" means the directory of the destination; WALG_PREFETCH_DIR
+
+	DaemonTimeout time.Duration // of a push by the daemon; 0 is none; WALG_DAEMON_WAL_UPLOAD_TIMEOUT
 }
 
 // SummarizesWAL reports whether wal-push stores with each segment which blocks it changes.

@@ -131,7 +131,8 @@ func TestDefaults(t *testing.T) {
 		Health:      config.Health{Check: true, Timeout: 30 * time.Second, Size: 1 << 20, Lifetime: 15 * time.Minute},
 		Mirroring:   config.Mirroring{Rule: "all", Stall: time.Minute, Pause: time.Minute},
 		Compression: config.Compression{Method: "zstd", Level: "fastest"},
-		WAL:         config.WAL{Parallel: 16, Limit: 32, Summaries: "auto", Prefetch: 10},
+		WAL:         config.WAL{Parallel: 16, Limit: 32, Summaries: "auto", Prefetch: 10, DaemonTimeout: time.Minute},
+		Receive:     config.Receive{Slot: "walg", TailInterval: time.Second, TailBytes: 1 << 20, Sync: "local,store"},
 		Backup: config.Backup{Workers: 6, PartSize: 1<<30 - 1, Wire: "off", Alive: time.Minute, WALTimeout: time.Hour,
 			Delta: config.Delta{Origin: "LATEST", Source: "auto", Sample: 0.001}},
 		Retention:    config.Retention{Grace: 72 * time.Hour},
@@ -195,7 +196,7 @@ func sample(s config.Setting) string {
 		"WALG_FILE_PREFIX": "/a", "WALG_S3_PREFIX": "s3://b/c", "AWS_ENDPOINT": "https://h", "WALE_S3_ENDPOINT": "http+path://h:9000",
 		"S3_SSE_C": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "PGPORT": "5433", "GCS_ENCRYPTION_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
 		"WALG_GS_PREFIX": "gs://b/c", "WALG_AZ_PREFIX": "azure://b/c", "WALG_SWIFT_PREFIX": "swift://b/c", "WALG_SSH_PREFIX": "ssh://h/c",
-		"HOLDFAST_AZURE_ENDPOINT": "https://h", "HOLDFAST_STATE_DIR": "/s", "HOLDFAST_MIRRORS_JOURNAL": "/j", "WALG_TARGET_STORAGE": "default",
+		"HOLDFAST_AZURE_ENDPOINT": "https://h", "HOLDFAST_STATE_DIR": "/s", "HOLDFAST_MIRRORS_JOURNAL": "/j", "HOLDFAST_RECEIVE_DIR": "/r", "WALG_TARGET_STORAGE": "default",
 	}[s.Name]; special != "" {
 		return special
 	}

@@ -68,12 +68,12 @@ func (s *Setting) get() string {
 
 // Commands that settings are for.
 var (
-	pushes   = []string{"backup-push", "catchup-push", "wal-push", "wal-receive"}
+	pushes   = []string{"backup-push", "catchup-push", "wal-push", "wal-receive", "daemon"}
 	push     = []string{"backup-push"}
 	takes    = []string{"backup-push", "catchup-push"}
 	fetch    = []string{"backup-fetch"}
-	walPush  = []string{"wal-push"}
-	walFetch = []string{"wal-fetch"}
+	walPush  = []string{"wal-push", "daemon"}
+	walFetch = []string{"wal-fetch", "daemon"}
 	receive  = []string{"wal-receive"}
 	asks     = []string{"backup-push", "catchup-push", "wal-receive", "wal-verify", "wal-show", "timeline"}
 	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline"}
@@ -297,7 +297,7 @@ func table(s *Settings, cores int) []Setting {
 		section("WAL", []Setting{
 			{Name: "WALG_INTEGRITY_MAX_DELAYED_WALS", Default: "0", Max: 1 << 20, Used: []string{"wal-verify"}, into: &s.WAL.Delayed,
 				Meaning: "How many of the newest segments may be missing, as not archived yet, without being lost. Behind them as many may as wal-push has in flight."},
-			{Name: "WALG_UPLOAD_CONCURRENCY", Default: "16", Min: 1, Max: 1000, Used: []string{"wal-push", "wal-verify"}, into: &s.WAL.Parallel,
+			{Name: "WALG_UPLOAD_CONCURRENCY", Default: "16", Min: 1, Max: 1000, Used: []string{"wal-push", "daemon", "wal-verify"}, into: &s.WAL.Parallel,
 				Meaning: "WAL files in flight at once: the one asked for, and those PostgreSQL will ask for next. 1 stores only what is asked for."},
 			{Name: "TOTAL_BG_UPLOADED_LIMIT", Default: "32", Min: 1, Max: 1 << 20, Used: walPush, into: &s.WAL.Limit,
 				Meaning: "WAL files that one call stores at most, the one asked for included."},
@@ -307,10 +307,12 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Store with each segment which blocks it changes, so that a delta backup need not read the segment to know: `auto` is `on` where WALG_USE_WAL_DELTA is, or WALG_DELTA_MAX_STEPS is above 0."},
 			{Name: "WALG_USE_WAL_DELTA", Default: "false", Used: walPush, into: &s.WAL.Deltas,
 				Meaning: "Store for every 16 segments the `_delta` object by which WAL-G takes delta backups. Delta backups of ours go by the summaries, with it or without; without summaries nothing is stored."},
-			{Name: "WALG_DOWNLOAD_CONCURRENCY", Default: "10", Min: 1, Max: 1000, Used: []string{"wal-fetch", "backup-fetch", "catchup-fetch"}, into: &s.WAL.Prefetch,
+			{Name: "WALG_DOWNLOAD_CONCURRENCY", Default: "10", Min: 1, Max: 1000, Used: []string{"wal-fetch", "daemon", "backup-fetch", "catchup-fetch"}, into: &s.WAL.Prefetch,
 				Meaning: "Segments that wal-fetch fetches ahead at most; 1 fetches none ahead. Where it is set, also the parts that backup-fetch and catchup-fetch restore at once; else that is one per core."},
 			{Name: "WALG_PREFETCH_DIR", Type: Path, Used: walFetch, into: &s.WAL.PrefetchDir,
 				Meaning: "Where `.wal-g/prefetch` is kept; the directory of the destination when not set. It must be on the file system of the destination."},
+			{Name: "WALG_DAEMON_WAL_UPLOAD_TIMEOUT", Default: "60s", Used: []string{"daemon"}, into: &s.WAL.DaemonTimeout,
+				Meaning: "How long the daemon tries to store a WAL file, until it says that it failed and PostgreSQL asks again; 0 is as long as the storage itself tries."},
 		}),
 		section("Streaming", []Setting{
 			{Name: "WALG_SLOTNAME", Default: "walg", Used: receive, into: &s.Receive.Slot,
@@ -335,7 +337,7 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "How the server compresses what it sends, of a backup over the wire and from PostgreSQL 15 on: it pays where the network is slower than one core of the server compresses. `auto` takes the best the server was built with."},
 			{Name: "WALG_STORE_ALL_CORRUPT_BLOCKS", Default: "false", Used: takes, into: &s.Backup.AllCorrupt,
 				Meaning: "Record every corrupt block of a file, not the first ten."},
-			{Name: "WALG_DELTA_MAX_STEPS", Default: "0", Max: 10000, Used: []string{"backup-push", "wal-push"}, into: &s.Backup.Delta.MaxSteps,
+			{Name: "WALG_DELTA_MAX_STEPS", Default: "0", Max: 10000, Used: []string{"backup-push", "wal-push", "daemon"}, into: &s.Backup.Delta.MaxSteps,
 				Meaning: "How many delta backups may build on one another before a full one is taken; 0 takes full ones only. A delta holds what changed since the backup it builds on, and is restored with all those below it."},
 			{Name: "WALG_DELTA_ORIGIN", Default: "LATEST", Values: []string{"LATEST", "LATEST_FULL"}, Used: push, into: &s.Backup.Delta.Origin,
 				Meaning: "What a delta builds on: the newest backup, or the full backup below that."},

@@ -1,0 +1,223 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"holdfast/internal/compress"
+	"holdfast/internal/config"
+	archiver "holdfast/internal/daemon"
+	"holdfast/internal/walfetch"
+	"holdfast/internal/walpush"
+)
+
+// daemonMemory bounds the daemon, in bytes: it runs beside a server at work all the time.
+const daemonMemory = 128 << 20
+
+func (a *app) daemon() *cobra.Command {
+	return &cobra.Command{
+		Use:   "daemon SOCKET",
+		Short: "Push and fetch WAL for holdfast-client, with connections that stay",
+		Long: "Listens at the Unix socket SOCKET and does what holdfast-client, or WAL-G's client, asks for: what wal-push and wal-fetch do, for the\n" +
+			"data directory PGDATA, without a start, settings, keys and connections for each segment. Only the account that runs it, and root, may ask.\n\n" +
+			"SIGHUP reads the settings anew, and keeps those it had where the new ones are wrong; it opens the log anew, as SIGUSR1 does.\n" +
+			"SIGTERM ends what is being done in order. docs/runbook.md has more, deploy/systemd a unit.",
+		Example: "  PGDATA=/var/lib/postgresql/17/main holdfast daemon /run/holdfast/wal.sock\n" +
+			"  archive_command = 'holdfast-client /run/holdfast/wal.sock wal-push %p'\n" +
+			"  restore_command = 'holdfast-client /run/holdfast/wal.sock wal-fetch %f %p'",
+		Args: a.args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			// Should the program break, nobody must take the runtime's status for an answer.
+			debug.SetTraceback("crash")
+			s, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			a.stays.Store(true)
+			return a.serveWAL(cmd, s, args[0])
+		},
+	}
+}
+
+// serveWAL is the daemon from its start to its end.
+func (a *app) serveWAL(cmd *cobra.Command, s *config.Settings, path string) error {
+	ctx := cmd.Context()
+	orders := make(chan os.Signal, 1)
+	signal.Notify(orders, syscall.SIGHUP, syscall.SIGUSR1)
+	defer signal.Stop(orders)
+
+	if s.Postgres.DataDir == "" {
+		return &advised{errors.New("the daemon has to know whose WAL it is for"), "set PGDATA to the data directory"}
+	}
+	info, err := os.Stat(s.Postgres.DataDir)
+	if err != nil {
+		return err
+	}
+	// As PostgreSQL has it for the commands it starts: where its group may read, it may read what is fetched, too (PG_MODE_MASK_OWNER and _GROUP).
+	mask := 0o077
+	if info.Mode()&0o040 != 0 {
+		mask = 0o027
+	}
+	syscall.Umask(mask)
+	if debug.SetMemoryLimit(-1) > daemonMemory {
+		debug.SetMemoryLimit(daemonMemory)
+	}
+	jobs, err := a.jobs(ctx, s)
+	if err != nil {
+		return err
+	}
+	socket, err := archiver.Listen(path)
+	if err != nil {
+		return err
+	}
+	server := archiver.New(archiver.Options{Explain: a.explain, Logger: a.log})
+	server.Employ(ctx, jobs)
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(ctx, socket.UnixListener) }()
+	a.log.Info(fmt.Sprintf("listening at %s for %s; the archive is %s", path, s.Postgres.DataDir, s.Location()))
+	a.notify(daemon.SdNotifyReady)
+
+	var dog <-chan time.Time
+	if every, err := daemon.SdWatchdogEnabled(false); err != nil {
+		a.log.Warn("systemd's watchdog", "error", err)
+	} else if every > 0 {
+		tick := time.NewTicker(every / 3)
+		defer tick.Stop()
+		dog = tick.C
+	}
+	for {
+		select {
+		case order := <-orders:
+			a.reopenLog()
+			if order == syscall.SIGHUP {
+				a.notify(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec())
+				a.reload(cmd, s, server)
+				a.notify(daemon.SdNotifyReady)
+			}
+		case <-dog:
+			if err := archiver.Alive(ctx, path); err == nil {
+				a.notify(daemon.SdNotifyWatchdog)
+			} else if ctx.Err() == nil {
+				a.log.Error("the daemon does not answer itself", "error", err)
+			}
+		case <-ctx.Done():
+			a.log.Info("ending, once what is at work is done")
+			a.notify(daemon.SdNotifyStopping)
+			return errors.Join(<-served, socket.Close())
+		case err := <-served:
+			if err == nil { // told to end just now
+				a.notify(daemon.SdNotifyStopping)
+			}
+			return errors.Join(err, socket.Close())
+		}
+	}
+}
+
+// jobs makes what the settings ask for. It opens the archive.
+func (a *app) jobs(ctx context.Context, s *config.Settings) (*archiver.Jobs, error) {
+	host, err := os.Hostname()
+	if err != nil {
+		return nil, err
+	}
+	asked, ahead, err := a.archivesForPush(s)(ctx)
+	if err != nil {
+		return nil, err
+	}
+	mirrors := a.mirrors
+	from, err := a.openArchive(ctx, s, toRead)
+	if err != nil {
+		return nil, err
+	}
+	a.mirrors = mirrors // those that pushes use are repaid
+	data, err := filepath.Abs(s.Postgres.DataDir)
+	if err != nil {
+		return nil, err
+	}
+	ext := compress.Method(s.Compression.Method).Extension()
+	begin := time.Now()
+	return archiver.NewJobs(archiver.JobOptions{
+		Data:     data,
+		Archives: func(context.Context) (walpush.Archive, walpush.Archive, error) { return asked, ahead, nil },
+		Push:     a.pushOptions(s, host), Timeout: s.WAL.DaemonTimeout,
+		Pushed:  func(path string, r walpush.Report) { a.tellPush(path, r, ext) },
+		Archive: func(context.Context) (walfetch.Archive, error) { return from, nil },
+		Fetch:   a.fetchOptions(s),
+		Between: func(ctx context.Context) {
+			a.repay(ctx, begin, repaidByPush)
+			begin = time.Now()
+		},
+		Logger: a.log,
+	}), nil
+}
+
+// reload reads the settings anew and has the daemon work by them, if they make sense.
+func (a *app) reload(cmd *cobra.Command, old *config.Settings, server *archiver.Server) {
+	next := &app{env: a.env, config: a.config, turbo: a.turbo, settingFlags: a.settingFlags}
+	s, err := next.load(cmd)
+	if next.logFile != nil {
+		err = errors.Join(err, next.logFile.Close())
+	}
+	next.log, next.logFile = a.log, nil
+	if err == nil && s.Postgres.DataDir != old.Postgres.DataDir {
+		err = fmt.Errorf("PGDATA has become %s: for another cluster another daemon has to be started", s.Postgres.DataDir)
+	}
+	var jobs *archiver.Jobs
+	if err == nil {
+		jobs, err = next.jobs(cmd.Context(), s)
+	}
+	if err != nil {
+		a.log.Error("the new settings are not taken, the daemon works by those it had: " + a.explain(err))
+		return
+	}
+	if s.Log != old.Log {
+		a.log.Warn("how to log is settled at the start: start the daemon anew for that")
+	}
+	server.Employ(cmd.Context(), jobs)
+	a.log.Info("settings read anew; the archive is " + s.Location())
+}
+
+// reopenLog goes on in the file that is at the log's path now, as after somebody has renamed it.
+func (a *app) reopenLog() {
+	if a.logFile == nil {
+		return
+	}
+	f, err := os.OpenFile(a.logFile.Name(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err == nil {
+		err = errors.Join(unix.Dup2(int(f.Fd()), int(a.logFile.Fd())), f.Close())
+		unix.CloseOnExec(int(a.logFile.Fd()))
+	}
+	if err != nil {
+		a.log.Warn("the log goes on where it was", "error", err)
+	}
+}
+
+// explain says what an error and its hints say, a line for each.
+func (a *app) explain(err error) string {
+	var lines []string
+	for _, one := range parts(err) {
+		lines = append(lines, one.Error())
+		if hint := a.hint(one); hint != "" {
+			lines = append(lines, "hint: "+hint)
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// notify tells systemd how the daemon is, if systemd has started it and wants to know.
+func (a *app) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		a.log.Warn("cannot tell systemd", "state", state, "error", err)
+	}
+}
