@@ -37,6 +37,7 @@ type legacy struct {
 	listed  map[uint64]uint8 // by path
 	members map[uint64]bool  // by part and path: whether it has still to come
 	parts   map[string]int   // that the list has something in, and how much of that did not come
+	sets    bool             // there is something in parts
 	absent  bool             // some of that was told
 	hasList bool
 	control *control.Data
@@ -92,7 +93,7 @@ func (r *run) legacy(ctx context.Context, t *target) error {
 	l.gaps(parts)
 	// Where nothing says which part a file is in, all are read together until all of them are found to be right. What says which cluster it is always is.
 	due := slices.ContainsFunc(parts, func(o *object) bool { return o.verified.IsZero() })
-	together := !t.settled && len(l.parts) == 0
+	together := !t.settled && !l.sets
 	reads := func(o *object) bool {
 		base, _ := compress.Split(strings.TrimPrefix(o.name, archive.Folder(t.name)+partsDir))
 		return o.verified.IsZero() || together || due && (base == archive.ControlPart || base == archive.LabelPart)
@@ -175,7 +176,7 @@ func (l *legacy) list(ctx context.Context) error {
 		}
 		return nil
 	}
-	l.hasList = err == nil
+	l.hasList, l.sets = err == nil, len(l.parts) > 0
 	ok, errRun := r.judge(ctx, f, nil, tap, tap.size, err)
 	if errRun != nil || o == nil || name == "" {
 		return errRun
@@ -186,7 +187,7 @@ func (l *legacy) list(ctx context.Context) error {
 // stray reports whether a part is one that the list knows nothing of, beside others: what a push that died has left.
 func (l *legacy) stray(name string) bool {
 	base, _ := compress.Split(name)
-	if !l.hasList || len(l.parts) == 0 || l.has(name) || base == archive.ControlPart || base == archive.LabelPart {
+	if !l.hasList || !l.sets || l.has(name) || base == archive.ControlPart || base == archive.LabelPart {
 		return false
 	}
 	f := l.finding(partsDir + name)
@@ -197,6 +198,8 @@ func (l *legacy) stray(name string) bool {
 
 // has reports whether the list has something in a part.
 func (l *legacy) has(part string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	_, ok := l.parts[part]
 	return ok
 }
