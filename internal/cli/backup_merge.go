@@ -10,6 +10,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/config"
 	"holdfast/internal/merge"
@@ -44,23 +45,38 @@ func (a *app) backupMerge() *cobra.Command {
 	return cmd
 }
 
-// merge plans a merge and, unless only the plan is wanted, carries it out.
+// merge plans a merge and, unless only the plan is wanted, carries it out where that is this host's to do.
 func (a *app) merge(ctx context.Context, s *config.Settings, name string, dryRun, asJSON bool) error {
 	ar, err := a.openArchive(ctx, s, toWrite)
 	if err != nil {
 		return err
 	}
+	if !dryRun {
+		return a.alone(ctx, s, leaseMerge, ar, func(ctx context.Context, ar *archive.Archive) error {
+			plan, err := decideMerge(ctx, ar, name)
+			if err != nil {
+				return err
+			}
+			return a.runMerge(ctx, s, ar, plan, asJSON)
+		})
+	}
+	plan, err := decideMerge(ctx, ar, name)
+	if err != nil {
+		return err
+	}
+	return a.printMerge(plan, asJSON)
+}
+
+func decideMerge(ctx context.Context, ar *archive.Archive, name string) (*merge.Plan, error) {
 	c, err := catalog.Load(ctx, ar)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	plan, err := merge.Decide(ctx, ar, c, name)
-	if err != nil {
-		return err
-	}
-	if dryRun {
-		return a.printMerge(plan, asJSON)
-	}
+	return merge.Decide(ctx, ar, c, name)
+}
+
+// runMerge carries a merge out.
+func (a *app) runMerge(ctx context.Context, s *config.Settings, ar *archive.Archive, plan *merge.Plan, asJSON bool) (err error) {
 	opts := merge.Options{Workers: s.Backup.Workers, PartSize: s.Backup.PartSize, Tool: release(), Logger: a.log, Progress: &merge.Progress{}}
 	if opts.Host, err = os.Hostname(); err != nil {
 		return err

@@ -55,7 +55,7 @@ func (a *app) backupPush() *cobra.Command {
 				return err
 			}
 			report, err := a.push(cmd.Context(), s, dir, delta, opts)
-			if err != nil {
+			if err != nil || report == nil {
 				return err
 			}
 			if asJSON {
@@ -83,7 +83,7 @@ func (a *app) backupPush() *cobra.Command {
 	return cmd
 }
 
-// push connects, takes the backup, over the wire where dir is empty, and tells how it goes.
+// push connects, takes the backup, over the wire where dir is empty, and tells how it goes. Where that is not this host's to do there is no report.
 func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta deltaFlags, opts backup.Options) (*backup.Report, error) {
 	ar, err := a.openArchive(ctx, s, toWrite)
 	if err != nil {
@@ -96,10 +96,14 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta de
 		return nil, err
 	}
 	begin := time.Now()
-	stop := a.progress(ctx, "backup", opts.Progress)
-	report, err := backUp(ctx, s, ar, dir, opts)
-	stop()
-	if err != nil {
+	var report *backup.Report
+	err = a.alone(ctx, s, leasePush, ar, func(ctx context.Context, ar *archive.Archive) (err error) {
+		stop := a.progress(ctx, "backup", opts.Progress)
+		defer stop()
+		report, err = backUp(ctx, s, ar, dir, opts)
+		return err
+	})
+	if err != nil || report == nil {
 		return nil, err
 	}
 	a.log.Info(storedLine(report))

@@ -34,6 +34,7 @@ func (a *app) commands() []*cobra.Command {
 		a.retention(),
 		a.undelete(),
 		a.hold(),
+		a.lease(),
 		a.st(),
 		a.key(),
 		a.settings(),

@@ -234,6 +234,14 @@ func (a *app) deleteBy(cmd *cobra.Command, f *deleteFlags, rule retention.Rule, 
 	if err != nil {
 		return err
 	}
+	if !f.confirm {
+		return a.deletes(ctx, s, ar, f, rule)
+	}
+	return a.alone(ctx, s, leaseDelete, ar, func(ctx context.Context, ar *archive.Archive) error { return a.deletes(ctx, s, ar, f, rule) })
+}
+
+// deletes says what is to go by a rule, and removes it where that is confirmed.
+func (a *app) deletes(ctx context.Context, s *config.Settings, ar *archive.Archive, f *deleteFlags, rule retention.Rule) error {
 	a.log.Info("Start delete")
 	plan, err := a.retentionPlan(ctx, s, ar, rule, f.confirm)
 	if errors.Is(err, retention.ErrNothing) {

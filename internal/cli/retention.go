@@ -108,21 +108,23 @@ func (a *app) retentionApply() *cobra.Command {
 			if s.Retention.Policy == "" {
 				a.log.Info("HOLDFAST_RETENTION is not set: only what was condemned before goes")
 			}
-			plan, err := a.retentionPlan(cmd.Context(), s, ar, p, true)
-			if err != nil {
-				return err
-			}
-			report, err := a.applyRetention(cmd.Context(), ar, plan, s.Retention.Grace)
-			if err != nil {
-				return err
-			}
-			if len(report.Condemned)+report.Objects+report.Refused == 0 {
-				a.log.Info("nothing is to go")
-			}
-			if asJSON {
-				return a.printJSON(report)
-			}
-			return nil
+			return a.alone(cmd.Context(), s, leaseRetention, ar, func(ctx context.Context, ar *archive.Archive) error {
+				plan, err := a.retentionPlan(ctx, s, ar, p, true)
+				if err != nil {
+					return err
+				}
+				report, err := a.applyRetention(ctx, ar, plan, s.Retention.Grace)
+				if err != nil {
+					return err
+				}
+				if len(report.Condemned)+report.Objects+report.Refused == 0 {
+					a.log.Info("nothing is to go")
+				}
+				if asJSON {
+					return a.printJSON(report)
+				}
+				return nil
+			})
 		},
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print the report as JSON")

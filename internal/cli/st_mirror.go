@@ -11,6 +11,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/config"
+	"holdfast/internal/lease/object"
 	"holdfast/internal/store/mirror"
 )
 
@@ -118,6 +119,9 @@ func (a *app) audit(ctx context.Context, m *mirror.Mirror, dir string, owe bool)
 		}
 		if strings.HasPrefix(d.Name, archive.RestoreDir) && dir == "" {
 			continue // one who restores from a single mirror says so there, for a while
+		}
+		if strings.HasPrefix(d.Name, object.Dir) && dir == "" {
+			continue // leases lie in the first storage alone
 		}
 		var has []string
 		for _, h := range d.Holders {

@@ -12,6 +12,7 @@ import (
 	"github.com/dustin/go-humanize"
 	"github.com/spf13/cobra"
 
+	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/config"
 	"holdfast/internal/crypt"
@@ -102,6 +103,15 @@ func (a *app) verifyArchive(ctx context.Context, s *config.Settings, req verify.
 	if err != nil {
 		return err
 	}
+	if dryRun {
+		return a.verifies(ctx, s, ar, req, true, asJSON)
+	}
+	return a.alone(ctx, s, leaseVerify, ar, func(ctx context.Context, ar *archive.Archive) error {
+		return a.verifies(ctx, s, ar, req, false, asJSON)
+	})
+}
+
+func (a *app) verifies(ctx context.Context, s *config.Settings, ar *archive.Archive, req verify.Request, dryRun, asJSON bool) error {
 	opts := verify.Options{Tool: release(), Logger: a.log, Progress: &verify.Progress{}}
 	if ar.HasKey() {
 		keys, err := a.openKeys(ctx, s)

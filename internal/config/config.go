@@ -35,6 +35,7 @@ type Settings struct {
 	Restore      Restore
 	Verify       Verify
 	Retention    Retention
+	Lease        Lease
 	Stanza       string // of pgBackRest; PGBACKREST_STANZA
 	Postgres     Postgres
 	Log          Log
@@ -238,6 +239,14 @@ type Retention struct {
 	Policy      string        // in YAML or JSON, "" for none; HOLDFAST_RETENTION
 	Grace       time.Duration // from when a policy has condemned something; HOLDFAST_RETENTION_GRACE
 	DeleteGrace time.Duration // from when a command has; HOLDFAST_DELETE_GRACE
+}
+
+// Lease says which of several hosts does what they are all told to.
+type Lease struct {
+	Role   string        // replica, primary, prefer-replica or any, "" where it is not given; HOLDFAST_ROLE
+	Keeper string        // none, archive or the address of a service, "" where it is not given, see Service; HOLDFAST_LEASE
+	TTL    time.Duration // how long a lease lasts without a sign of life; HOLDFAST_LEASE_TTL
+	Host   string        // name of this host there, "" for its own; HOLDFAST_LEASE_HOST
 }
 
 // Verify says how archives are verified.

@@ -75,6 +75,7 @@ var (
 	walPush  = []string{"wal-push", "daemon"}
 	walFetch = []string{"wal-fetch", "daemon"}
 	receive  = []string{"wal-receive"}
+	leased   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "lease"}
 	asks     = []string{"backup-push", "catchup-push", "wal-receive", "wal-verify", "wal-show", "timeline"}
 	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline"}
 )
@@ -377,6 +378,16 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Bytes a second that `verify` reads from the storage at most; 0 is no limit but WALG_NETWORK_RATE_LIMIT."},
 			{Name: "HOLDFAST_VERIFY_MAX_AGE", Default: "720h0m0s", Min: int64(time.Second), Used: []string{"verify"}, into: &s.Verify.MaxAge,
 				Meaning: "How long it counts what `verify` has found of an object. It is not read again until then, unless its size or time has changed."},
+		}),
+		section("Several hosts", []Setting{
+			{Name: "HOLDFAST_ROLE", Values: []string{"replica", "primary", "prefer-replica", "any"}, Used: leased, into: &s.Lease.Role,
+				Meaning: "On which kind of server backup-push, backup-merge, `retention apply`, `delete --confirm` and verify do something, the server being asked: on others they say so and end with 0. `prefer-replica` is the primary only while no standby streams from it. Not set, or `any`: wherever it is called."},
+			{Name: "HOLDFAST_LEASE", check: leaseKeeper, Used: leased, into: &s.Lease.Keeper,
+				Meaning: "Who sees to it that of several hosts one does these: `archive` (by objects in it) or `none`. The others say who has the lease, and end with 0. Where it is not set it is `archive` if HOLDFAST_ROLE is set, and `none` if not."},
+			{Name: "HOLDFAST_LEASE_TTL", Default: "1m0s", Min: int64(5 * time.Second), Max: int64(24 * time.Hour), Used: leased, into: &s.Lease.TTL,
+				Meaning: "How long a lease lasts without a sign of life of its holder; and how long after it was taken other hosts leave alone what was done, so it must be longer than their clocks differ."},
+			{Name: "HOLDFAST_LEASE_HOST", check: hostName, Used: leased, into: &s.Lease.Host,
+				Meaning: "Name of this host in leases, where its own does not tell it from others."},
 		}),
 		section("pgBackRest", []Setting{
 			{Name: "PGBACKREST_STANZA", Default: "main", Used: []string{"pgbackrest"}, into: &s.Stanza,

@@ -1,0 +1,274 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/config"
+	"holdfast/internal/lease"
+	"holdfast/internal/lease/object"
+	"holdfast/internal/pg/server"
+)
+
+// What leases are for.
+const (
+	leaseDelete    = "delete"
+	leasePush      = "backup-push"
+	leaseMerge     = "backup-merge"
+	leaseRetention = "retention"
+	leaseVerify    = "verify"
+)
+
+// alone runs what only one of several hosts is to do: where the server's role and the lease of job let it. Otherwise it says why not, and that is no error. run
+// works with the archive that it is given: what it commits there counts only as long as the lease is ours.
+func (a *app) alone(ctx context.Context, s *config.Settings, job string, ar *archive.Archive, run func(ctx context.Context, ar *archive.Archive) error) error {
+	switch not, err := a.notHere(ctx, s); {
+	case err != nil:
+		return err
+	case not != "":
+		a.log.Info(not)
+		return nil
+	}
+	if s.Lease.Service() == "none" {
+		return run(ctx, ar)
+	}
+	host, err := leaseHost(s)
+	if err != nil {
+		return err
+	}
+	k, err := a.leases(ctx, s, ar, host)
+	if err != nil {
+		return err
+	}
+	me := lease.Holder{Host: host, PID: os.Getpid(), Job: job, Since: time.Now().UTC().Truncate(time.Second)}
+	err = lease.Hold(ctx, k, job, me, s.Lease.TTL, func(ctx context.Context, g lease.Grant) error {
+		fence := g.(*object.Grant)
+		a.log.Debug("holding the lease " + fence.ID())
+		return run(ctx, ar.Fenced(fence))
+	})
+	var held *lease.HeldError
+	var kept *lease.ReleaseError
+	switch {
+	case errors.As(err, &held):
+		a.log.Info(held.Error())
+		return nil
+	case errors.As(err, &kept):
+		a.log.Warn(fmt.Sprintf("%v; it ends by itself in %s", kept, s.Lease.TTL))
+		return nil
+	}
+	return err
+}
+
+// leaseHost is the name of this host in leases.
+func leaseHost(s *config.Settings) (string, error) {
+	if s.Lease.Host != "" {
+		return s.Lease.Host, nil
+	}
+	return os.Hostname()
+}
+
+// leases opens what keeps leases. They, or what fences when a service keeps them, lie in the first storage alone, as nothing is decided by two. ar finishes what other
+// hosts have begun to commit.
+func (a *app) leases(ctx context.Context, s *config.Settings, ar *archive.Archive, host string) (*object.Keeper, error) {
+	members, err := a.stores(ctx, s, brief)
+	if err != nil {
+		return nil, err
+	}
+	first := members[0].Store
+	return object.New(first, archive.New(first, archive.Options{}).Now, object.Options{
+		Finish: func(ctx context.Context, id, object string, content []byte) (bool, error) {
+			why, err := ar.Finish(ctx, id, object, content, host)
+			switch {
+			case err != nil:
+				return false, err
+			case why != "":
+				a.log.Warn(fmt.Sprintf("what another host had stored and not committed is no backup, and was removed: %s: %s", object, why))
+				return false, nil
+			}
+			a.log.Info("made a backup of what another host had stored, and had not come to commit: " + object)
+			return true, nil
+		},
+	}), nil
+}
+
+// notHere says why the server's role forbids to do anything, "" where it does not.
+func (a *app) notHere(ctx context.Context, s *config.Settings) (string, error) {
+	const primary, standby = "This is the primary: nothing to do.", "This is a standby: nothing to do."
+	role := s.Lease.Role
+	if role == "" || role == "any" {
+		return "", nil
+	}
+	conn, err := server.Connect(ctx, server.ConfigFromEnv(s.Postgres.Lookup))
+	if err != nil {
+		return "", fmt.Errorf("HOLDFAST_ROLE is %s: %w", role, err)
+	}
+	defer conn.Close() // only asked
+	is, err := conn.Standby(ctx)
+	if err != nil {
+		return "", err
+	}
+	switch {
+	case is && role == "primary":
+		return standby, nil
+	case is, role == "primary":
+		return "", nil
+	case role == "replica":
+		return primary, nil
+	}
+	n, err := conn.Standbys(ctx)
+	if err != nil || n == 0 {
+		return "", err
+	}
+	return primary, nil
+}
+
+func (a *app) lease() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lease",
+		Short: "Show which host does a job, or take it away from it",
+		Long: "Where several hosts have the same line of cron one of them is to do what it says. With HOLDFAST_LEASE or HOLDFAST_ROLE set each asks for the lease of the\n" +
+			"job first: backup-push, backup-merge, retention (for `retention apply`), delete (with --confirm) and verify. Who has it renews it until the job is done;\n" +
+			"who dies or stands still loses it after HOLDFAST_LEASE_TTL, and can commit no backup from then on. docs/runbook.md says more.",
+		Example: "  holdfast lease show\n  holdfast lease release backup-push",
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return a.usage(cmd, &unknownError{"lease " + args[0], "it is `lease show` or `lease release`"})
+		},
+	}
+	cmd.AddCommand(a.leaseShow(), a.leaseRelease())
+	return cmd
+}
+
+// openLeases opens what keeps leases for people who look at them: where nothing is set, those in the archive.
+func (a *app) openLeases(cmd *cobra.Command) (*object.Keeper, string, error) {
+	s, err := a.load(cmd)
+	if err != nil {
+		return nil, "", err
+	}
+	host, err := leaseHost(s)
+	if err != nil {
+		return nil, "", err
+	}
+	ar, err := a.openArchive(cmd.Context(), s, toRead)
+	if err != nil {
+		return nil, "", err
+	}
+	k, err := a.leases(cmd.Context(), s, ar, host)
+	return k, host, err
+}
+
+func (a *app) leaseShow() *cobra.Command {
+	var asJSON bool
+	cmd := &cobra.Command{
+		Use:   "show [JOB]",
+		Short: "Show who has which lease, or had it last",
+		Long: "Prints for each job who has its lease, since when by that host's clock, and the last sign of life by the storage's. `free` is a lease that nobody has, `dead` one\n" +
+			"whose holder gives no sign of life any more, `commits` one whose holder has stored a backup and not committed it: the next backup-push does.",
+		Example: "  holdfast lease show\n  holdfast lease show backup-push --json",
+		Args:    a.args(cobra.MaximumNArgs(1)),
+		RunE: func(cmd *cobra.Command, jobs []string) error {
+			k, _, err := a.openLeases(cmd)
+			if err != nil {
+				return err
+			}
+			if len(jobs) == 0 {
+				if jobs, err = k.Jobs(cmd.Context()); err != nil {
+					return err
+				}
+			}
+			return a.showLeases(cmd.Context(), k, jobs, asJSON)
+		},
+	}
+	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	targetFlag(cmd)
+	return cmd
+}
+
+// shownLease is a lease as JSON shows it.
+type shownLease struct {
+	State string `json:"state"`
+	*object.Status
+}
+
+func (a *app) showLeases(ctx context.Context, k *object.Keeper, jobs []string, asJSON bool) error {
+	rows := []shownLease{}
+	for _, job := range jobs {
+		st, err := k.Look(ctx, job)
+		if err != nil {
+			return err
+		}
+		state := "dead"
+		switch {
+		case st.Held:
+			state = "held"
+		case st.Commits != "":
+			state = "commits"
+		case st.Ended != "" || st.Token == 0:
+			state = "free"
+		}
+		rows = append(rows, shownLease{state, st})
+	}
+	if asJSON {
+		return a.printJSON(rows)
+	}
+	if len(rows) == 0 {
+		a.log.Info("no lease was ever taken")
+		return nil
+	}
+	w := tabwriter.NewWriter(a.env.Stdout, 0, 0, 1, ' ', 0)
+	fmt.Fprintln(w, "job\tstate\thost\tpid\tsince\tsign_of_life\ttoken")
+	date := func(t time.Time) string {
+		if t.IsZero() {
+			return "-"
+		}
+		return t.UTC().Format(time.RFC3339)
+	}
+	for _, r := range rows {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%d\n", r.Job, r.State, cell(cmp.Or(r.Host, "-")), r.PID, date(r.Since), date(r.Beat), r.Token)
+	}
+	return w.Flush()
+}
+
+func (a *app) leaseRelease() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "release JOB",
+		Short: "Take a lease away from who has it",
+		Long: "Ends the lease of that job, whoever has it: its holder commits nothing any more, and stops as soon as it notices. The next one that asks gets it at\n" +
+			"once, without waiting for HOLDFAST_LEASE_TTL. Where a service keeps leases its own entry stays until that ends.\n\n" +
+			"Exit status: 0 nobody has it now; 1 it could not be ended.",
+		Example: "  holdfast lease release backup-push",
+		Args:    a.args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if jobs := []string{leasePush, leaseMerge, leaseRetention, leaseDelete, leaseVerify}; !slices.Contains(jobs, args[0]) {
+				return a.usage(cmd, fmt.Errorf("%q has no lease: it is one of %s", args[0], jobs))
+			}
+			k, host, err := a.openLeases(cmd)
+			if err != nil {
+				return err
+			}
+			switch taken, err := k.Break(cmd.Context(), args[0], host); {
+			case err != nil:
+				return err
+			case taken:
+				a.log.Info("nobody holds the lease of " + args[0] + " any more")
+			default:
+				a.log.Info("nobody holds the lease of " + args[0])
+			}
+			return nil
+		},
+	}
+	targetFlag(cmd)
+	return cmd
+}

@@ -1,0 +1,43 @@
+package server_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"holdfast/internal/pg/server"
+	"holdfast/test/pgtest"
+)
+
+func TestRole(t *testing.T) {
+	for _, major := range []int{10, 18} {
+		p := pgtest.Require(t, major)
+		primary := pgtest.New(t, p, pgtest.Options{})
+		primary.Exec(t, `create role nobody login`)
+		conn := connect(t, primary.Config())
+		if standby, err := conn.Standby(t.Context()); standby || err != nil {
+			t.Errorf("PostgreSQL %d: primary: %v, %v", major, standby, err)
+		}
+		if n, err := conn.Standbys(t.Context()); n != 0 || err != nil {
+			t.Errorf("PostgreSQL %d: %d standbys before there is one, %v", major, n, err)
+		}
+		standby := primary.Standby(t, pgtest.Options{})
+		primary.CatchUp(t, standby)
+		if standby, err := connect(t, standby.Config()).Standby(t.Context()); !standby || err != nil {
+			t.Errorf("PostgreSQL %d: standby: %v, %v", major, standby, err)
+		}
+		for begin := time.Now(); ; time.Sleep(20 * time.Millisecond) { // it tells by and by
+			n, err := conn.Standbys(t.Context())
+			if err != nil || time.Since(begin) > time.Minute {
+				t.Fatalf("PostgreSQL %d: %d standbys, %v", major, n, err)
+			}
+			if n == 1 {
+				break
+			}
+		}
+		var said *server.Error
+		if _, err := connect(t, with(primary.Config(), "user", "nobody")).Standbys(t.Context()); !errors.As(err, &said) || said.Hint() == "" {
+			t.Errorf("PostgreSQL %d: who may not see: %v", major, err)
+		}
+	}
+}
