@@ -227,7 +227,8 @@ func (p *Plan) load(ctx context.Context, a *archive.Archive, t *target) error {
 func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error {
 	folder := archive.Folder(t.name)
 	last := map[string]ObjectRecord{}
-	stored := false // the last record is of a run without a key, and has no damage
+	blind := p.request.NoKey || !a.HasKey() // who cannot look into what is encrypted need not compare it again as it is stored
+	stored := false                         // the last record is of a run without a key, and has no damage
 	for rec, err := range archive.Records[BackupRecord](ctx, a, archive.VerifiedDir(t.name)) {
 		if err != nil && rec.Name == "" {
 			return err
@@ -246,7 +247,7 @@ func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error 
 			}
 		}
 		asStored := slices.ContainsFunc(d.Objects, func(o ObjectRecord) bool { return o.AsStored })
-		if d.Sample == 0 && (!asStored || p.request.NoKey) || d.Result == "damaged" {
+		if d.Sample == 0 && (!asStored || blind) || d.Result == "damaged" {
 			t.said = d.Result
 		}
 		stored = asStored && d.Result == "incomplete"
@@ -256,14 +257,14 @@ func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error 
 		switch {
 		case !ok && o.Problem == "":
 			t.lost = append(t.lost, name)
-		case !ok || p.request.Again || o.Problem != "" || o.AsStored && !p.request.NoKey || p.now.Sub(o.VerifiedAt) > p.request.MaxAge || o.VerifiedAt.After(p.now):
+		case !ok || p.request.Again || o.Problem != "" || o.AsStored && !blind || p.now.Sub(o.VerifiedAt) > p.request.MaxAge || o.VerifiedAt.After(p.now):
 		case t.objects[i].size == o.Size && t.objects[i].modified.Equal(o.Modified):
 			t.objects[i].verified = o.VerifiedAt
 		}
 	}
 	t.settled = t.said == "ok"
 	slices.Sort(t.lost)
-	if len(t.lost) == 0 && (len(last) == 0 || t.said == "ok" || stored && p.request.NoKey) {
+	if len(t.lost) == 0 && (len(last) == 0 || t.said == "ok" || stored && blind) {
 		return nil
 	}
 	// What else should be there, and what all was compared with, has to be asked of the documents.
@@ -361,6 +362,9 @@ func (r *run) missed(t *target) (some []ObjectRecord) {
 	for name, trouble := range r.troubles {
 		if trouble.backup != t.name || trouble.recorded || r.severity(trouble.verdict) != Damage || strings.HasPrefix(name, archive.WALDir) {
 			continue
+		}
+		if len(some) == maxRecorded/2 { // the next run tells of the others
+			break
 		}
 		trouble.recorded = true
 		o := ObjectRecord{Name: name, VerifiedAt: time.Now().UTC(), Problem: trouble.problem.text(), Harmless: !r.vital(t.name, name)}
