@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"io/fs"
 	"strings"
 	"testing"
 	"time"
@@ -263,4 +264,30 @@ func TestWhatWALGListsMustCome(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A backup that is removed while it is listed is none.
+func TestABackupMayGoWhileItIsListed(t *testing.T) {
+	m := newMaker(t, 1, &storetest.Memory{}, archive.Options{})
+	old := m.backup()
+	m.log.records(40, 1<<16)
+	m.backup()
+	m.push()
+	s := &listing{Store: m.store, at: archive.BackupDir + old + "_backup_stop_sentinel.json"}
+	if rep := verified(t, archive.New(s, archive.Options{}), verify.Request{All: true}, verify.Options{}); len(rep.Backups) != 1 || rep.Result != verify.OK {
+		t.Errorf("%+v: %s", rep.Backups, found(rep))
+	}
+}
+
+// listing is a store that has an object no more once it was opened.
+type listing struct {
+	store.Store
+	at string
+}
+
+func (s *listing) Stat(ctx context.Context, name string) (store.Object, error) {
+	if name == s.at {
+		return store.Object{}, &fs.PathError{Op: "stat", Path: name, Err: fs.ErrNotExist}
+	}
+	return s.Store.Stat(ctx, name)
 }

@@ -85,6 +85,7 @@ func Decide(ctx context.Context, a *archive.Archive, req Request) (*Plan, error)
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
+	p.targets = slices.DeleteFunc(p.targets, func(t *target) bool { return t.removed })
 	for _, t := range p.targets {
 		if t.Backup != nil {
 			p.Backups = append(p.Backups, t.name)
@@ -202,6 +203,9 @@ func (p *Plan) load(ctx context.Context, a *archive.Archive, t *target) error {
 	folder := archive.Folder(t.name)
 	if t.Backup != nil {
 		o, err := a.Store().Stat(ctx, a.SentinelName(t.name))
+		if t.removed = errors.Is(err, fs.ErrNotExist) && p.request.All; t.removed {
+			return nil // since it was listed
+		}
 		if err != nil {
 			return fmt.Errorf("look at the sentinel of %s: %w", t.name, err)
 		}
