@@ -252,6 +252,9 @@ func (a *app) deletes(ctx context.Context, s *config.Settings, ar *archive.Archi
 		return err
 	}
 	a.log.Info("Evaluating objects for deletion...")
+	for _, note := range plan.Notes {
+		a.log.Warn(note)
+	}
 	for _, v := range plan.Backups {
 		switch {
 		case !v.Keep:

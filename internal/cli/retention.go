@@ -113,6 +113,9 @@ func (a *app) retentionApply() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				for _, note := range plan.Notes {
+					a.log.Warn(note)
+				}
 				report, err := a.applyRetention(ctx, ar, plan, s.Retention.Grace)
 				if err != nil {
 					return err

@@ -146,6 +146,7 @@ func (r *applying) condemn(ctx context.Context, p *Plan) (string, error) {
 		b := p.judge.byKey[v.Backup]
 		switch {
 		case v.Keep:
+		case policy && b.asked(): // at its own time
 		case b.Condemned != nil && (policy || b.Condemned.Request != "") && !b.Condemned.PurgeAfter.After(d.PurgeAfter):
 		default:
 			d.Backups = append(d.Backups, v.Backup)

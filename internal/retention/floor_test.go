@@ -567,3 +567,53 @@ func TestWordsOfPlans(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Where it is not known where a timeline came from, the backups on older ones stay as the rule wants them: it may lead over them.
+func TestUnreadHistoryCondemnsNothing(t *testing.T) {
+	for what, spoil := range map[string]func(w *world, name string){
+		"read":       func(*world, string) {},
+		"unreadable": func(w *world, name string) { w.put(name, "what\n") },
+		"missing": func(w *world, name string) {
+			if err := w.memory.Delete(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+		},
+	} {
+		w := newWorld(t)
+		var names []string
+		for i := range 8 {
+			if i == 6 {
+				w.promote()
+			}
+			names = append(names, w.take("", 1, nil))
+			w.write(2)
+			w.days(1)
+		}
+		spoil(w, archive.WALDir+wal.HistoryName(2))
+		for policy, goes := range map[string][]string{"{recovery_window: 5d}": names[:3], "{full: 4}": names[:4]} {
+			p := w.plan(parse(t, policy))
+			got := going(p)
+			if what == "read" {
+				want(t, policy, got, goes...)
+			}
+			if len(got) > len(goes) || len(got) == 0 || (what == "read") != (len(p.Notes) == 0) {
+				t.Errorf("%s, %s: %q go, %q", what, policy, got, p.Notes)
+			}
+		}
+	}
+}
+
+// What a person has condemned for later is not condemned again by each run of the policy.
+func TestAskedOnce(t *testing.T) {
+	w, n := fiveFulls(t)
+	w.apply(must(retention.Target("", n[0], nil)), 30*24*time.Hour)
+	for range 3 {
+		if r := w.apply(parse(t, "{full: 5}"), time.Hour); len(r.Condemned) > 0 || len(r.Waiting) != 3 {
+			t.Errorf("%+v", r)
+		}
+		w.days(1)
+	}
+	if got := len(w.has(archive.TombstoneDir)); got > 2 { // the other one is of WAL
+		t.Errorf("%d tombstones", got)
+	}
+}

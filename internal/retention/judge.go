@@ -103,7 +103,7 @@ type line struct {
 	lineage  uint64
 	backups  []*backup // in the order they were made, those of preceding clusters first
 	last     time.Time // when something came on its own timeline last
-	live     bool      // something came since the newest backup of the lineage was begun
+	live     bool      // something came since the newest backup of the lineage was begun, or it is not known whether others come from it
 }
 
 // judge is what Decide works on.
@@ -251,6 +251,10 @@ func (j *judge) findLines() {
 	for _, b := range j.all {
 		newest[b.lineage] = b
 	}
+	unsure := j.unsure()
+	if unsure > 0 {
+		j.notes = append(j.notes, fmt.Sprintf("where timeline %d came from is not known, as %s is missing or cannot be read: each older timeline is judged as if the cluster were on it", uint32(unsure), wal.HistoryName(unsure)))
+	}
 	for i, k := range order {
 		succeeded := slices.ContainsFunc(order[i+1:], func(o key) bool { return o.lineage == k.lineage })
 		var before []*backup // of the clusters that this one succeeded
@@ -267,10 +271,34 @@ func (j *judge) findLines() {
 			l.lineage = k.lineage
 			l.backups = append(slices.Clone(before), l.backups...)
 			began := started(newest[k.lineage])
-			l.live = !l.last.Before(began) || slices.Contains(l.backups, newest[k.lineage])
+			l.live = !l.last.Before(began) || slices.Contains(l.backups, newest[k.lineage]) || l.timeline < unsure
 			j.lines = append(j.lines, l)
 		}
 	}
+}
+
+// unsure returns the highest timeline of which it is not known where it came from, though there is an older one with backups; 0 where there is none. It may lead over
+// any of these.
+func (j *judge) unsure() (highest wal.Timeline) {
+	oldest := ^wal.Timeline(0)
+	for _, b := range j.all {
+		oldest = min(oldest, b.Timeline())
+	}
+	look := func(t wal.Timeline) {
+		if len(j.in.Catalog.Histories[t]) == 0 && t > oldest {
+			highest = max(highest, t)
+		}
+	}
+	for _, b := range j.all {
+		look(b.Timeline())
+	}
+	for _, of := range j.in.WAL.Timelines {
+		look(of.Timeline)
+	}
+	for t := range j.in.Catalog.BadHistory {
+		look(t)
+	}
+	return highest
 }
 
 // linesOf returns the lines of one cluster, of which these are the backups.

@@ -315,6 +315,17 @@ func (m *model) check(before snapshot, p *retention.Plan, whole bool) error {
 			bad("%s is being taken, and what it builds on is gone", push.name)
 		}
 	}
+	noted, _, err := catalog.LoadAccepted(context.Background(), m.a, size)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	for _, g := range noted {
+		for _, b := range m.backups {
+			if now.restorable(m, b) && b.timeline == g.Timeline && b.first <= g.Last && g.First <= b.last {
+				bad("%s is noted as removed, and %s can be restored", size.Name(g.Timeline, g.First), b.name)
+			}
+		}
+	}
 	for name, until := range m.held {
 		if m.now.Before(until) && before[name] && !now[name] {
 			bad("%s was held", name)
