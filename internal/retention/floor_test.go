@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"io/fs"
 	"iter"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -615,5 +617,50 @@ func TestAskedOnce(t *testing.T) {
 	}
 	if got := len(w.has(archive.TombstoneDir)); got > 2 { // the other one is of WAL
 		t.Errorf("%d tombstones", got)
+	}
+}
+
+// unnoted is a store in which no gaps may be noted, and nothing of a catch-up read.
+type unnoted struct{ store.Store }
+
+func (s *unnoted) denied(name string) error {
+	return &store.OpError{Op: "use", Name: name, Text: "access denied", Kind: fs.ErrPermission, Err: fs.ErrPermission}
+}
+
+func (s *unnoted) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	if strings.HasPrefix(name, archive.GapDir) {
+		return s.denied(name)
+	}
+	return store.PutIfAbsent(ctx, s.Store, name, r)
+}
+
+func (s *unnoted) Stat(ctx context.Context, name string) (store.Object, error) {
+	if strings.HasPrefix(name, archive.CatchUpDir) {
+		return store.Object{}, s.denied(name)
+	}
+	return s.Store.Stat(ctx, name)
+}
+
+func (s *unnoted) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	if strings.HasPrefix(name, archive.CatchUpDir) {
+		return nil, s.denied(name)
+	}
+	return s.Store.Open(ctx, name)
+}
+
+// Who may remove and not note what was removed removes all the same.
+func TestRemovedIsNotNoted(t *testing.T) {
+	w := newWorld(t)
+	w.take("", 1, permanent)
+	w.write(3)
+	w.days(1)
+	w.take("", 1, nil)
+	w.put(archive.CatchUpDir+w.name("")+"/push.json", `{"host":"elsewhere","pid":7,"started":"2026-01-02T00:00:00Z"}`)
+	w.a = archive.New(&unnoted{w.store}, archive.Options{})
+	if r := w.apply(parse(t, "{full: 1}"), 0); r.Objects == 0 {
+		t.Errorf("%+v", r)
+	}
+	if left := w.has(archive.WALDir); slices.Contains(left, size.Name(1, 3)+".zst") {
+		t.Errorf("left: %q", left)
 	}
 }

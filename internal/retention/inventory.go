@@ -17,6 +17,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/store"
 )
 
 // Inventory is what Decide judges: what the archive held when it was loaded, and who was using it.
@@ -104,7 +105,7 @@ func Load(ctx context.Context, a *archive.Archive, host string, storesTime bool)
 		}
 		in.Restores = append(in.Restores, Restore{Record: r.Name, RestoreMark: r.Doc, Beat: r.Modified})
 	}
-	if err := in.loadCatchUps(ctx, a.CatchUps(), host); err != nil {
+	if err := in.loadCatchUps(ctx, a.CatchUps()); err != nil {
 		return nil, err
 	}
 	if err := in.loadFindings(ctx, a); err != nil {
@@ -117,20 +118,33 @@ func Load(ctx context.Context, a *archive.Archive, host string, storesTime bool)
 	return in, err
 }
 
-// loadCatchUps looks which catch-ups there are. What is in them does not matter: their names say where their WAL begins.
-func (in *Inventory) loadCatchUps(ctx context.Context, a *archive.Archive, host string) error {
-	pushes, err := a.Unfinished(ctx, host) // first, as Load does
-	if err != nil {
-		return err
-	}
-	for _, u := range pushes {
-		in.CatchUps = append(in.CatchUps, CatchUp{u.Name, u.Beat})
-	}
+// loadCatchUps looks which catch-ups there are, and which are being taken. They are listed and not read: who may remove may not read them, and their names say where
+// their WAL begins.
+func (in *Inventory) loadCatchUps(ctx context.Context, a *archive.Archive) error {
 	for f, err := range a.Backups(ctx) {
 		if err != nil {
 			return err
 		}
 		in.CatchUps = append(in.CatchUps, CatchUp{f.Name, f.Object.Modified})
+	}
+	for o, err := range a.Store().List(ctx, archive.CatchUpDir, "") {
+		if err != nil {
+			return fmt.Errorf("list catch-ups: %w", err)
+		}
+		name := path.Base(o.Name)
+		if !o.IsDir() || archive.CheckBackupName(name) != nil || slices.ContainsFunc(in.CatchUps, func(c CatchUp) bool { return c.Name == name }) {
+			continue
+		}
+		c := CatchUp{Name: name}
+		for part, err := range store.Walk(ctx, a.Store(), o.Name) {
+			if err != nil {
+				return fmt.Errorf("list catch-ups: %w", err)
+			}
+			if part.Modified.After(c.Seen) {
+				c.Seen = part.Modified
+			}
+		}
+		in.CatchUps = append(in.CatchUps, c)
 	}
 	return nil
 }

@@ -2,7 +2,9 @@ package retention
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"slices"
 
@@ -53,7 +55,12 @@ func (r *applying) noteRemoved(ctx context.Context, p *Plan, v *verdicts, stays 
 				continue
 			}
 			gap := removedGap{r.head(), t, s.from.name(t), s.to.name(t), "retention removed it, as nothing that stays needs it", true}
-			if _, err := r.a.AddRecord(ctx, archive.GapDir, "", gap); err != nil {
+			_, err := r.a.AddRecord(ctx, archive.GapDir, "", gap)
+			if errors.Is(err, fs.ErrPermission) && ctx.Err() == nil { // it is a courtesy
+				r.opts.Logger.Warn("which WAL goes behind backups that stay cannot be noted, so that it is called missing later: these credentials may not write " + archive.GapDir)
+				return nil, nil
+			}
+			if err != nil {
 				return nil, fmt.Errorf("note which WAL goes: %w", err)
 			}
 		}
