@@ -8,7 +8,9 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 	"holdfast/internal/compress"
 	"holdfast/internal/config"
 	archiver "holdfast/internal/daemon"
+	"holdfast/internal/store/mirror"
 	"holdfast/internal/walfetch"
 	"holdfast/internal/walpush"
 )
@@ -131,35 +134,92 @@ func (a *app) jobs(ctx context.Context, s *config.Settings) (*archiver.Jobs, err
 	if err != nil {
 		return nil, err
 	}
-	asked, ahead, err := a.archivesForPush(s)(ctx)
-	if err != nil {
-		return nil, err
-	}
-	mirrors := a.mirrors
-	from, err := a.openArchive(ctx, s, toRead)
-	if err != nil {
-		return nil, err
-	}
-	a.mirrors = mirrors // those that pushes use are repaid
 	data, err := filepath.Abs(s.Postgres.DataDir)
 	if err != nil {
+		return nil, err
+	}
+	o := &opened{app: a, settings: s}
+	if _, _, err := o.forPush(ctx); err != nil {
 		return nil, err
 	}
 	ext := compress.Method(s.Compression.Method).Extension()
 	begin := time.Now()
 	return archiver.NewJobs(archiver.JobOptions{
-		Data:     data,
-		Archives: func(context.Context) (walpush.Archive, walpush.Archive, error) { return asked, ahead, nil },
-		Push:     a.pushOptions(s, host), Timeout: s.WAL.DaemonTimeout,
+		Data: data, Archives: o.forPush,
+		Push: a.pushOptions(s, host), Timeout: s.WAL.DaemonTimeout,
 		Pushed:  func(path string, r walpush.Report) { a.tellPush(path, r, ext) },
-		Archive: func(context.Context) (walfetch.Archive, error) { return from, nil },
+		Archive: o.forFetch,
 		Fetch:   a.fetchOptions(s),
 		Between: func(ctx context.Context) {
-			a.repay(ctx, begin, repaidByPush)
+			o.repay(ctx, begin)
 			begin = time.Now()
 		},
 		Logger: a.log,
 	}), nil
+}
+
+// opened is an archive that stays open. It is opened anew where a storage that is a directory is another one than before: what is mounted there, or
+// no more, since it was opened would else be passed by, and WAL would end up below.
+type opened struct {
+	app      *app
+	settings *config.Settings
+
+	mu           sync.Mutex
+	dirs         []os.FileInfo // of the storages, as they were; nil of what is none, or is not there
+	asked, ahead walpush.Archive
+	from         walfetch.Archive
+	mirrors      *mirror.Mirror
+}
+
+// renew opens the archive if that has to be done. The mutex is held.
+func (o *opened) renew(ctx context.Context) error {
+	ctx = context.WithoutCancel(ctx) // of a request, which the archive outlives
+	var dirs []os.FileInfo
+	for _, st := range o.settings.InUse() {
+		var info os.FileInfo
+		if st.Dir != "" {
+			info, _ = os.Stat(st.Dir) // what is wrong with it shows when it is opened
+		}
+		dirs = append(dirs, info)
+	}
+	same := func(a, b os.FileInfo) bool { return a == nil && b == nil || a != nil && b != nil && os.SameFile(a, b) }
+	if o.from != nil && slices.EqualFunc(dirs, o.dirs, same) {
+		return nil
+	}
+	o.from = nil
+	asked, ahead, err := o.app.archivesForPush(o.settings)(ctx)
+	if err != nil {
+		return err
+	}
+	o.mirrors = o.app.mirrors // as pushes use them
+	from, err := o.app.openArchive(ctx, o.settings, toRead)
+	if err != nil {
+		return err
+	}
+	o.dirs, o.asked, o.ahead, o.from = dirs, asked, ahead, from
+	return nil
+}
+
+func (o *opened) forPush(ctx context.Context) (asked, ahead walpush.Archive, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	err = o.renew(ctx)
+	return o.asked, o.ahead, err
+}
+
+func (o *opened) forFetch(ctx context.Context) (walfetch.Archive, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	err := o.renew(ctx)
+	return o.from, err
+}
+
+// repay brings mirrors up to date, as after a push.
+func (o *opened) repay(ctx context.Context, begin time.Time) {
+	o.mu.Lock()
+	mirrors := o.mirrors
+	o.mu.Unlock()
+	(&app{log: o.app.log, mirrors: mirrors}).repay(ctx, begin, repaidByPush)
 }
 
 // reload reads the settings anew and has the daemon work by them, if they make sense.
