@@ -334,8 +334,12 @@ func (a *app) applyRetention(ctx context.Context, ar *archive.Archive, plan *ret
 	}
 	r, err := retention.Apply(ctx, ar, plan, retention.Options{Grace: grace, Host: host, Version: release(), Logger: a.log})
 	if len(r.Condemned) > 0 {
-		a.log.Info(fmt.Sprintf("condemned: %s; removed by `holdfast retention apply` after %s, until then `holdfast undelete` takes it back",
-			strings.Join(r.Condemned, ", "), catalog.FormatTime(r.PurgeAfter)))
+		by := "holdfast retention apply"
+		if strings.HasPrefix(plan.Rule, "delete everything") { // a policy keeps the last one
+			by = "holdfast " + plan.Rule + " --confirm"
+		}
+		a.log.Info(fmt.Sprintf("condemned: %s; removed by `%s` after %s, until then `holdfast undelete` takes it back", strings.Join(r.Condemned, ", "), by,
+			catalog.FormatTime(r.PurgeAfter)))
 	}
 	if len(r.TakenBack) > 0 {
 		a.log.Info("wanted again, and condemned no longer: " + strings.Join(r.TakenBack, ", "))

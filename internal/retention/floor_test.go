@@ -664,3 +664,61 @@ func TestRemovedIsNotNoted(t *testing.T) {
 		t.Errorf("left: %q", left)
 	}
 }
+
+// A backup that starts or ends at a border keeps the WAL on both sides of it, whichever segment it is named after: PostgreSQL before 17 takes the one before.
+func TestBorders(t *testing.T) {
+	for what, x := range map[string]struct {
+		named       wal.SegmentNo
+		first, last wal.SegmentNo // that stay
+	}{"as 17 names it": {10, 10, 11}, "as 16 does": {9, 9, 11}} {
+		w := newWorld(t)
+		w.write(8) // 1-8
+		w.seg = 9
+		w.write(5) // 9-13
+		w.takeAs(archive.BackupName(size.Name(1, x.named)), "", 1, func(s *archive.Sentinel) {
+			start, finish := size.Start(10), size.Start(12)
+			s.LSN, s.FinishLSN, s.IsPermanent = &start, &finish, true
+		})
+		w.write(5)
+		w.days(1)
+		newest := w.take("", 1, nil)
+		w.apply(parse(t, "{full: 1}"), 0)
+		for n := wal.SegmentNo(1); n < w.seg; n++ {
+			stays := n >= x.first && n <= x.last || size.Name(1, n) >= newest[5:]
+			if got := slices.Contains(w.has(archive.WALDir), size.Name(1, n)+".zst"); got != stays {
+				t.Errorf("%s: segment %d is there %t, want %t", what, n, got, stays)
+			}
+		}
+	}
+}
+
+// Backups of WAL-E say little, and have no metadata: not when they ended, nor where. All WAL from their start on stays with them.
+func TestBackupsThatSayLittle(t *testing.T) {
+	w := newWorld(t)
+	w.write(4)
+	old := "base_" + size.Name(1, 3) + "_00000040"
+	w.folder(old)
+	w.put(w.a.SentinelName(old), `{"wal_segment_backup_stop":"`+size.Name(1, 4)+`","wal_segment_offset_backup_stop":"00000320","expanded_size_bytes":1}`)
+	w.write(4)
+	w.days(1)
+	newer := "base_" + size.Name(1, 9)
+	w.folder(newer)
+	w.write(2)
+	w.put(w.a.SentinelName(newer), `{"LSN":150995016,"PgVersion":90600,"FinishLSN":150995328}`) // of WAL-G before 0.2
+	w.write(3)
+	w.days(1)
+	for _, rule := range []retention.Rule{parse(t, "{full: 2}"), parse(t, "{recovery_window: 36h}"), must(retention.Before("", retention.Moment{Name: old}))} {
+		p := w.plan(rule)
+		if len(going(p)) > 0 {
+			t.Errorf("%s: %q go", rule, going(p))
+		}
+		for _, v := range p.WAL {
+			if v.Keep != (v.First >= size.Name(1, 3)) {
+				t.Errorf("%s: %+v", rule, v)
+			}
+		}
+	}
+	want(t, "one", going(w.plan(parse(t, "{full: 1}"))), old)
+	w.apply(parse(t, "{full: 1}"), 0)
+	want(t, "left", w.has(archive.BackupDir)[:1], newer+"/files_metadata.json")
+}
