@@ -427,7 +427,8 @@ func partRank(name string) int {
 }
 
 // Abort removes everything the draft stored, the sentinel first in case a failed Commit left one. Where the name, or the sentinel, is
-// another push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError. After a *SealedError it removes nothing either.
+// another push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError, but for one who
+// had lost its turn by the archive's Fence: that is told so already. After a *SealedError it removes nothing either.
 func (d *Draft) Abort(ctx context.Context) error {
 	d.ending.Lock()
 	defer d.ending.Unlock()
@@ -435,7 +436,11 @@ func (d *Draft) Abort(ctx context.Context) error {
 		d.ended = true
 		return nil
 	}
-	if err := d.hold(ctx); err != nil {
+	switch err := d.hold(ctx); {
+	case d.archive.fence != nil && errors.As(err, new(*InUseError)):
+		d.ended = true
+		return nil
+	case err != nil:
 		return err
 	}
 	d.ended = true

@@ -101,6 +101,10 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta de
 		stop := a.progress(ctx, "backup", opts.Progress)
 		defer stop()
 		report, err = backUp(ctx, s, ar, dir, opts)
+		if there := (*archive.InUseError)(nil); a.helped != "" && errors.As(err, &there) && there.Backup == a.helped {
+			a.log.Info("a new backup would be the same, as there was no checkpoint since: nothing to do")
+			return nil
+		}
 		return err
 	})
 	if err != nil || report == nil {

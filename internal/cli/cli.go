@@ -127,6 +127,7 @@ type app struct {
 	traffic meter.Counters // with the store
 	dirs    []string       // archives that are directories here
 	mirrors *mirror.Mirror // once opened, where there are such
+	helped  string         // the backup that was made of what another host had stored
 }
 
 // report turns an error into words for people and a status for programs.

@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"slices"
+	"strings"
 	"text/tabwriter"
 	"time"
 
@@ -95,6 +97,7 @@ func (a *app) leases(ctx context.Context, s *config.Settings, ar *archive.Archiv
 				return false, nil
 			}
 			a.log.Info("made a backup of what another host had stored, and had not come to commit: " + object)
+			a.helped = strings.TrimSuffix(path.Base(object), path.Base(ar.SentinelName("")))
 			return true, nil
 		},
 	}), nil
