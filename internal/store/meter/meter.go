@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -39,7 +40,20 @@ type Op struct {
 	Running int64         // that have not ended
 	Objects int64         // that the calls were about
 	Time    time.Duration // that the calls took, those at the same time added up
+
+	// Took counts the calls by how long they took: Took[i] those that took at most Bounds()[i] and more than the bound before, the last
+	// one those that took more than all bounds.
+	Took [len(bounds) + 1]int64
 }
+
+// bounds are from what a file system answers in to what a large part takes over a slow line.
+var bounds = [...]time.Duration{
+	time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond,
+	500 * time.Millisecond, time.Second, 2500 * time.Millisecond, 5 * time.Second, 10 * time.Second, 30 * time.Second, time.Minute, 5 * time.Minute,
+}
+
+// Bounds returns the bounds of Op.Took, ascending.
+func Bounds() []time.Duration { return slices.Clone(bounds[:]) }
 
 // Read returns what c holds now.
 func (c *Counters) Read() Counts {
@@ -50,10 +64,17 @@ func (c *Counters) Read() Counts {
 }
 
 // counter counts one kind of call.
-type counter struct{ calls, failed, running, objects, nanos atomic.Int64 }
+type counter struct {
+	calls, failed, running, objects, nanos atomic.Int64
+	took                                   [len(bounds) + 1]atomic.Int64
+}
 
 func (c *counter) op() Op {
-	return Op{Calls: c.calls.Load(), Failed: c.failed.Load(), Running: c.running.Load(), Objects: c.objects.Load(), Time: time.Duration(c.nanos.Load())}
+	o := Op{Calls: c.calls.Load(), Failed: c.failed.Load(), Running: c.running.Load(), Objects: c.objects.Load(), Time: time.Duration(c.nanos.Load())}
+	for i := range c.took {
+		o.Took[i] = c.took[i].Load()
+	}
+	return o
 }
 
 // begin counts a call about so many objects, and returns what to call with its error at its end.
@@ -62,7 +83,10 @@ func (c *counter) begin(objects int) (end func(error)) {
 	c.running.Add(1)
 	c.objects.Add(int64(objects))
 	return func(err error) {
-		c.nanos.Add(int64(time.Since(began)))
+		took := time.Since(began)
+		c.nanos.Add(int64(took))
+		i, _ := slices.BinarySearch(bounds[:], took)
+		c.took[i].Add(1)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrExist) {
 			c.failed.Add(1)
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -86,6 +87,16 @@ func TestCallsAreCounted(t *testing.T) {
 			List:   meter.Op{Calls: 2, Objects: 3},
 			Delete: meter.Op{Calls: 2, Objects: 3},
 			Copy:   meter.Op{Calls: 1, Objects: 1},
+		}
+		class := func(took time.Duration) int { return slices.Index(meter.Bounds(), took) }
+		for op, n := range map[*meter.Op]int64{&want.Open: 1, &want.Put: 4, &want.List: 2, &want.Delete: 2, &want.Copy: 1} {
+			op.Took[0] = n // nothing took any time
+		}
+		want.Open.Took[class(5*time.Second)], want.Stat.Took[class(time.Second)] = 1, 2
+		for i, b := range meter.Bounds()[1:] {
+			if b <= meter.Bounds()[i] {
+				t.Errorf("bounds do not ascend: %s behind %s", b, meter.Bounds()[i])
+			}
 		}
 		if diff := cmp.Diff(want, c.Read()); diff != "" {
 			t.Error("counts, - wanted, + got:\n", diff)
