@@ -108,9 +108,11 @@ func (r *run) compares(m *tarpart.Member) bool {
 	return m.Type == tarpart.File && !isHeld(m.Path) && !r.plan.leaves(m.Path) && r.plan.wants(m.Path, m.Type)
 }
 
-// dealCompared hands out what is to be compared.
+// dealCompared hands out what is to be compared. Increments are held back until the backup comes that has the file whole: the file is then read from its
+// beginning to its end, rather than a page here and a page there for each of the backups.
 func (r *run) dealCompared(ctx context.Context, tasks chan<- task) ([]task, error) {
-	return nil, r.picking.Walk(ctx, func(p *chain.Part) error {
+	l := r.newLoom()
+	err := r.picking.Walk(ctx, func(p *chain.Part) error {
 		var sums *chain.Sums
 		for i := range p.Takes {
 			t := &p.Takes[i]
@@ -124,47 +126,54 @@ func (r *run) dealCompared(ctx context.Context, tasks chan<- task) ([]task, erro
 				}
 				r.told(sums)
 			}
-			c := comparison{Take: t, sums: sums.Of(t)}
-			if c.sums == nil {
-				if err := send(ctx, tasks, c); err != nil {
-					return err
-				}
+			made := layer{Take: t, sums: sums.Of(t)}
+			known := made.sums != nil || t.Blocks != nil && t.Blocks.IsEmpty()
+			if known && t.Increment != nil && l.hold(made) {
 				continue
 			}
-			runs, err := t.Runs(nil)
-			if err != nil {
-				return fmt.Errorf("%s of %s: %w", p.Name, p.Backup, err)
+			var layers []layer
+			if t.Increment == nil {
+				layers = l.take(t.File)
 			}
-			var size int64
-			for run := range runs {
-				for run.Length > 0 {
-					if size >= unitSize {
-						if err := send(ctx, tasks, c); err != nil {
-							return err
-						}
-						c.runs, c.zeros, size = nil, true, 0
-					}
-					part := run
-					part.Length = min(run.Length, unitSize-size)
-					c.runs = append(c.runs, part)
-					size += part.Length
-					run.Content, run.File, run.Page, run.Length = run.Content+part.Length, run.File+part.Length, run.Page+part.Length/page.Size, run.Length-part.Length
-				}
+			if known {
+				layers = append(layers, made)
+			} else if err := send(ctx, tasks, comparison{Take: t}); err != nil {
+				return err
 			}
-			if err := send(ctx, tasks, c); err != nil {
+			if err := r.sendCompared(ctx, tasks, layers); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+	for file := range l.layers { // older backups have nothing of it that is needed
+		if err == nil {
+			err = r.sendCompared(ctx, tasks, l.layers[file])
+		}
+	}
+	return nil, err
 }
 
-// comparison is a task: blocks of a file of the directory are compared with those of a backup.
+// sendCompared hands out a file of which something is known, by as many backups, stretch by stretch.
+func (r *run) sendCompared(ctx context.Context, tasks chan<- task, layers []layer) error {
+	if len(layers) == 0 {
+		return nil
+	}
+	t := layers[0].Take
+	size := r.picking.File(t.File).Size
+	for from := int64(0); from == 0 || from < size; from += unitSize {
+		if err := send(ctx, tasks, comparison{t, layers, from, min(from+unitSize, size)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// comparison is a task: blocks of a file of the directory are compared with those of a backup, or of several.
 type comparison struct {
 	*chain.Take
-	runs  []chain.Run
-	sums  []uint32 // of the member's pages; nil: it is compared as a whole
-	zeros bool     // the take's zeros are another task's
+	layers   []layer // nil: of the take's pages no sums are known, and there are some
+	from, to int64   // of the file
 }
 
 func (c comparison) do(w *worker) error {
@@ -186,10 +195,10 @@ func (c comparison) do(w *worker) error {
 	switch {
 	case flags&anew != 0:
 		return nil
-	case c.sums == nil && c.Blocks == nil:
+	case c.layers != nil:
+		return w.comparePages(f, &c)
+	case c.Blocks == nil:
 		return w.compareWhole(f, &c)
-	case c.sums != nil || c.Blocks.IsEmpty():
-		return w.comparePages(f, size, &c)
 	}
 	// Without sums of its pages nothing is known of a member of which some blocks are needed only.
 	stale := c.Blocks.Clone()
@@ -269,8 +278,12 @@ func (w *worker) counted(n int64) {
 	w.Progress.done.Add(n)
 }
 
-// comparePages compares blocks of a file with their sums.
-func (w *worker) comparePages(f *os.File, size int64, c *comparison) error {
+// comparePages compares a stretch of a file with the sums of its pages.
+func (w *worker) comparePages(f *os.File, c *comparison) error {
+	spans, err := spansOf(c.layers, c.from, c.to, true)
+	if err != nil {
+		return err
+	}
 	stale := roaring.New()
 	total := w.picking.File(c.File).Size
 	equal, from := uint32(0), int64(-1) // sum of blocks that are right, which began at from; -1 where the last was not
@@ -291,47 +304,39 @@ func (w *worker) comparePages(f *os.File, size int64, c *comparison) error {
 		}
 		equal = page.AppendCRC(equal, want)
 	}
-	end := int64(-1) // of the last run
-	for _, run := range c.runs {
-		if run.File != end {
-			flush(end)
+	at := int64(-1) // where the last span ended
+	for len(spans) > 0 {
+		if w.ctx.Err() != nil {
+			return context.Cause(w.ctx)
 		}
-		end = run.File + run.Length
-		sums := c.sums[run.Page:]
-		for at := run.File; at < end; {
-			if w.ctx.Err() != nil {
-				return context.Cause(w.ctx)
-			}
-			if at+page.Size > size { // the file is too short for this and all that follow
-				flush(at)
-				stale.AddRange(uint64(at/page.Size), uint64(end/page.Size))
-				w.Progress.done.Add(end - at)
-				break
-			}
-			b := w.buf[:min(int64(len(w.buf)), end-at)]
-			n, err := f.ReadAt(b, at)
-			if err != nil && err != io.EOF {
-				return err
-			}
-			w.counted(int64(n))
-			for len(b) > 0 {
-				pageAt(b[:max(0, min(page.Size, n))], sums[0], at)
-				b, sums, at, n = b[page.Size:], sums[1:], at+page.Size, n-page.Size
-			}
+		if spans[0].File > at { // otherwise it is under way, or begins where the last one ended
+			flush(at)
+			at = spans[0].File
 		}
-	}
-	flush(end)
-	if c.Zeros != nil && !c.zeros {
-		for i := c.Zeros.Iterator(); i.HasNext(); {
-			at := int64(i.Next()) * page.Size
-			n, err := f.ReadAt(w.buf[:page.Size], at)
-			if err != nil && err != io.EOF {
-				return err
+		end := at // of what lies one behind the other
+		for i := 0; i < len(spans) && spans[i].File <= end && end-at < int64(len(w.buf)); i++ {
+			end = spans[i].File + spans[i].Length
+		}
+		b := w.buf[:min(int64(len(w.buf)), end-at)]
+		n, err := f.ReadAt(b, at)
+		if err != nil && err != io.EOF {
+			return err
+		}
+		w.comparing.read.Add(int64(n))
+		w.Progress.done.Add(int64(len(b)))
+		for ; len(b) > 0; b, n = b[page.Size:], n-page.Size {
+			p := &spans[0]
+			want := zeroSum
+			if p.layer >= 0 {
+				want = c.layers[p.layer].sums[p.Page+(at-p.File)/page.Size]
 			}
-			pageAt(w.buf[:n], zeroSum, at)
-			flush(at + page.Size)
+			pageAt(b[:max(0, min(page.Size, n))], want, at) // nothing where the file is too short
+			if at += page.Size; at == p.File+p.Length {
+				spans = spans[1:]
+			}
 		}
 	}
+	flush(at)
 	return w.isStale(c.File, stale)
 }
 

@@ -44,6 +44,7 @@ type loom struct {
 	weaving
 	layers map[int][]layer // by file
 	memory int64           // that they take
+	ranges *archive.Ranges // of the last that was held back
 }
 
 // A layer is a member of a file, as one of several that are woven.
@@ -51,14 +52,14 @@ type layer struct {
 	*chain.Take
 	part   *chain.Part // without what is in it
 	ranges *archive.Ranges
-	sums   []uint32 // of the member's pages
+	sums   []uint32 // of the member's pages; nil where none is needed
 	memory int64
 }
 
 // newLoom returns one for what the run has to restore.
 func (r *run) newLoom() *loom {
 	stretch := min(max(r.plan.Bytes/int64(16*r.Workers), unitSize), maxStretch) / page.Size * page.Size
-	return &loom{weaving{cmp.Or(r.weaving.worth, worthWeaving), cmp.Or(r.weaving.stretch, stretch)}, map[int][]layer{}, 0}
+	return &loom{weaving{cmp.Or(r.weaving.worth, worthWeaving), cmp.Or(r.weaving.stretch, stretch)}, map[int][]layer{}, 0, nil}
 }
 
 // weaves reports whether a member is to be woven, if that is possible: an increment with many pages of a file that is made anew, and the member on which
@@ -79,12 +80,19 @@ func (l *loom) hold(made layer) bool {
 	member, take := *made.Member, *made.Take
 	take.Member = &member
 	made.Take = &take
-	made.memory = 4*int64(len(made.sums)) + int64(len(member.Increment.Set)) + int64(take.Blocks.GetSizeInBytes()) + 64<<10 // with the seek table of the part
+	made.memory = 4*int64(len(made.sums)) + int64(len(member.Increment.Set)) + int64(take.Blocks.GetSizeInBytes()) + 1<<10
+	if take.Zeros != nil {
+		made.memory += int64(take.Zeros.GetSizeInBytes())
+	}
+	if made.ranges != l.ranges { // the seek table of a part
+		made.memory += 64 << 10
+	}
 	if l.memory+made.memory > loomMemory {
 		return false
 	}
 	made.sums = slices.Clone(made.sums)
 	l.memory += made.memory
+	l.ranges = made.ranges
 	l.layers[take.File] = append(l.layers[take.File], made)
 	return true
 }
@@ -153,24 +161,50 @@ type weave struct {
 // strand is the pages of one layer in a stretch of the file.
 type strand struct {
 	*layer
-	runs []chain.Run
+	runs []chain.Run   // to come in the stretch; the first may be under way
 	body io.ReadCloser // nil where none is open
 	pos  int64         // where body is in the member's content
 	end  int64         // where it ends
 }
 
-// span is a run of a strand.
+// span is a run of a layer, or of zeros.
 type span struct {
 	chain.Run
-	strand int // its number
-	run    int // the number in there
+	layer int // its number; -1 for zeros
+}
+
+// spansOf returns what layers have of a stretch of their file, ascending, and if asked for what is zeros.
+func spansOf(layers []layer, from, to int64, zeros bool) (all []span, err error) {
+	stretch := roaring.New()
+	stretch.AddRange(uint64(from/page.Size), uint64((to+page.Size-1)/page.Size))
+	for i := range layers {
+		l := &layers[i]
+		if l.Zeros != nil && zeros {
+			for first, end := range roaring.And(l.Zeros, stretch).Ranges() {
+				all = append(all, span{chain.Run{File: int64(first) * page.Size, Length: (int64(end) - int64(first)) * page.Size}, -1})
+			}
+		}
+		blocks := stretch
+		if l.Blocks != nil {
+			blocks = roaring.And(l.Blocks, stretch)
+		}
+		runs, err := l.Runs(blocks)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", l.Path, err)
+		}
+		for run := range runs {
+			all = append(all, span{run, i})
+		}
+	}
+	slices.SortFunc(all, func(x, y span) int { return cmp.Compare(x.File, y.File) })
+	return all, nil
 }
 
 // weaver writes a stretch.
 type weaver struct {
 	picker  // of which it is the part that writes
 	strands []strand
-	spans   []span // to come, ascending in the file; the first may be under way
+	spans   []span // to come; the first may be under way
 	first   int64  // of the file: where the pages begin that were found right one after the other
 	next    int64  // and where they end
 }
@@ -184,24 +218,15 @@ func (v *weave) do(w *worker) (err error) {
 		}
 		err = errors.Join(err, s.leave())
 	}()
-	stretch := roaring.New()
-	stretch.AddRange(uint64(v.from/page.Size), uint64((v.to+page.Size-1)/page.Size))
+	if s.spans, err = spansOf(v.layers, v.from, v.to, false); err != nil || len(s.spans) == 0 {
+		return err
+	}
 	for i := range v.layers {
-		l := &v.layers[i]
-		s.strands[i].layer = l
-		runs, err := l.Runs(roaring.And(l.Blocks, stretch))
-		if err != nil {
-			return err
-		}
-		for run := range runs {
-			s.spans = append(s.spans, span{run, i, len(s.strands[i].runs)})
-			s.strands[i].runs = append(s.strands[i].runs, run)
-		}
+		s.strands[i].layer = &v.layers[i]
 	}
-	if len(s.spans) == 0 {
-		return nil
+	for _, p := range s.spans {
+		s.strands[p.layer].runs = append(s.strands[p.layer].runs, p.Run)
 	}
-	slices.SortFunc(s.spans, func(x, y span) int { return cmp.Compare(x.File, y.File) })
 	if s.file, err = w.openPicked(base.Take); err != nil {
 		return fmt.Errorf("%s: %w", base.Path, err)
 	}
@@ -211,7 +236,6 @@ func (v *weave) do(w *worker) (err error) {
 // fill writes the stretch, which ends at to.
 func (s *weaver) fill(to int64) error {
 	last := &s.strands[len(s.strands)-1]
-	bare := last.runs // of the whole file, not read yet
 	for at := s.spans[0].File; len(s.spans) > 0; {
 		if s.ctx.Err() != nil {
 			return context.Cause(s.ctx)
@@ -219,9 +243,6 @@ func (s *weaver) fill(to int64) error {
 		// The whole file's content comes as it is read, a frame of the part in most cases, into which the pages of increments are put. Where much of it is
 		// not needed it is passed over.
 		n := min(int64(len(s.buf)), to-at)
-		for len(bare) > 0 && bare[0].File+bare[0].Length <= at {
-			bare = bare[1:]
-		}
 		switch {
 		case last.body != nil && last.pos == at && at < last.end:
 			k, err := last.body.Read(s.buf[:min(n, last.end-at)])
@@ -233,13 +254,13 @@ func (s *weaver) fill(to int64) error {
 			}
 			n = int64(k)
 			last.pos += n
-		case len(bare) > 0 && bare[0].File <= at:
-			if err := last.open(s.ctx, len(last.runs)-len(bare), at); err != nil {
+		case len(last.runs) > 0 && last.runs[0].File <= at:
+			if err := last.open(s.ctx, at); err != nil {
 				return err
 			}
 			continue
-		case len(bare) > 0:
-			n = min(n, bare[0].File-at)
+		case len(last.runs) > 0:
+			n = min(n, last.runs[0].File-at)
 		}
 		if err := s.put(s.buf[:n], at); err != nil {
 			return err
@@ -278,9 +299,9 @@ func (s *weaver) put(b []byte, at int64) error {
 			from = lo
 		}
 		piece := b[lo-at : hi-at]
-		strand := &s.strands[p.strand]
-		if p.strand < len(s.strands)-1 {
-			if err := strand.read(s.ctx, p, piece, p.Content+lo-p.File); err != nil {
+		strand := &s.strands[p.layer]
+		if p.layer < len(s.strands)-1 {
+			if err := strand.read(s.ctx, piece, p.Content+lo-p.File); err != nil {
 				return err
 			}
 		}
@@ -290,7 +311,7 @@ func (s *weaver) put(b []byte, at int64) error {
 		if to = hi; hi < p.File+p.Length {
 			break
 		}
-		s.spans = s.spans[1:]
+		s.spans, strand.runs = s.spans[1:], strand.runs[1:]
 	}
 	return flush()
 }
@@ -326,11 +347,11 @@ func (s *weaver) noted() {
 	s.sum = 0
 }
 
-// open begins to read the content from at on, which is in that run, up to where much is not needed.
-func (t *strand) open(ctx context.Context, run int, at int64) (err error) {
+// open begins to read the content from at on, which is in the first run, up to where much is not needed.
+func (t *strand) open(ctx context.Context, at int64) (err error) {
 	t.close()
-	t.pos, t.end = at, t.runs[run].Content+t.runs[run].Length
-	for _, next := range t.runs[run+1:] {
+	t.pos, t.end = at, t.runs[0].Content+t.runs[0].Length
+	for _, next := range t.runs[1:] {
 		if next.Content-t.end > maxGap {
 			break
 		}
@@ -343,10 +364,10 @@ func (t *strand) open(ctx context.Context, run int, at int64) (err error) {
 	return nil
 }
 
-// read reads content from at on, which is in that span.
-func (t *strand) read(ctx context.Context, p *span, b []byte, at int64) error {
+// read reads content from at on, which is in the first run.
+func (t *strand) read(ctx context.Context, b []byte, at int64) error {
 	if t.body == nil || at >= t.end {
-		if err := t.open(ctx, p.run, at); err != nil {
+		if err := t.open(ctx, at); err != nil {
 			return err
 		}
 	}

@@ -113,6 +113,42 @@ func TestChainsAreWoven(t *testing.T) {
 	}
 }
 
+// A large file of which pages here and there are stale is compared with all backups of the chain at once, and each stale page is found, whichever backup has it.
+func TestWovenChainsAreCompared(t *testing.T) {
+	g := &maker{store: &storetest.Memory{}, method: compress.Zstd, perPart: 8}
+	contents := wovenChain(g)
+	dir := filepath.Join(t.TempDir(), "data")
+	if _, _, err := fetch(g.store, dir, g.names[0], nil); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, wovenFile)
+	for n := range g.names {
+		is := must2(os.ReadFile(file))
+		for at := n * page.Size; at < len(is); at += 61 * page.Size {
+			is[at+n] ^= 1
+		}
+		if err := os.WriteFile(file, is, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		want, stale := contents[n], int64(0)
+		for at := 0; at < len(want); at += page.Size {
+			if end := at + page.Size; end > len(is) || !bytes.Equal(is[at:end], want[at:end]) {
+				stale++
+			}
+		}
+		_, report, err := fetch(g.store, dir, g.names[n], delta)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := report.Delta; d.StalePages != stale || d.StaleFiles != 1 || d.MissingFiles != 0 || report.Bytes != stale*page.Size {
+			t.Errorf("%s: %+v, wrote %d bytes; want %d stale pages", g.names[n], d, report.Bytes, stale)
+		}
+		if got := must2(os.ReadFile(file)); !bytes.Equal(got, want) {
+			t.Errorf("%s: %s", g.names[n], difference(string(got), string(want)))
+		}
+	}
+}
+
 // Increments that no older backup's pages are needed with come back too.
 func TestWovenWithoutAWhole(t *testing.T) {
 	g := &maker{store: &storetest.Memory{}, method: compress.Zstd, perPart: 8}
