@@ -235,13 +235,17 @@ func (in *Inventory) loadBadWAL(ctx context.Context, a *archive.Archive) error {
 		if err != nil && r.Name == "" {
 			return fmt.Errorf("look which WAL is damaged: %w", err)
 		}
+		unread := map[string]bool{}
+		for _, p := range r.Doc.Problems {
+			unread[p.Segment] = p.Kind == "store" || p.Kind == "key"
+		}
 		for name := range in.BadWAL {
-			if r.Doc.Sample == 0 && r.Doc.First <= name && name <= r.Doc.Last {
+			if r.Doc.Sample == 0 && r.Doc.First <= name && name <= r.Doc.Last && !unread[name] {
 				delete(in.BadWAL, name)
 			}
 		}
 		for _, p := range r.Doc.Problems {
-			if !slices.Contains([]string{"missing", "store", "key"}, p.Kind) { // these say nothing of what is in it
+			if p.Kind != "missing" && !unread[p.Segment] { // these say nothing of what is in it
 				in.BadWAL[p.Segment] = cmp.Or(p.Text, p.Kind, "damaged")
 			}
 		}

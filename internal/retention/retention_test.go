@@ -703,6 +703,9 @@ func TestDamagedDoesNotCount(t *testing.T) {
 	w.put(archive.VerifiedWALDir+"20260110T000000.000000Z-x.json", `{"at":"2026-01-10T00:00:00Z","timeline":1,"first":"`+n[0][5:]+`","last":"`+n[3][5:]+`","problems":[{"segment":"`+n[2][5:]+`","kind":"crc","text":"record at 0/5000028"}]}`)
 	want(t, "when the WAL of the one before is, too", going(w.plan(rule)), n[0])
 	w.put(archive.VerifiedWALDir+"20260111T000000.000000Z-x.json", `{"at":"2026-01-11T00:00:00Z","timeline":1,"first":"`+n[0][5:]+`","last":"`+n[3][5:]+`","problems":[{"segment":"`+n[2][5:]+`","kind":"key"}]}`)
+	want(t, "while nobody can say that it is well again", going(w.plan(rule)), n[0])
+	w.put(archive.VerifiedWALDir+"20260112T000000.000000Z-x.json", `{"at":"2026-01-12T00:00:00Z","timeline":1,"first":"`+n[0][5:]+`","last":"`+n[3][5:]+`"}`)
+	want(t, "once the WAL was found good", going(w.plan(rule)), n[:2]...)
 	w.put(archive.VerifiedDir(n[3])+"20260111T000000.000000Z-x.json", `{"at":"2026-01-11T00:00:00Z","result":"ok"}`)
 	want(t, "once all was found good", going(w.plan(rule)), n[:3]...)
 }
