@@ -1,0 +1,135 @@
+package metrics
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/prometheus/client_golang/prometheus/push"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"holdfast/internal/atomicfile"
+)
+
+// labelName is what Prometheus takes for a label, but for those that begin with two underscores, which are its own.
+var labelName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+
+// ParseLabels reads name=value pairs with commas between them, such as shard=1,tier=gold.
+func ParseLabels(text string) (map[string]string, error) {
+	labels := map[string]string{}
+	for pair := range strings.SplitSeq(text, ",") {
+		if pair = strings.TrimSpace(pair); pair == "" {
+			continue
+		}
+		name, value, ok := strings.Cut(pair, "=")
+		if !ok || !labelName.MatchString(name) || strings.HasPrefix(name, "__") || value == "" {
+			return nil, fmt.Errorf("%q is not a label with its value, such as tier=gold", pair)
+		}
+		if slices.ContainsFunc(Figures(), func(f Figure) bool { return slices.Contains(f.Labels, name) }) || name == "le" {
+			return nil, fmt.Errorf("the label %s is one that samples have", name)
+		}
+		if _, twice := labels[name]; twice {
+			return nil, fmt.Errorf("the label %s is there twice", name)
+		}
+		labels[name] = value
+	}
+	return labels, nil
+}
+
+// Push adds the samples to what a Pushgateway at address has of a group: those of the same names are replaced, the others stay. The group is
+// that of the labels and the labels job (holdfast unless labels say otherwise) and type (typ unless they do). Name and password in the
+// address are for basic authentication, and are in no error.
+func (r *Registry) Push(ctx context.Context, client *http.Client, address, typ string, labels map[string]string) error {
+	if !strings.Contains(address, "://") {
+		address = "http://" + address
+	}
+	u, err := url.Parse(address)
+	if err != nil {
+		return errors.New("the address of the Pushgateway is not a URL") // which may have a password
+	}
+	user := u.User
+	u.User = nil
+	job := "holdfast"
+	if labels["job"] != "" {
+		job = labels["job"]
+	}
+	p := push.New(strings.TrimSuffix(u.String(), "/"), job).Gatherer(r.prom).Client(client)
+	if user != nil {
+		password, _ := user.Password()
+		p.BasicAuth(user.Username(), password)
+	}
+	if labels["type"] == "" {
+		p.Grouping("type", typ)
+	}
+	for name, value := range labels {
+		if name != "job" {
+			p.Grouping(name, value)
+		}
+	}
+	return p.AddContext(ctx)
+}
+
+// maxTextfile bounds what is read of a file that was written before.
+const maxTextfile = 1 << 20
+
+// WriteTextfile makes the samples the content of the file at path, for node_exporter's textfile collector, which sees the old file or the new.
+// Of a job that failed the file keeps what it has of the last success.
+func (r *Registry) WriteTextfile(path string) error {
+	families, err := r.prom.Gather()
+	if err != nil {
+		return err
+	}
+	if f, err := os.Open(path); err == nil {
+		families = keep(families, f)
+		_ = f.Close() // only read
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return atomicfile.Write(path, 0o644, func(w io.Writer) error { return writeText(w, families) })
+}
+
+// keep adds to families what old has of a job's last success, where they have none. What cannot be read is nothing.
+func keep(families []*dto.MetricFamily, old io.Reader) []*dto.MetricFamily {
+	has := func(name string) bool {
+		return slices.ContainsFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == name })
+	}
+	if !has("holdfast_job_succeeded") {
+		return families
+	}
+	text, err := io.ReadAll(io.LimitReader(old, maxTextfile))
+	if err != nil {
+		return families
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	before, err := parser.TextToMetricFamilies(bytes.NewReader(text))
+	if err != nil {
+		return families
+	}
+	for i := range figures {
+		name := figures[i].Name
+		if f := before[name]; strings.HasPrefix(name, lastSuccess) && f != nil && !has(name) {
+			families = append(families, f)
+		}
+	}
+	return families
+}
+
+func writeText(w io.Writer, families []*dto.MetricFamily) error {
+	for _, f := range families {
+		if _, err := expfmt.MetricFamilyToText(w, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
