@@ -3,8 +3,13 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
+	"net"
+	"net/http"
 	"os"
 	"path"
 	"slices"
@@ -17,7 +22,11 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/config"
 	"holdfast/internal/lease"
+	"holdfast/internal/lease/consul"
+	"holdfast/internal/lease/etcd"
+	"holdfast/internal/lease/kube"
 	"holdfast/internal/lease/object"
+	"holdfast/internal/lease/postgres"
 	"holdfast/internal/pg/server"
 )
 
@@ -86,7 +95,12 @@ func (a *app) leases(ctx context.Context, s *config.Settings, ar *archive.Archiv
 		return nil, err
 	}
 	first := members[0].Store
+	service, err := a.leaseService(s)
+	if err != nil {
+		return nil, err
+	}
 	return object.New(first, archive.New(first, archive.Options{}).Now, object.Options{
+		Service: service,
 		Finish: func(ctx context.Context, id, object string, content []byte) (bool, error) {
 			why, err := ar.Finish(ctx, id, object, content, host)
 			switch {
@@ -99,6 +113,79 @@ func (a *app) leases(ctx context.Context, s *config.Settings, ar *archive.Archiv
 			a.log.Info("made a backup of what another host had stored, and had not come to commit: " + object)
 			a.helped = strings.TrimSuffix(path.Base(object), path.Base(ar.SentinelName("")))
 			return true, nil
+		},
+	}), nil
+}
+
+// leaseService opens the service that keeps leases, nil where the archive itself does.
+func (a *app) leaseService(s *config.Settings) (lease.Keeper, error) {
+	switch service := s.Lease.Service(); {
+	case service == "postgres":
+		return postgres.New(connString(server.ConfigFromEnv(s.Postgres.Lookup)))
+	case strings.HasPrefix(service, "postgres"):
+		return postgres.New(service)
+	}
+	kind, secure, hosts, prefix := s.Lease.Address()
+	scheme := "http://"
+	if secure {
+		scheme = "https://"
+	}
+	var addresses []string
+	for _, h := range hosts {
+		addresses = append(addresses, scheme+h)
+	}
+	prefix = cmp.Or(prefix, "holdfast/"+short(s.Storage.Location())) + "/"
+	switch kind {
+	case "etcd":
+		user, password, _ := strings.Cut(s.Lease.Secret, ":")
+		return etcd.New(addresses, prefix, etcd.Options{User: user, Password: password}), nil
+	case "consul":
+		return consul.New(addresses, prefix, consul.Options{Token: s.Lease.Secret}), nil
+	case "kube":
+		return a.kubernetes(hosts[0], strings.TrimSuffix(prefix, "/"))
+	}
+	return nil, nil
+}
+
+// connString writes c as libpq reads it.
+func connString(c server.Config) string {
+	var b strings.Builder
+	quote := strings.NewReplacer(`\`, `\\`, `'`, `\'`)
+	for _, keyword := range slices.Sorted(maps.Keys(c)) {
+		fmt.Fprintf(&b, "%s='%s' ", keyword, quote.Replace(c[keyword]))
+	}
+	return b.String()
+}
+
+// serviceAccount is where a container of Kubernetes finds who it is.
+const serviceAccount = "/var/run/secrets/kubernetes.io/serviceaccount/"
+
+// kubernetes opens the Kubernetes that this process runs in.
+func (a *app) kubernetes(namespace, name string) (lease.Keeper, error) {
+	env := map[string]string{}
+	for _, e := range a.env.Environ {
+		if key, value, ok := strings.Cut(e, "="); ok {
+			env[key] = value
+		}
+	}
+	host, port := env["KUBERNETES_SERVICE_HOST"], cmp.Or(env["KUBERNETES_SERVICE_PORT"], "443")
+	if host == "" {
+		return nil, &advised{errors.New("HOLDFAST_LEASE is in Kubernetes, and this is no container there: KUBERNETES_SERVICE_HOST is not set"),
+			"run it in a pod whose service account may get, create and update leases in " + namespace}
+	}
+	ca, err := os.ReadFile(serviceAccount + "ca.crt")
+	if err != nil {
+		return nil, fmt.Errorf("HOLDFAST_LEASE is in Kubernetes: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(ca) {
+		return nil, fmt.Errorf("HOLDFAST_LEASE is in Kubernetes: %sca.crt holds no certificate", serviceAccount)
+	}
+	return kube.New("https://"+net.JoinHostPort(host, port), namespace, name, kube.Options{
+		HTTP: &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}},
+		Token: func() (string, error) {
+			b, err := os.ReadFile(serviceAccount + "token")
+			return strings.TrimSpace(string(b)), err
 		},
 	}), nil
 }

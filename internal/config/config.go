@@ -247,6 +247,7 @@ type Lease struct {
 	Keeper string        // none, archive or the address of a service, "" where it is not given, see Service; HOLDFAST_LEASE
 	TTL    time.Duration // how long a lease lasts without a sign of life; HOLDFAST_LEASE_TTL
 	Host   string        // name of this host there, "" for its own; HOLDFAST_LEASE_HOST
+	Secret string        // for the service, or ""; HOLDFAST_LEASE_SECRET
 }
 
 // Verify says how archives are verified.

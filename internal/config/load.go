@@ -412,7 +412,7 @@ func (l *loader) set(set *Setting, v value) {
 		return
 	}
 	why := fmt.Sprintf("%q %s", v.text, err)
-	if set.Secret {
+	if _, secret := err.(unshown); secret || set.Secret {
 		why = err.Error()
 	}
 	l.problem(v, why, "correct or unset it; its meaning: "+set.Meaning)

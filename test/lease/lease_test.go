@@ -4,6 +4,7 @@ package lease_test
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"holdfast/internal/pg/instance"
+	"holdfast/test/etcdtest"
 	"holdfast/test/pgtest"
 	"holdfast/test/site"
 )
@@ -154,11 +157,26 @@ func (h *hosts) next(t *testing.T, n int, holder string) site.Result {
 func TestOfThreeHostsOneMakesTheBackup(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {
-		env     string
+		by      string
+		env     func(t *testing.T, h *hosts) string
 		primary bool // it may be the one
-	}{{"HOLDFAST_LEASE=archive", true}, {"HOLDFAST_ROLE=replica", false}} {
-		t.Run(c.env, func(t *testing.T) {
-			h := start(t, 2, c.env)
+	}{
+		{"archive", func(*testing.T, *hosts) string { return "HOLDFAST_LEASE=archive" }, true},
+		{"role", func(*testing.T, *hosts) string { return "HOLDFAST_ROLE=replica" }, false},
+		{"etcd", func(t *testing.T, _ *hosts) string {
+			return "HOLDFAST_LEASE=etcd://" + strings.TrimPrefix(etcdtest.Serve(t), "http://") + "/orders"
+		}, true},
+		{"postgres", func(_ *testing.T, h *hosts) string {
+			one, two := h.all[0].Server, h.all[1].Server
+			return fmt.Sprintf("HOLDFAST_LEASE=postgres:///postgres?user=%s&host=%s,%s&port=%d,%d", instance.Superuser, two.Host(), one.Host(), two.Port(), one.Port())
+		}, true},
+	} {
+		t.Run(c.by, func(t *testing.T) {
+			h := start(t, 2)
+			env := c.env(t, h)
+			for _, s := range h.all {
+				s.Env = append(s.Env, env)
+			}
 			results := make([]site.Result, 3)
 			var all sync.WaitGroup
 			for n := range results {

@@ -1,0 +1,176 @@
+// Package leasetest holds the tests that every keeper of leases must pass.
+package leasetest
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"holdfast/internal/lease"
+)
+
+// Service is a service that keeps leases, as a test has it.
+type Service struct {
+	Open func(t *testing.T) lease.Keeper // as another host would
+	TTL  time.Duration                   // as short as it can be
+	Pass func(d time.Duration)           // lets time pass; nil is time.Sleep
+	Late time.Duration                   // how much later than TTL the service may end a lease
+}
+
+// Test checks that the keepers of a service do what package lease promises. fresh makes one in which nobody holds anything.
+func Test(t *testing.T, fresh func(t *testing.T) Service) {
+	for name, test := range map[string]func(*testing.T, Service){
+		"OneHoldsIt":              oneHolds,
+		"OfManyOneHoldsIt":        ofMany,
+		"RenewedItLasts":          lasts,
+		"NotRenewedItEnds":        ends,
+		"JobsAreApart":            jobs,
+		"ReleasedItIsFreeAtOnce":  released,
+		"AFailedNameTakesNothing": names,
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := fresh(t)
+			if s.Pass == nil {
+				s.Pass = time.Sleep
+			}
+			test(t, s)
+		})
+	}
+}
+
+const job = "backup-push"
+
+func holder(host string) lease.Holder {
+	return lease.Holder{Host: host, PID: 7, Since: time.Date(2026, 11, 21, 3, 0, 0, 0, time.UTC)}
+}
+
+func (s Service) take(t *testing.T, k lease.Keeper, job, host string) lease.Grant {
+	t.Helper()
+	g, err := k.Acquire(t.Context(), job, holder(host), s.TTL)
+	if err != nil {
+		t.Fatalf("%s: %v", host, err)
+	}
+	t.Cleanup(func() { _ = g.Release(t.Context(), false) }) // it may have been given up
+	return g
+}
+
+// refused fails t unless db1 holds the lease.
+func (s Service) refused(t *testing.T, k lease.Keeper, host string) {
+	t.Helper()
+	g, err := k.Acquire(t.Context(), job, holder(host), s.TTL)
+	var held *lease.HeldError
+	if !errors.As(err, &held) || held.Holder.Host != "db1" || held.Here != (host == "db1") {
+		t.Errorf("%s: %v, %v, want that db1 holds it", host, g, err)
+	}
+}
+
+func oneHolds(t *testing.T, s Service) {
+	one, two := s.Open(t), s.Open(t)
+	if h, err := two.Holder(t.Context(), job); h != nil || err != nil {
+		t.Errorf("before anybody: %v, %v", h, err)
+	}
+	g := s.take(t, one, job, "db1")
+	s.refused(t, two, "db2")
+	s.refused(t, s.Open(t), "db1")
+	if h, err := two.Holder(t.Context(), job); err != nil || h == nil || h.Host != "db1" || h.Since.IsZero() {
+		t.Errorf("holder %+v, %v", h, err)
+	}
+	if err := g.Check(t.Context()); err != nil {
+		t.Errorf("check: %v", err)
+	}
+}
+
+func ofMany(t *testing.T, s Service) {
+	var all sync.WaitGroup
+	errs := make([]error, 8)
+	for i := range errs {
+		k := s.Open(t)
+		all.Go(func() {
+			_, errs[i] = k.Acquire(t.Context(), job, holder(fmt.Sprint("db", i)), s.TTL)
+		})
+	}
+	all.Wait()
+	got := 0
+	for i, err := range errs {
+		switch {
+		case err == nil:
+			got++
+		case !errors.As(err, new(*lease.HeldError)):
+			t.Errorf("db%d: %v", i, err)
+		}
+	}
+	if got != 1 {
+		t.Errorf("%d hold it", got)
+	}
+}
+
+func lasts(t *testing.T, s Service) {
+	g, other := s.take(t, s.Open(t), job, "db1"), s.Open(t)
+	for range 6 {
+		s.Pass(s.TTL / 3)
+		if err := g.Renew(t.Context()); err != nil {
+			t.Fatalf("renew: %v", err)
+		}
+	}
+	s.refused(t, other, "db2")
+	if err := g.Check(t.Context()); err != nil {
+		t.Errorf("check: %v", err)
+	}
+}
+
+func ends(t *testing.T, s Service) {
+	one, two := s.Open(t), s.Open(t)
+	lost := s.take(t, one, job, "db1")
+	s.Pass(s.TTL + s.Late)
+	g := s.take(t, two, job, "db2")
+	if g.Token() <= lost.Token() {
+		t.Errorf("token %d after %d", g.Token(), lost.Token())
+	}
+	if err := lost.Check(t.Context()); !errors.As(err, new(*lease.LostError)) {
+		t.Errorf("check of who lost it: %v", err)
+	}
+	if err := lost.Renew(t.Context()); !errors.As(err, new(*lease.LostError)) {
+		t.Errorf("renew of who lost it: %v", err)
+	}
+	if err := lost.Release(t.Context(), true); err != nil {
+		t.Errorf("release of who lost it: %v", err)
+	}
+	if err := g.Check(t.Context()); err != nil {
+		t.Errorf("then who has it: %v", err)
+	}
+}
+
+func jobs(t *testing.T, s Service) {
+	s.take(t, s.Open(t), "verify", "db1")
+	s.take(t, s.Open(t), job, "db2")
+}
+
+func released(t *testing.T, s Service) {
+	one, two := s.Open(t), s.Open(t)
+	var last uint64
+	for range 3 {
+		for _, k := range []lease.Keeper{one, two} {
+			g := s.take(t, k, job, "db1")
+			if g.Token() <= last {
+				t.Errorf("token %d after %d", g.Token(), last)
+			}
+			last = g.Token()
+			if err := g.Release(t.Context(), true); err != nil {
+				t.Fatalf("release: %v", err)
+			}
+		}
+	}
+	if h, err := two.Holder(t.Context(), job); h != nil || err != nil {
+		t.Errorf("after all: %v, %v", h, err)
+	}
+}
+
+func names(t *testing.T, s Service) {
+	for _, bad := range []string{"", "../x", "A", "a b", "a/b"} {
+		if _, err := s.Open(t).Acquire(t.Context(), bad, holder("db1"), s.TTL); err == nil {
+			t.Errorf("a job %q", bad)
+		}
+	}
+}
