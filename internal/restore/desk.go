@@ -64,7 +64,7 @@ func (d *desk) take(done task) task {
 		}
 		d.change.Wait()
 	}
-	i := max(0, slices.IndexFunc(d.ready, func(t task) bool { return !slices.Contains(d.busy, writes(t)) }))
+	i := d.best()
 	t := d.ready[i]
 	d.ready = slices.Delete(d.ready, i, i+1)
 	if f := writes(t); f != nil {
@@ -72,6 +72,23 @@ func (d *desk) take(done task) task {
 	}
 	d.change.Broadcast()
 	return t
+}
+
+// best returns which of the ready tasks is to be done first: of the file that is not being written and has most of them, so that in the end not all that is
+// left is of one file. Among equals it is the first.
+func (d *desk) best() (best int) {
+	tasks := map[any]int{}
+	for _, t := range d.ready {
+		tasks[writes(t)]++
+	}
+	tasks[nil] = 1
+	most := 0
+	for i, t := range d.ready {
+		if f := writes(t); tasks[f] > most && !slices.Contains(d.busy, f) {
+			best, most = i, tasks[f]
+		}
+	}
+	return best
 }
 
 // writes says which file a task writes to, if it is a large one; nil otherwise.

@@ -18,7 +18,7 @@ func deskTask(file int) task {
 	return &picks{picks: []pick{{Take: &chain.Take{File: file}}}}
 }
 
-// What writes to another file than those that are being written comes first, otherwise what was dealt first; each task comes once.
+// What writes to another file than those that are being written comes first, and of files with as much to do what was dealt first; each task comes once.
 func TestDeskOrder(t *testing.T) {
 	d := newDesk()
 	var dealt []task
@@ -43,6 +43,25 @@ func TestDeskOrder(t *testing.T) {
 	take(5)  // 2, for there is no other
 	take(1)
 	if want := []int{0, 3, 1, 4, 5, 2, -1}; !slices.Equal(got, want) {
+		t.Errorf("taken were %v, want %v", got, want)
+	}
+}
+
+// Of files that are not being written the one with most tasks comes first, so that files end at about the same time.
+func TestDeskBalance(t *testing.T) {
+	d := newDesk()
+	var dealt []task
+	for _, file := range []int{1, 1, 2, 2, 2, 3, 3, 3, 3} {
+		dealt = append(dealt, deskTask(file))
+		d.put(dealt[len(dealt)-1])
+	}
+	d.close()
+	var got []int
+	for before := task(nil); len(got) < len(dealt); {
+		before = d.take(before)
+		got = append(got, slices.Index(dealt, before))
+	}
+	if want := []int{5, 2, 6, 0, 3, 7, 1, 4, 8}; !slices.Equal(got, want) {
 		t.Errorf("taken were %v, want %v", got, want)
 	}
 }
