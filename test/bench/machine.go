@@ -126,6 +126,9 @@ Written by `+"`make bench`"+`. Every tool had its turn in each of %d rounds of o
 	if r.catalogue != nil {
 		r.catalogue.print(w)
 	}
+	if r.archiver != nil {
+		r.archiver.print(w, b.segments())
+	}
 	if r.start != nil {
 		fmt.Fprint(w, "\n## Cold start\n\nThe median of 50 calls.\n\n")
 		r.start.print(w, startColumns)

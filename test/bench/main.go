@@ -40,13 +40,14 @@ const (
 )
 
 // sections are the parts of the benchmark, in the order they run. The last one takes its time and is only run when asked for.
-var sections = []string{"full", "relations", "wal", "increments", "catalogue", "start", "million"}
+var sections = []string{"full", "relations", "wal", "increments", "catalogue", "daemon", "start", "million"}
 
 // bench is what all measurements share.
 type bench struct {
 	dir      string // of everything that is written, the account's
 	account  account
 	pg       instance.Programs
+	source   string // the program to measure
 	holdfast string // a copy in dir, which the account may run
 	log      *os.File
 	scale    int // of pgbench; the number of small tables and of WAL segments follow it
@@ -156,7 +157,7 @@ func (b *bench) sections(ctx context.Context, run []string) (*results, error) {
 	wants := func(s ...string) bool {
 		return slices.ContainsFunc(s, func(s string) bool { return slices.Contains(run, s) })
 	}
-	if wants("full", "wal", "catalogue") {
+	if wants("full", "wal", "catalogue", "daemon") {
 		if err := b.makeBig(ctx); err != nil {
 			return nil, err
 		}
@@ -193,6 +194,11 @@ func (b *bench) sections(ctx context.Context, run []string) (*results, error) {
 	}
 	if wants("catalogue") {
 		if r.catalogue, err = b.catalogue(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if wants("daemon") {
+		if r.archiver, err = b.archiver(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -281,7 +287,7 @@ func (b *bench) setUp(ctx context.Context, holdfast string, million bool) error 
 	if err := b.claim(million); err != nil {
 		return err
 	}
-	b.holdfast = filepath.Join(b.dir, "holdfast")
+	b.source, b.holdfast = holdfast, filepath.Join(b.dir, "holdfast")
 	if err := os.RemoveAll(b.holdfast); err != nil { // it may be kept, and still run
 		return err
 	}

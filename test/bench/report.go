@@ -237,6 +237,7 @@ type results struct {
 	millionFiles, smallFiles                                                      int
 	increments                                                                    *incremental
 	catalogue                                                                     *catalogued
+	archiver                                                                      *archiver
 }
 
 // tables lists all tables that were measured.
@@ -248,6 +249,7 @@ func (r *results) tables() []*table {
 	if r.catalogue != nil {
 		all = append(all, r.catalogue.verify, r.catalogue.copies, r.catalogue.lists)
 	}
+	all = append(all, r.archiver.tables()...)
 	return slices.DeleteFunc(all, func(t *table) bool { return t == nil })
 }
 
@@ -298,7 +300,7 @@ func (r *results) targets() []target {
 	for _, ours := range []string{pushOneZstd, pushAheadZstd, pushOneLZ4, pushAheadLZ4} {
 		all = append(all, target{what: "wal-push: peak memory of " + ours, bound: 100, strict: true, rounds: figures(r.push, peak, ours), unit: " MiB"})
 	}
-	all = append(append(all, r.increments.targets()...), r.catalogue.targets()...)
+	all = slices.Concat(all, r.increments.targets(), r.catalogue.targets(), r.archiver.targets())
 	return append(all, target{what: "cold start of holdfast --version", bound: 20, strict: true, rounds: figures(r.start, call, startOurs), unit: " ms"})
 }
 
