@@ -124,6 +124,9 @@ func (a *app) fetch(ctx context.Context, s *config.Settings, f *fetchFlags, dir,
 	if err != nil {
 		return err
 	}
+	if !f.dryRun {
+		a.starts("backup-fetch")
+	}
 	ar, err := a.openArchive(ctx, s, toRead)
 	if err != nil {
 		return err
@@ -201,6 +204,7 @@ func (a *app) carryOut(ctx context.Context, s *config.Settings, f *fetchFlags, a
 	if err != nil {
 		return err
 	}
+	a.measures(0, report.Seconds)
 	for _, note := range report.Notes {
 		a.log.Info(note)
 	}

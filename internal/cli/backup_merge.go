@@ -47,6 +47,9 @@ func (a *app) backupMerge() *cobra.Command {
 
 // merge plans a merge and, unless only the plan is wanted, carries it out where that is this host's to do.
 func (a *app) merge(ctx context.Context, s *config.Settings, name string, dryRun, asJSON bool) error {
+	if !dryRun {
+		a.starts(leaseMerge)
+	}
 	ar, err := a.openArchive(ctx, s, toWrite)
 	if err != nil {
 		return err

@@ -85,6 +85,7 @@ func (a *app) backupPush() *cobra.Command {
 
 // push connects, takes the backup, over the wire where dir is empty, and tells how it goes. Where that is not this host's to do there is no report.
 func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta deltaFlags, opts backup.Options) (*backup.Report, error) {
+	a.starts(leasePush)
 	ar, err := a.openArchive(ctx, s, toWrite)
 	if err != nil {
 		return nil, err
@@ -110,6 +111,7 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta de
 	if err != nil || report == nil {
 		return nil, err
 	}
+	a.measures(report.BytesRead, report.Seconds)
 	a.log.Info(storedLine(report))
 	for _, words := range deltaWords(report) {
 		a.log.Info(words)

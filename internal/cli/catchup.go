@@ -105,6 +105,7 @@ func parsePosition(text string) (wal.LSN, error) {
 
 // pushCatchUp connects, pushes, and tells how it goes.
 func (a *app) pushCatchUp(ctx context.Context, s *config.Settings, dir string, whom backup.Standby, opts backup.Options) (*backup.Report, error) {
+	a.starts("catchup-push")
 	ar, err := a.openArchive(ctx, s, toWrite)
 	if err != nil {
 		return nil, err

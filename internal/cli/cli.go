@@ -27,6 +27,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/config"
+	"holdfast/internal/metrics"
 	"holdfast/internal/store/meter"
 	"holdfast/internal/store/mirror"
 )
@@ -63,7 +64,7 @@ func Run(env Env) int {
 	ctx, stop := a.interruptible()
 	defer stop()
 	root := a.root()
-	root.SetArgs(env.Args)
+	root.SetArgs(twoDashes(env.Args))
 	root.SetIn(env.Stdin)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
@@ -73,6 +74,7 @@ func Run(env Env) int {
 	}
 	a.tellTraffic()
 	status := a.report(err)
+	a.tellMonitors(status)
 	if a.logFile != nil {
 		if err := a.logFile.Close(); err != nil {
 			a.logFile, a.log = nil, nil // what follows can only go to standard error
@@ -125,9 +127,12 @@ type app struct {
 	log     *slog.Logger
 	logFile *os.File
 	traffic meter.Counters // with the store
-	dirs    []string       // archives that are directories here
-	mirrors *mirror.Mirror // once opened, where there are such
-	helped  string         // the backup that was made of what another host had stored
+	job     *metrics.Job   // what the command does, where monitoring is to be told of it
+
+	inForce *config.Settings // once they are read
+	dirs    []string         // archives that are directories here
+	mirrors *mirror.Mirror   // once opened, where there are such
+	helped  string           // the backup that was made of what another host had stored
 }
 
 // report turns an error into words for people and a status for programs.
@@ -372,6 +377,7 @@ func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 	if err := a.openLog(s); err != nil {
 		return nil, err
 	}
+	a.inForce = s
 	for _, st := range s.Storages() {
 		if st.Dir != "" {
 			a.dirs = append(a.dirs, st.Dir)

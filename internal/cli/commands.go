@@ -28,6 +28,7 @@ func (a *app) commands() []*cobra.Command {
 		a.walVerify(),
 		a.timeline(),
 		a.ribbon(),
+		a.metrics(),
 		a.walGap(),
 		a.pgbackrest(),
 		a.delete(),

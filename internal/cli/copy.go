@@ -81,6 +81,9 @@ func (a *app) copy() *cobra.Command {
 
 // copyArchive plans a copy and, unless only the plan is wanted, carries it out.
 func (a *app) copyArchive(ctx context.Context, s *config.Settings, o copyFlags) error {
+	if !o.dryRun {
+		a.starts("copy")
+	}
 	source := s
 	var err error
 	if o.from != "" {

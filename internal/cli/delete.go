@@ -230,6 +230,9 @@ func (a *app) deleteBy(cmd *cobra.Command, f *deleteFlags, rule retention.Rule, 
 	if err != nil {
 		return err
 	}
+	if f.confirm {
+		a.starts(leaseDelete)
+	}
 	ar, err := a.openArchive(ctx, s, toRead)
 	if err != nil {
 		return err

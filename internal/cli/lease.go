@@ -47,6 +47,7 @@ func (a *app) alone(ctx context.Context, s *config.Settings, job string, ar *arc
 		return err
 	case not != "":
 		a.log.Info(not)
+		a.passes()
 		return nil
 	}
 	if s.Lease.Service() == "none" {
@@ -71,6 +72,7 @@ func (a *app) alone(ctx context.Context, s *config.Settings, job string, ar *arc
 	switch {
 	case errors.As(err, &held):
 		a.log.Info(held.Error())
+		a.passes()
 		return nil
 	case errors.As(err, &kept):
 		a.log.Warn(fmt.Sprintf("%v; it ends by itself in %s", kept, s.Lease.TTL))

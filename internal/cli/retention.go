@@ -101,6 +101,7 @@ func (a *app) retentionApply() *cobra.Command {
 		Example: "  holdfast retention apply",
 		Args:    a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			a.starts(leaseRetention)
 			s, ar, p, err := a.openRetention(cmd)
 			if err != nil {
 				return err

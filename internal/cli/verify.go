@@ -96,6 +96,9 @@ func parseShare(text string) (float64, error) {
 
 // verifyArchive plans a verification and, unless only the plan is wanted, carries it out.
 func (a *app) verifyArchive(ctx context.Context, s *config.Settings, req verify.Request, dryRun, asJSON bool) error {
+	if !dryRun {
+		a.starts(leaseVerify)
+	}
 	if b := s.Verify.Budget; b > 0 && (s.NetworkRate == 0 || b < s.NetworkRate) {
 		s.NetworkRate = b
 	}

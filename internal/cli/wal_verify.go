@@ -116,6 +116,7 @@ func (a *app) clusterPosition(ctx context.Context, s *config.Settings, f verifyF
 
 // verifyWAL runs the checks and prints what they found.
 func (a *app) verifyWAL(ctx context.Context, s *config.Settings, checks []string, f verifyFlags) error {
+	a.starts("wal-verify")
 	at, err := a.clusterPosition(ctx, s, f)
 	if err != nil {
 		return err

@@ -36,6 +36,7 @@ type Settings struct {
 	Verify       Verify
 	Retention    Retention
 	Lease        Lease
+	Metrics      Metrics
 	Stanza       string // of pgBackRest; PGBACKREST_STANZA
 	Postgres     Postgres
 	Log          Log
@@ -248,6 +249,15 @@ type Lease struct {
 	TTL    time.Duration // how long a lease lasts without a sign of life; HOLDFAST_LEASE_TTL
 	Host   string        // name of this host there, "" for its own; HOLDFAST_LEASE_HOST
 	Secret string        // for the service, or ""; HOLDFAST_LEASE_SECRET
+}
+
+// Metrics says who is told what jobs came to.
+type Metrics struct {
+	Pushgateway string            // address, "" for none; HOLDFAST_PUSHGATEWAY
+	Labels      string            // name=value pairs, see LabelMap; HOLDFAST_PUSHGATEWAY_LABELS
+	TextfileDir string            // absolute, "" for none; HOLDFAST_METRICS_TEXTFILE_DIR
+	StatsD      string            // host:port, "" for none; WALG_STATSD_ADDRESS
+	StatsDTags  map[string]string // WALG_STATSD_EXTRA_TAGS
 }
 
 // Verify says how archives are verified.

@@ -137,6 +137,7 @@ func TestDefaults(t *testing.T) {
 			Delta: config.Delta{Origin: "LATEST", Source: "auto", Sample: 0.001}},
 		Retention:    config.Retention{Grace: 72 * time.Hour},
 		Verify:       config.Verify{MaxAge: 30 * 24 * time.Hour},
+		Lease:        config.Lease{TTL: time.Minute},
 		Stanza:       "main",
 		Postgres:     config.Postgres{Vars: map[string]string{"PGAPPNAME": "holdfast"}},
 		Log:          config.Log{Level: "NORMAL", Destination: "stderr", Format: "text"},
@@ -197,10 +198,28 @@ func sample(s config.Setting) string {
 		"S3_SSE_C": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "PGPORT": "5433", "GCS_ENCRYPTION_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
 		"WALG_GS_PREFIX": "gs://b/c", "WALG_AZ_PREFIX": "azure://b/c", "WALG_SWIFT_PREFIX": "swift://b/c", "WALG_SSH_PREFIX": "ssh://h/c",
 		"HOLDFAST_AZURE_ENDPOINT": "https://h", "HOLDFAST_STATE_DIR": "/s", "HOLDFAST_MIRRORS_JOURNAL": "/j", "HOLDFAST_RECEIVE_DIR": "/r", "WALG_TARGET_STORAGE": "default",
+		"HOLDFAST_LEASE": "archive", "HOLDFAST_PUSHGATEWAY": "http://h:9091", "HOLDFAST_PUSHGATEWAY_LABELS": "tier=gold", "HOLDFAST_METRICS_TEXTFILE_DIR": "/t", "WALG_STATSD_ADDRESS": "h:8125",
 	}[s.Name]; special != "" {
 		return special
 	}
 	return "seven"
+}
+
+func TestLabelsAreRead(t *testing.T) {
+	for _, c := range []struct {
+		text string
+		want map[string]string // nil is an error
+	}{
+		{"", map[string]string{}},
+		{"shard=1, tier=gold", map[string]string{"shard": "1", "tier": "gold"}},
+		{"job=walg-basebackup,type=full,path=a/b=c", map[string]string{"job": "walg-basebackup", "type": "full", "path": "a/b=c"}},
+		{"shard", nil}, {"shard=", nil}, {"=1", nil}, {"1a=b", nil}, {"__name__=x", nil}, {"a=1,a=2", nil}, {"operation=x", nil}, {"le=5", nil},
+	} {
+		s, err := config.Load(config.Sources{Environ: []string{"HOLDFAST_PUSHGATEWAY_LABELS=" + c.text}})
+		if (err == nil) != (c.want != nil) || err == nil && !cmp.Equal(s.Metrics.LabelMap(), c.want) {
+			t.Errorf("%q: got %v; want %v", c.text, err, c.want)
+		}
+	}
 }
 
 func TestEveryNameOfASettingWorks(t *testing.T) {
@@ -450,7 +469,7 @@ func TestIgnoredSettingsAreNamed(t *testing.T) {
 		{"WALG_TAR_DISABLE_FSYNC=true", "synced once", "backup-fetch"},
 		{"WALG_PG_WAL_SIZE=64", "never configured", ""},
 		{"WALG_SERIALIZER_TYPE=x", "retired", ""},
-		{"WALG_STATSD_ADDRESS=x:1", "does not have", ""},
+		{"HTTP_LISTEN=x:1", "does not have", ""},
 		{"WALG_MYSQL_DATASOURCE_NAME=x", "another database", ""},
 		{"MONGODB_URI=x", "", ""},
 		{"GOMAXPROCS=2", "", ""},

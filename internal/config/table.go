@@ -75,6 +75,7 @@ var (
 	walPush  = []string{"wal-push", "daemon"}
 	walFetch = []string{"wal-fetch", "daemon"}
 	receive  = []string{"wal-receive"}
+	jobs     = []string{"backup-push", "backup-fetch", "backup-merge", "catchup-push", "copy", "delete", "retention", "verify", "wal-verify"}
 	leased   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "lease"}
 	asks     = []string{"backup-push", "catchup-push", "wal-receive", "wal-verify", "wal-show", "timeline"}
 	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline"}
@@ -390,6 +391,18 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Name of this host in leases, where its own does not tell it from others."},
 			{Name: "HOLDFAST_LEASE_SECRET", Secret: true, Used: leased, into: &s.Lease.Secret,
 				Meaning: "What the service that keeps leases wants: `user:password` for etcd, a token for Consul."},
+		}),
+		section("Metrics", []Setting{
+			{Name: "HOLDFAST_PUSHGATEWAY", Secret: true, check: webAddress, Used: jobs, into: &s.Metrics.Pushgateway,
+				Meaning: "Address of a Prometheus Pushgateway, such as `http://host:9091`, perhaps with name and password, which each job tells at its end what it came to, also where it failed. docs/metrics.md says what."},
+			{Name: "HOLDFAST_PUSHGATEWAY_LABELS", check: labelList, Used: append([]string{"metrics"}, jobs...), into: &s.Metrics.Labels,
+				Meaning: "Labels that tell this cluster from others, such as `shard=1,tier=gold`: those of its groups in the Pushgateway, beside `job` (`holdfast`, unless it is among them) and `type` (the command, likewise), and of all samples in files."},
+			{Name: "HOLDFAST_METRICS_TEXTFILE_DIR", Type: Path, check: absolutePath, Used: jobs, into: &s.Metrics.TextfileDir,
+				Meaning: "Directory of node_exporter's textfile collector, in which each job writes at its end what it came to, also where it failed."},
+			{Name: "WALG_STATSD_ADDRESS", check: hostPort, into: &s.Metrics.StatsD,
+				Meaning: "Host and port to which each command sends by UDP, as StatsD has it, what it did with the storage; unlike in WAL-G also where it failed."},
+			{Name: "WALG_STATSD_EXTRA_TAGS", into: &s.Metrics.StatsDTags,
+				Meaning: "Tags for each of these values, in InfluxDB's form."},
 		}),
 		section("pgBackRest", []Setting{
 			{Name: "PGBACKREST_STANZA", Default: "main", Used: []string{"pgbackrest"}, into: &s.Stanza,

@@ -23,7 +23,7 @@ import (
 
 // Options says what a Registry is to tell.
 type Options struct {
-	Release, Revision string
+	Release, Revision string            // "" is left out
 	Store             *meter.Counters   // what was done with stores; nil is left out
 	Process           bool              // the Go runtime's figures and those of the process too: of one that stays
 	Labels            map[string]string // that every sample gets
@@ -50,8 +50,10 @@ func New(o Options) *Registry {
 		r.now = time.Now
 	}
 	reg := prometheus.WrapRegistererWith(o.Labels, r.prom)
-	build := Sample{"holdfast_build_info", []string{o.Release, o.Revision}, 1}
-	reg.MustRegister(&collector{section: Built, collect: func() []Sample { return []Sample{build} }})
+	if o.Release != "" {
+		build := Sample{"holdfast_build_info", []string{o.Release, o.Revision}, 1}
+		reg.MustRegister(&collector{section: Built, collect: func() []Sample { return []Sample{build} }})
+	}
 	reg.MustRegister(&collector{section: Jobs, collect: r.jobSamples})
 	reg.MustRegister(&collector{section: Holding, collect: func() []Sample { return r.archiveSamples(Holding) }})
 	reg.MustRegister(&collector{section: Exposed, collect: func() []Sample { return append(r.archiveSamples(Exposed), storeErrors(o.Store)...) }})

@@ -217,7 +217,7 @@ func TestHistogramAddsUp(t *testing.T) {
 }
 
 func TestPrometheusIsAnswered(t *testing.T) {
-	r := metrics.New(metrics.Options{Process: true})
+	r := metrics.New(metrics.Options{Release: "v1", Process: true})
 	w := httptest.NewRecorder()
 	r.Handler().ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
 	for _, want := range []string{"go_goroutines ", "process_resident_memory_bytes ", "holdfast_build_info{"} {
@@ -297,28 +297,11 @@ func FuzzTextfile(f *testing.F) {
 			t.Fatal(err)
 		}
 		for _, name := range regexp.MustCompile(`(?m)^# TYPE (\S+)`).FindAllStringSubmatch(string(b), -1) {
-			if !strings.HasPrefix(name[1], "holdfast_job_") && name[1] != "holdfast_build_info" {
+			if !strings.HasPrefix(name[1], "holdfast_job_") {
 				t.Errorf("%s came from the old file", name[1])
 			}
 		}
 	})
-}
-
-func TestLabelsAreRead(t *testing.T) {
-	for _, c := range []struct {
-		text string
-		want map[string]string // nil is an error
-	}{
-		{"", map[string]string{}},
-		{"shard=1, tier=gold", map[string]string{"shard": "1", "tier": "gold"}},
-		{"job=walg-basebackup,type=full,path=a/b=c", map[string]string{"job": "walg-basebackup", "type": "full", "path": "a/b=c"}},
-		{"shard", nil}, {"shard=", nil}, {"=1", nil}, {"1a=b", nil}, {"__name__=x", nil}, {"a=1,a=2", nil}, {"operation=x", nil}, {"le=5", nil},
-	} {
-		got, err := metrics.ParseLabels(c.text)
-		if (err == nil) != (c.want != nil) || err == nil && !cmp.Equal(got, c.want) {
-			t.Errorf("%q: got %v, %v; want %v", c.text, got, err, c.want)
-		}
-	}
 }
 
 // A Pushgateway that refuses is an error without the password that it was offered, and the group is in the path.

@@ -4,13 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
 	"net/url"
 	"os"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -21,31 +19,6 @@ import (
 
 	"holdfast/internal/atomicfile"
 )
-
-// labelName is what Prometheus takes for a label, but for those that begin with two underscores, which are its own.
-var labelName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
-
-// ParseLabels reads name=value pairs with commas between them, such as shard=1,tier=gold.
-func ParseLabels(text string) (map[string]string, error) {
-	labels := map[string]string{}
-	for pair := range strings.SplitSeq(text, ",") {
-		if pair = strings.TrimSpace(pair); pair == "" {
-			continue
-		}
-		name, value, ok := strings.Cut(pair, "=")
-		if !ok || !labelName.MatchString(name) || strings.HasPrefix(name, "__") || value == "" {
-			return nil, fmt.Errorf("%q is not a label with its value, such as tier=gold", pair)
-		}
-		if slices.ContainsFunc(Figures(), func(f Figure) bool { return slices.Contains(f.Labels, name) }) || name == "le" {
-			return nil, fmt.Errorf("the label %s is one that samples have", name)
-		}
-		if _, twice := labels[name]; twice {
-			return nil, fmt.Errorf("the label %s is there twice", name)
-		}
-		labels[name] = value
-	}
-	return labels, nil
-}
 
 // Push adds the samples to what a Pushgateway at address has of a group: those of the same names are replaced, the others stay. The group is
 // that of the labels and the labels job (holdfast unless labels say otherwise) and type (typ unless they do). Name and password in the
