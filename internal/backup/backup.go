@@ -180,7 +180,7 @@ func (r *run) judge(ctx context.Context) error {
 		r.Logger.Warn(note)
 	}
 	// A standby's WAL is its primary's to archive.
-	if !archiving(r.facts) && !r.facts.Standby && !r.NoWaitWAL {
+	if !archiving(r.facts) && !r.facts.Standby && !r.NoWaitWAL && !r.streamed(ctx) {
 		return &archivingOffError{mode: r.facts.ArchiveMode, command: r.facts.ArchiveCommand, library: r.facts.ArchiveLibrary}
 	}
 	switch failing, err := r.archiver(ctx); {
@@ -208,6 +208,12 @@ func (r *run) claim(ctx context.Context) error {
 		r.Logger.Warn("what backup-pushes that died have left is not all removed", "err", err)
 	}
 	return nil
+}
+
+// streamed reports whether a wal-receive is at work: the archive has the beginning of a segment that is being written.
+func (r *run) streamed(ctx context.Context) bool {
+	tails, err := r.archive.Tails(ctx)
+	return err == nil && len(tails) > 0 // where it cannot be told, waiting for the WAL will
 }
 
 // archiving reports whether the server hands its WAL to somebody.

@@ -48,7 +48,7 @@ func (e *archivingOffError) Error() string {
 
 func (e *archivingOffError) Hint() string {
 	return `set archive_mode = on and archive_command = 'holdfast wal-push "%p"', and restart PostgreSQL; ` +
-		"or, when WAL reaches the archive another way, use --no-wait-wal"
+		"or let `holdfast wal-receive` run, which this takes note of by what it stores of the segment that is being written; or, when WAL reaches the archive another way, use --no-wait-wal"
 }
 
 // walMissingError says which WAL did not reach the archive in time.

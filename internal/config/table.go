@@ -411,7 +411,7 @@ func table(s *Settings, cores int) []Setting {
 		section("PostgreSQL", []Setting{
 			{Name: "PGDATA", Type: Path, Used: []string{"backup-push", "catchup-push", "wal-fetch", "wal-push --repair"}, into: &s.Postgres.DataDir,
 				Meaning: "The data directory, where the command line does not name it. wal-fetch looks there for what the server is doing when it is not called from there."},
-			{Name: "PGHOST", Meaning: "Host name, or directory of the socket."},
+			{Name: "PGHOST", Meaning: "Host name, or directory of the socket. `wal-receive` takes several, with commas between them, as it does ports."},
 			{Name: "PGPORT", check: port, Meaning: "Port."},
 			{Name: "PGUSER", Meaning: "Role to connect as."},
 			{Name: "PGPASSWORD", Secret: true, Meaning: "Its password."},
@@ -526,10 +526,12 @@ func (s *Setting) kind() Kind {
 	return String
 }
 
-// port checks a TCP port.
+// port checks a TCP port, or several with commas between them.
 func port(text string) error {
-	if n, err := strconv.Atoi(text); err != nil || n < 1 || n > 65535 {
-		return errors.New("must be a port, from 1 to 65535")
+	for one := range strings.SplitSeq(text, ",") {
+		if n, err := strconv.Atoi(one); err != nil || n < 1 || n > 65535 {
+			return errors.New("must be a port, from 1 to 65535")
+		}
 	}
 	return nil
 }

@@ -36,16 +36,34 @@ func ConnectStream(ctx context.Context, cfg Config) (*Replication, error) {
 		if err != nil {
 			return nil, err
 		}
-		switch attrs { // a session for replication answers SHOW, and no queries
+		parsed.ValidateConnect = nil
+		switch attrs {
 		case "primary", "read-write":
-			parsed.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadWrite
+			parsed.ValidateConnect = wanted(false)
 		case "standby", "read-only":
-			parsed.ValidateConnect = pgconn.ValidateConnectTargetSessionAttrsReadOnly
-		default:
-			parsed.ValidateConnect = nil
+			parsed.ValidateConnect = wanted(true)
 		}
 		return parsed, nil
 	})
+}
+
+// wanted refuses a server that is no standby, or that is one. The driver's own functions ask by what a session for replication does not answer: it knows
+// SHOW, in capitals, and no queries.
+func wanted(standby bool) pgconn.ValidateConnectFunc {
+	return func(ctx context.Context, pg *pgconn.PgConn) error {
+		results, err := pg.Exec(ctx, "SHOW transaction_read_only").ReadAll() // see connectReplication
+		switch {
+		case err != nil:
+			return err
+		case len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1:
+			return errors.New("the server does not say whether it is a standby")
+		case standby && string(results[0].Rows[0][0]) != "on":
+			return errors.New("it is no standby")
+		case !standby && string(results[0].Rows[0][0]) == "on":
+			return errors.New("it is a standby")
+		}
+		return nil
+	}
 }
 
 // CreateSlot makes sure that there is a physical replication slot, and reports whether this call has made it. A new one keeps the WAL from the last
