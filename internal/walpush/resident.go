@@ -3,6 +3,7 @@ package walpush
 import (
 	"context"
 	"fmt"
+	"io"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -80,6 +81,7 @@ func (r *Resident) push(ctx context.Context, p *pusher, f *file) (Report, error)
 		report.Outcome = Early
 		p.forget(f.name)
 		r.serve(f.name)
+		r.follow(f)
 		return report, nil
 	}
 	asked, _, err := r.open(ctx)
@@ -89,9 +91,13 @@ func (r *Resident) push(ctx context.Context, p *pusher, f *file) (Report, error)
 	if err := p.checkOwner(ctx, asked, f); err != nil {
 		return Report{}, fmt.Errorf("store %s: %w", f.name, err)
 	}
-	r.follow(f)
 	storeSummary := p.summarize(f)
-	report.Bytes, err = asked.PutWAL(ctx, f.name, f.open)
+	// What goes ahead begins when this file has been read: until then they would only take the processor from each other.
+	follow := sync.OnceFunc(func() { r.follow(f) })
+	report.Bytes, err = asked.PutWAL(ctx, f.name, func() (io.ReadCloser, error) {
+		c, err := f.open()
+		return &followed{c, follow}, err
+	})
 	p.summing.Wait() // from then on PostgreSQL may use the file for something else
 	if err != nil {
 		return Report{}, fmt.Errorf("store %s: %w", f.name, err)
@@ -100,12 +106,27 @@ func (r *Resident) push(ctx context.Context, p *pusher, f *file) (Report, error)
 		report.Outcome = Equal
 	}
 	r.serve(f.name)
+	follow()
 	select {
 	case r.later <- func(ctx context.Context) { storeSummary(ctx, asked) }:
 	default:
 		storeSummary(ctx, asked)
 	}
 	return report, nil
+}
+
+// followed calls then at its end.
+type followed struct {
+	io.ReadCloser
+	then func()
+}
+
+func (f *followed) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	if err == io.EOF {
+		f.then()
+	}
+	return n, err
 }
 
 // Run stores ahead what comes after the files that are asked for, and summaries, until ctx ends. Summaries of what is durable by then are
