@@ -87,6 +87,9 @@ func (p *pusher) pushAhead(ctx context.Context, a Archive, asked *file, name str
 		defer release()
 	}
 	f, err := inspect(filepath.Join(p.dir, name))
+	if err == nil {
+		err = f.checkFinished()
+	}
 	if err != nil {
 		return &localError{err}
 	}

@@ -91,6 +91,9 @@ type Opener func(context.Context) (asked, ahead Archive, err error)
 func Push(ctx context.Context, open Opener, path string, o Options) (Report, error) {
 	p := newPusher(filepath.Dir(path), o)
 	f, err := inspect(path)
+	if err == nil {
+		err = f.checkFinished()
+	}
 	if err != nil {
 		return Report{}, err
 	}

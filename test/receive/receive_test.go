@@ -284,6 +284,57 @@ func TestKilledReceiverMissesNothing(t *testing.T) {
 	})
 }
 
+// However often the server crashes, the receiver finds it again, and the archive has every segment as the server has it in the end.
+func TestReceiverOutlivesCrashesOfTheServer(t *testing.T) {
+	t.Parallel()
+	majors(t, func(t *testing.T, p instance.Programs) {
+		c, at := cluster(t, p), newPlace(t)
+		at.receive(t, c.Environ(), "--synchronous")
+		for range 4 {
+			load := c.StartLoad(t, 2)
+			before := load.Committed()
+			pgtest.Eventually(t, "100 transactions", func() bool { return load.Committed() >= before+100 })
+			time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond) // whatever is being written then
+			c.Server.Kill()
+			load.Stop() // the server's death ended it
+			c.Start(t)
+		}
+		c.Exec(t, `insert into history (worker, n, delta) values (9, 1, 1)`)
+		at.tailHas(t, c)
+		at.same(t, c, at.finish(t, c))
+		at.tidy(t)
+	})
+}
+
+// A standby that has nothing but the archive follows the primary within moments, and although it archives what it restores no unfinished segment becomes a
+// whole one.
+func TestStandbyFollowsTheTail(t *testing.T) {
+	t.Parallel()
+	majors(t, func(t *testing.T, p instance.Programs) {
+		c, at := cluster(t, p), newPlace(t)
+		at.receive(t, c.Environ())
+		c.Exec(t, `create table t as select 0 n`)
+		at.tailHas(t, c)
+		env := strings.Join(at.env, " ")
+		settings := keep(p)
+		for name, value := range map[string]string{
+			"archive_mode": "always", "archive_command": env + " " + at.binary + ` wal-push "%p"`, "restore_command": env + " " + at.binary + ` wal-fetch "%f" "%p"`,
+			"primary_conninfo": "", "wal_retrieve_retry_interval": "100ms",
+		} {
+			settings[name] = value
+		}
+		standby := c.Standby(t, pgtest.Options{Settings: settings})
+		for n := range 3 {
+			c.Exec(t, fmt.Sprintf(`insert into t values (%d)`, n+1))
+			c.CatchUp(t, standby)
+			pgtest.Eventually(t, "the standby has tried to archive the segment", func() bool {
+				return standby.Value(t, `select failed_count > $1 from pg_stat_archiver`, n) == "true"
+			})
+			at.same(t, c, at.finish(t, c))
+		}
+	})
+}
+
 // site returns the place as what is archived of c.
 func (p *place) site(c *pgtest.Cluster) *site.Site {
 	return &site.Site{Cluster: c, Binary: p.binary, Root: p.root, Env: p.env}
