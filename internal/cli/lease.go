@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net"
 	"net/http"
@@ -101,7 +102,15 @@ func (a *app) leases(ctx context.Context, s *config.Settings, ar *archive.Archiv
 	if err != nil {
 		return nil, err
 	}
-	return object.New(first, archive.New(first, archive.Options{}).Now, object.Options{
+	clock := archive.New(first, archive.Options{})
+	now := func(ctx context.Context) (time.Time, error) {
+		t, err := clock.Now(ctx)
+		if !t.IsZero() && errors.Is(err, fs.ErrPermission) { // what it was read off stays, where nothing may be removed
+			err = nil
+		}
+		return t, err
+	}
+	return object.New(first, now, object.Options{
 		Service: service,
 		Finish: func(ctx context.Context, id, object string, content []byte) (bool, error) {
 			why, err := ar.Finish(ctx, id, object, content, host)

@@ -19,6 +19,9 @@ import (
 	"holdfast/test/site"
 )
 
+// ttl is how long a test waits for a lease to end: short, and long enough for a machine that is busy.
+const ttl = "15s"
+
 // hosts is a primary, db1, and standbys, db2 and so on, each with the settings of its host.
 type hosts struct {
 	all  []*site.Site
@@ -244,7 +247,7 @@ func TestRolesAreAskedOfTheServer(t *testing.T) {
 
 func TestWhoIsKilledIsFollowedByOne(t *testing.T) {
 	t.Parallel()
-	h := start(t, 1, "HOLDFAST_LEASE=archive", "HOLDFAST_LEASE_TTL=5s")
+	h := start(t, 1, "HOLDFAST_LEASE=archive", "HOLDFAST_LEASE_TTL="+ttl)
 	r := h.waiting(t, 1)
 	if err := r.Process.Kill(); err != nil {
 		t.Fatal(err)
@@ -262,7 +265,7 @@ func TestWhoIsKilledIsFollowedByOne(t *testing.T) {
 
 func TestWhoStandsStillCommitsNothingWhenItGoesOn(t *testing.T) {
 	t.Parallel()
-	h := start(t, 1, "HOLDFAST_LEASE=archive", "HOLDFAST_LEASE_TTL=5s")
+	h := start(t, 1, "HOLDFAST_LEASE=archive", "HOLDFAST_LEASE_TTL="+ttl)
 	r := h.waiting(t, 1)
 	if err := r.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
@@ -282,7 +285,7 @@ func TestWhoStandsStillCommitsNothingWhenItGoesOn(t *testing.T) {
 // A sentinel that could not be put is put by whoever comes next, before it makes a backup of its own.
 func TestWhatWasSealedIsFinishedByTheNext(t *testing.T) {
 	t.Parallel()
-	h := start(t, 1, "HOLDFAST_LEASE=archive", "HOLDFAST_LEASE_TTL=5s")
+	h := start(t, 1, "HOLDFAST_LEASE=archive", "HOLDFAST_LEASE_TTL="+ttl)
 	r := h.waiting(t, 1)
 	dir := filepath.Join(h.all[0].Root, "basebackups_005")
 	if err := os.Chmod(dir, 0o500); err != nil {

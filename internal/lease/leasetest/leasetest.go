@@ -66,7 +66,14 @@ func (s Service) refused(t *testing.T, k lease.Keeper, host string) {
 	}
 }
 
+// patient is a Service whose leases last, however busy the machine is, for tests that let no time pass.
+func (s Service) patient() Service {
+	s.TTL = max(s.TTL, time.Minute)
+	return s
+}
+
 func oneHolds(t *testing.T, s Service) {
+	s = s.patient()
 	one, two := s.Open(t), s.Open(t)
 	if h, err := two.Holder(t.Context(), job); h != nil || err != nil {
 		t.Errorf("before anybody: %v, %v", h, err)
@@ -83,6 +90,7 @@ func oneHolds(t *testing.T, s Service) {
 }
 
 func ofMany(t *testing.T, s Service) {
+	s = s.patient()
 	var all sync.WaitGroup
 	errs := make([]error, 8)
 	for i := range errs {
@@ -107,17 +115,44 @@ func ofMany(t *testing.T, s Service) {
 }
 
 func lasts(t *testing.T, s Service) {
-	g, other := s.take(t, s.Open(t), job, "db1"), s.Open(t)
-	for range 6 {
-		s.Pass(s.TTL / 3)
-		if err := g.Renew(t.Context()); err != nil {
-			t.Fatalf("renew: %v", err)
+	for range 5 {
+		if s.tryLasts(t) {
+			return
 		}
 	}
-	s.refused(t, other, "db2")
-	if err := g.Check(t.Context()); err != nil {
-		t.Errorf("check: %v", err)
+	t.Skip("the machine is too busy to renew in time")
+}
+
+// tryLasts renews a lease for twice as long as it lasts. It reports false where that came too late once.
+func (s Service) tryLasts(t *testing.T) (inTime bool) {
+	g, other := s.take(t, s.Open(t), job, "db1"), s.Open(t)
+	defer g.Release(t.Context(), false) // once more, for the next try
+	last := time.Now()
+	late := func() bool { return time.Since(last) > s.TTL }
+	for range 6 {
+		s.Pass(s.TTL / 3)
+		begin := time.Now()
+		err := g.Renew(t.Context())
+		if late() {
+			return false
+		}
+		if err != nil {
+			t.Fatalf("renew: %v", err)
+		}
+		last = begin
 	}
+	_, err := other.Acquire(t.Context(), job, holder("db2"), s.TTL)
+	lost := g.Check(t.Context())
+	if late() {
+		return false
+	}
+	if !errors.As(err, new(*lease.HeldError)) {
+		t.Errorf("another one: %v", err)
+	}
+	if lost != nil {
+		t.Errorf("check: %v", lost)
+	}
+	return true
 }
 
 func ends(t *testing.T, s Service) {
@@ -143,11 +178,13 @@ func ends(t *testing.T, s Service) {
 }
 
 func jobs(t *testing.T, s Service) {
+	s = s.patient()
 	s.take(t, s.Open(t), "verify", "db1")
 	s.take(t, s.Open(t), job, "db2")
 }
 
 func released(t *testing.T, s Service) {
+	s = s.patient()
 	one, two := s.Open(t), s.Open(t)
 	var last uint64
 	for range 3 {
