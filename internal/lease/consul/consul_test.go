@@ -1,6 +1,7 @@
 package consul_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -152,4 +153,30 @@ func TestConsulThatRefusesIsAnError(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "Permission denied") || strings.Contains(err.Error(), "wrong-one") {
 		t.Errorf("%v", err)
 	}
+}
+
+// said answers requests with what there is for their method and the beginning of their path.
+type said map[string][]byte
+
+func (s said) RoundTrip(r *http.Request) (*http.Response, error) {
+	for begin, body := range s {
+		if strings.HasPrefix(r.Method+" "+r.URL.Path, begin) {
+			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(bytes.NewReader(body)), Request: r}, nil
+		}
+	}
+	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader("true")), Request: r}, nil
+}
+
+// A service that answers nonsense is an error, not a lease.
+func FuzzAnswers(f *testing.F) {
+	f.Add([]byte(`{"ID":"a"}`), []byte(`[{"Session":"a","Value":"e30=","ModifyIndex":7}]`))
+	f.Add([]byte(`{"ID":"a"}`), []byte(`[{"Session":"b","Value":"bnVsbA=="}]`))
+	f.Add([]byte(`{}`), []byte(`[]`))
+	f.Fuzz(func(t *testing.T, made, key []byte) {
+		k := consul.New([]string{"http://consul"}, "x/", consul.Options{HTTP: &http.Client{Transport: said{"PUT /v1/session/create": made, "GET /v1/kv/": key}}})
+		g, err := k.Acquire(t.Context(), "verify", lease.Holder{Host: "db1"}, time.Minute)
+		if (g == nil) == (err == nil) {
+			t.Errorf("%v, %v", g, err)
+		}
+	})
 }

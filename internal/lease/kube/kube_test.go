@@ -1,8 +1,10 @@
 package kube_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -146,4 +148,25 @@ func TestALeaseOfAnotherProgramIsRespected(t *testing.T) {
 	if labels := s.leases["orders-verify"]["metadata"].(map[string]any)["labels"]; fmt.Sprint(labels) != "map[a:b]" {
 		t.Errorf("its labels are %v", labels)
 	}
+}
+
+// said answers each request with the same.
+type said []byte
+
+func (s said) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Date": {"Sat, 21 Nov 2026 03:00:00 GMT"}}, Body: io.NopCloser(bytes.NewReader(s)), Request: r}, nil
+}
+
+// A service that answers nonsense is an error, or a lease that somebody holds.
+func FuzzAnswers(f *testing.F) {
+	f.Add([]byte(`{"metadata":{"resourceVersion":"1"},"spec":{"holderIdentity":"x","leaseDurationSeconds":60,"renewTime":"2026-11-21T03:00:00.000000Z"}}`))
+	f.Add([]byte(`{"metadata":{"annotations":{"holdfast/holder":"[]"}},"spec":{"leaseTransitions":2147483647}}`))
+	f.Add([]byte(`{"spec":{"leaseTransitions":-5,"leaseDurationSeconds":-1,"renewTime":"never"}}`))
+	f.Fuzz(func(t *testing.T, answer []byte) {
+		k := kube.New("http://kube", "postgres", "orders", kube.Options{HTTP: &http.Client{Transport: said(answer)}})
+		g, err := k.Acquire(t.Context(), "verify", lease.Holder{Host: "db1"}, time.Minute)
+		if (g == nil) == (err == nil) {
+			t.Errorf("%v, %v", g, err)
+		}
+	})
 }
