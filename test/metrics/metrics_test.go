@@ -1,0 +1,289 @@
+// Package metrics_test runs the holdfast program beside Prometheus, its Pushgateway and promtool, as Debian has them, and holds what lies in deploy
+// against them.
+package metrics_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	mathrand "math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/internal/metrics"
+	"holdfast/test/pgtest"
+)
+
+const deploy = "../../deploy/"
+
+// tool returns the path of a program that a Debian package brings.
+func tool(t *testing.T, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		pgtest.Missing(t, name)
+	}
+	return path
+}
+
+// run runs a program and returns what it printed; an exit status other than 0 is a failure unless mayFail.
+func run(t *testing.T, mayFail bool, env []string, stdin, program string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), program, args...)
+	cmd.Env = append(os.Environ(), env...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.CombinedOutput()
+	if err != nil && !mayFail {
+		t.Fatalf("%s %s: %v\n%s", program, args, err, out)
+	}
+	return string(out)
+}
+
+func TestRulesFireWhenTheyShould(t *testing.T) {
+	promtool := tool(t, "promtool")
+	t.Log(run(t, false, nil, "", promtool, "check", "rules", deploy+"prometheus/holdfast.rules.yml"))
+	t.Log(run(t, false, nil, "", promtool, "test", "rules", deploy+"prometheus/holdfast.rules.test.yml"))
+}
+
+// names are those of all metrics that text speaks of.
+func names(text string) []string {
+	all := regexp.MustCompile(`\b(holdfast|walg)_[a-z_0-9]+\b`).FindAllString(text, -1)
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
+// dashboard returns the queries of the dashboard.
+func dashboard(t *testing.T) (queries []string) {
+	t.Helper()
+	text, err := os.ReadFile(deploy + "grafana/holdfast.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var d struct {
+		Panels []struct {
+			Targets []struct{ Expr string }
+		}
+		Annotations struct{ List []struct{ Expr string } }
+	}
+	if err := json.Unmarshal(text, &d); err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range d.Panels {
+		for _, q := range p.Targets {
+			queries = append(queries, q.Expr)
+		}
+	}
+	for _, a := range d.Annotations.List {
+		queries = append(queries, a.Expr)
+	}
+	if len(queries) < 20 {
+		t.Fatalf("%d queries", len(queries))
+	}
+	return queries
+}
+
+// Dashboard and rules speak of metrics that there are.
+func TestDeployedFilesKnowTheMetrics(t *testing.T) {
+	known := map[string]bool{}
+	for _, f := range metrics.Figures() {
+		known[f.Name] = true
+		if strings.HasSuffix(f.Name, "_duration_seconds") {
+			known[f.Name+"_bucket"] = true
+		}
+	}
+	text, err := os.ReadFile(deploy + "prometheus/holdfast.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range names(strings.Join(append(dashboard(t), string(text)), "\n")) {
+		if !known[name] {
+			t.Errorf("there is no metric %s", name)
+		}
+	}
+}
+
+// Prometheus can parse the dashboard's queries.
+func TestDashboardQueries(t *testing.T) {
+	var rules strings.Builder
+	rules.WriteString("groups:\n- name: dashboard\n  rules:\n")
+	for i, q := range dashboard(t) {
+		q = strings.NewReplacer("$__rate_interval", "5m", "$instance", ".*", "$job", ".*").Replace(q)
+		fmt.Fprintf(&rules, "  - record: query:%d\n    expr: %q\n", i, q)
+	}
+	file := filepath.Join(t.TempDir(), "queries.yml")
+	if err := os.WriteFile(file, []byte(rules.String()), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run(t, false, nil, "", tool(t, "promtool"), "check", "rules", file)
+}
+
+// address returns one of this host's own that nobody listens at.
+func address(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+mathrand.IntN(254), mathrand.IntN(256), 1+mathrand.IntN(254)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // before the server listens there
+	return l.Addr().String()
+}
+
+// serve starts a server that answers at url when it is ready, and stops it with the test.
+func serve(t *testing.T, url string, env []string, program string, args ...string) {
+	t.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.Env = append(os.Environ(), env...)
+	log, err := os.Create(filepath.Join(t.TempDir(), filepath.Base(program)+".log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM) // that it has ended already shows below
+		err := cmd.Wait()
+		text, _ := os.ReadFile(log.Name()) // for the log only
+		_ = log.Close()
+		if err != nil || t.Failed() {
+			t.Errorf("%s: %v\n%s", program, err, text)
+		}
+	})
+	pgtest.Eventually(t, program+" answers", func() bool {
+		resp, err := http.Get(url)
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close() // only read
+		return resp.StatusCode == http.StatusOK
+	})
+}
+
+func get(t *testing.T, url string) string {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close() // only read
+	b, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != http.StatusOK {
+		t.Fatalf("%s: %s, %v: %s", url, resp.Status, err, b)
+	}
+	return string(b)
+}
+
+// What `holdfast metrics` prints is text that Prometheus' own linter takes; names of WAL-G are as they are.
+func TestOutputIsSound(t *testing.T) {
+	promtool := tool(t, "promtool")
+	holdfast := pgtest.Build(t, "holdfast/cmd/holdfast")
+	text := run(t, false, []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOME=" + t.TempDir()}, "", holdfast, "metrics")
+	var ours []string
+	for line := range strings.Lines(text) {
+		if !strings.Contains(line, "walg_") {
+			ours = append(ours, line)
+		}
+	}
+	if out := run(t, false, nil, strings.Join(ours, ""), promtool, "check", "metrics"); out != "" {
+		t.Error(out)
+	}
+}
+
+// A job fails and an alert fires; it succeeds and the alert goes. What was known of the last success stays meanwhile.
+func TestAFailureFires(t *testing.T) {
+	prometheus, gateway, holdfast := tool(t, "prometheus"), tool(t, "prometheus-pushgateway"), pgtest.Build(t, "holdfast/cmd/holdfast")
+	dir := t.TempDir()
+	archive, broken := filepath.Join(dir, "archive"), filepath.Join(dir, "broken")
+	if err := os.Mkdir(archive, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := filepath.Abs(deploy + "prometheus/holdfast.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	push, scrape, ask := address(t), address(t), address(t)
+	env := []string{"WALG_FILE_PREFIX=" + archive, "HOME=" + dir, "HOLDFAST_PUSHGATEWAY=http://" + push, "HOLDFAST_PUSHGATEWAY_LABELS=tier=gold"}
+	config := fmt.Sprintf(`global: {scrape_interval: 1s, evaluation_interval: 1s}
+rule_files: [%q]
+scrape_configs:
+  - {job_name: pushgateway, honor_labels: true, static_configs: [{targets: [%q]}]}
+  - {job_name: holdfast, static_configs: [{targets: [%q]}]}
+`, rules, push, scrape)
+	if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	serve(t, "http://"+push+"/-/ready", nil, gateway, "--web.listen-address="+push)
+	serve(t, "http://"+scrape+"/metrics", env, holdfast, "metrics", "-web.listen-address", scrape, "-backup-list.scrape-interval=1s")
+	serve(t, "http://"+ask+"/-/ready", nil, prometheus, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+ask)
+
+	// holds reports whether a query has a result.
+	holds := func(query string) bool {
+		var answer struct{ Data struct{ Result []any } }
+		text := get(t, "http://"+ask+"/api/v1/query?query="+url.QueryEscape(query))
+		if err := json.Unmarshal([]byte(text), &answer); err != nil {
+			t.Fatal(err)
+		}
+		return len(answer.Data.Result) > 0
+	}
+	const failed = `ALERTS{alertname="HoldfastJobFailed",alertstate="firing",operation="retention",job="holdfast",type="retention",tier="gold"}`
+	const scraped = `holdfast_archive_up{job="holdfast"} == 1 and on () process_resident_memory_bytes{job="holdfast"} > 0`
+
+	run(t, false, env, "", holdfast, "retention", "apply")
+	pgtest.Eventually(t, "both are scraped", func() bool { return holds(scraped) && holds(`holdfast_job_succeeded{tier="gold"} == 1`) })
+	if holds(failed) {
+		t.Error("an alert fires though the job succeeded")
+	}
+	success := regexp.MustCompile(`(?m)^holdfast_job_last_success_timestamp_seconds\{.*$`)
+	before := success.FindString(get(t, "http://"+push+"/metrics"))
+	if before == "" {
+		t.Fatal("the Pushgateway knows of no success")
+	}
+
+	if err := os.Rename(archive, broken); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	if out := run(t, true, env, "", holdfast, "retention", "apply"); !strings.Contains(out, "ERROR") || strings.Contains(out, "monitoring") {
+		t.Errorf("without an archive retention apply says %s", out)
+	}
+	pgtest.Eventually(t, "the alert fires", func() bool { return holds(failed) })
+	t.Logf("the alert fired %s after the job had begun", time.Since(began).Round(10*time.Millisecond))
+	pgtest.Eventually(t, "the archive is seen to be away", func() bool { return holds(`holdfast_archive_up == 0`) })
+	if after := success.FindString(get(t, "http://"+push+"/metrics")); after != before {
+		t.Errorf("a failure made of the last success, %s, %s", before, after)
+	}
+
+	if err := os.Rename(broken, archive); err != nil {
+		t.Fatal(err)
+	}
+	run(t, false, env, "", holdfast, "retention", "apply")
+	pgtest.Eventually(t, "the alert goes", func() bool { return !holds(failed) && holds(`holdfast_job_succeeded{tier="gold"} == 1`) })
+	pgtest.Eventually(t, "the archive is seen again", func() bool { return holds(`holdfast_archive_up == 1`) })
+}
+
+// A Pushgateway that takes the connection and never answers delays a job by a few seconds, and fails nothing.
+func TestADeadPushgatewayDelaysLittle(t *testing.T) {
+	holdfast := pgtest.Build(t, "holdfast/cmd/holdfast")
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close() // nothing is ever accepted
+	dir := t.TempDir()
+	env := []string{"WALG_FILE_PREFIX=" + dir, "HOME=" + dir, "HOLDFAST_PUSHGATEWAY=http://me:hush@" + l.Addr().String()}
+	out := run(t, false, env, "", holdfast, "retention", "apply")
+	if strings.Count(out, "WARNING") != 1 || !strings.Contains(out, "monitoring was not told: Pushgateway: ") || strings.Contains(out, "hush") {
+		t.Error(out)
+	}
+}
