@@ -50,6 +50,9 @@ func (r *Resident) Push(ctx context.Context, name string) (Report, error) {
 	p := newPusher(r.dir, r.opts)
 	for {
 		f, err := inspect(filepath.Join(r.dir, name))
+		if err == nil {
+			err = f.checkFinished()
+		}
 		if err != nil {
 			return Report{}, err
 		}

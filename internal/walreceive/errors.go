@@ -31,9 +31,26 @@ func (e *GapError) Error() string {
 
 // Hint says how to go on.
 func (e *GapError) Hint() string {
-	return "the slot " + e.Slot + " did not keep it: it was dropped, is new, or was invalidated by max_slot_wal_keep_size. Where the primary's or a standby's pg_wal still has the " +
+	return "the slot " + e.Slot + " did not keep it: it was dropped, is new, or was invalidated by max_slot_wal_keep_size, and then is to be dropped: SELECT pg_drop_replication_slot('" + e.Slot + "'). Where the primary's or a standby's pg_wal still has the " +
 		"segments, `holdfast wal-push --repair PGDATA` there stores them, and wal-receive goes on by itself. Where nobody has them, run `holdfast wal-receive --accept-gap`, and " +
 		"then `holdfast backup-push`: what was taken before can be restored up to the gap, and not beyond it"
+}
+
+// A SlotError says that the server does not let the slot be used, and why.
+type SlotError struct {
+	Slot string
+	Err  error
+}
+
+func (e *SlotError) Error() string { return e.Err.Error() }
+
+// Unwrap returns the server's error.
+func (e *SlotError) Unwrap() error { return e.Err }
+
+// Hint says how to go on.
+func (e *SlotError) Hint() string {
+	return "WALG_SLOTNAME names a physical slot that is wal-receive's alone. One that was invalidated by max_slot_wal_keep_size is of no use any more: SELECT pg_drop_replication_slot('" + e.Slot +
+		"'), and start wal-receive again, which makes another and says whether WAL is missing"
 }
 
 // A DivergedError says that the server's WAL differs from what was received before.
@@ -56,7 +73,7 @@ func (e *fatalError) Unwrap() error { return e.error }
 
 // permanent reports whether it is of no use to try again.
 func permanent(err error) bool {
-	return errors.As(err, new(*GapError)) || errors.As(err, new(*DivergedError)) || errors.As(err, new(*archive.OwnerError)) ||
+	return errors.As(err, new(*GapError)) || errors.As(err, new(*SlotError)) || errors.As(err, new(*DivergedError)) || errors.As(err, new(*archive.OwnerError)) ||
 		errors.As(err, new(*archive.ConflictError)) || errors.As(err, new(*fatalError))
 }
 

@@ -79,7 +79,7 @@ const maxWaiting = 64
 const farewell = 10 * time.Second
 
 // Run receives from the server that connect reaches, until ctx ends, which is no error. What may pass it tries again for ever, connecting anew. The errors
-// that it returns will not: a *GapError, a *DivergedError, an *archive.OwnerError or *archive.ConflictError, trouble with the spool's disk.
+// that it returns will not: a *GapError, *SlotError or *DivergedError, an *archive.OwnerError or *archive.ConflictError, trouble with the spool's disk.
 func Run(ctx context.Context, connect func(context.Context) (*server.Replication, error), a Archive, o Options) (Report, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -208,7 +208,6 @@ func (r *receiver) claim(ctx context.Context) error {
 
 // syncAll brings what is received to this host's disk, at once where commits wait for that.
 func (r *receiver) syncAll(ctx context.Context) error {
-	pace := time.Second
 	for {
 		changed := r.line.wait()
 		if err := r.line.sync(); err != nil {
@@ -220,10 +219,10 @@ func (r *receiver) syncAll(ctx context.Context) error {
 			}
 			continue
 		}
-		pause, cancel := context.WithTimeout(ctx, pace)
-		for pause.Err() == nil && !r.someWhole() {
-			if until(pause, changed) == nil {
-				changed = r.line.wait()
+		pause, cancel := context.WithTimeout(ctx, time.Second)
+		for until(pause, changed) == nil {
+			if changed = r.line.wait(); r.someWhole() {
+				break
 			}
 		}
 		cancel()
@@ -304,8 +303,13 @@ func (r *receiver) session(ctx context.Context) (got bool, err error) {
 	}
 	got, err = r.stream(ctx, conn)
 	var pg *pgconn.PgError
-	if errors.As(err, &pg) && pg.Code == "58P01" { // undefined_file: the server has removed it
-		err = r.mind(ctx, facts)
+	if errors.As(err, &pg) {
+		switch pg.Code {
+		case "58P01": // undefined_file: the server has removed it
+			err = r.mind(ctx, facts)
+		case "55000": // object_not_in_prerequisite_state: invalidated, or a logical slot
+			err = &SlotError{Slot: r.opts.Slot, Err: err}
+		}
 	}
 	return got, err
 }

@@ -260,6 +260,7 @@ func TestKilledReceiverMissesNothing(t *testing.T) {
 	t.Parallel()
 	majors(t, func(t *testing.T, p instance.Programs) {
 		c, at := cluster(t, p), newPlace(t)
+		begin := c.Value(t, `pg_current_wal_lsn()`)
 		r := at.receive(t, c.Environ())
 		load := c.StartLoad(t, 2)
 		for range 12 {
@@ -267,6 +268,9 @@ func TestKilledReceiverMissesNothing(t *testing.T) {
 			r.signal(t, syscall.SIGKILL)
 			r = at.receive(t, c.Environ())
 		}
+		pgtest.Eventually(t, "enough is written", func() bool {
+			return c.Value(t, `pg_wal_lsn_diff(pg_current_wal_lsn(), $1::pg_lsn) > 8 * 1048576`, begin) == "true"
+		})
 		if _, err := load.Stop(); err != nil {
 			t.Fatal(err)
 		}
@@ -280,6 +284,31 @@ func TestKilledReceiverMissesNothing(t *testing.T) {
 		t.Logf("%d segments", n)
 		if n < 5 {
 			t.Error("too little was written to tell")
+		}
+	})
+}
+
+// A slot that the server has invalidated, as it kept too much, is an error that says so.
+func TestInvalidatedSlotIsAnError(t *testing.T) {
+	t.Parallel()
+	majors(t, func(t *testing.T, p instance.Programs) {
+		at := newPlace(t)
+		c := pgtest.New(t, p, pgtest.Options{SegmentSize: mib, Settings: map[string]string{
+			"max_wal_size": "2MB", "min_wal_size": "2MB", "wal_recycle": "off", "max_slot_wal_keep_size": "2MB"}})
+		r := at.receive(t, c.Environ())
+		c.Exec(t, `create table t (n int)`)
+		at.tailHas(t, c)
+		r.signal(t, syscall.SIGTERM)
+		for range 6 {
+			c.Exec(t, `insert into t select generate_series(1, 30000)`, `select pg_switch_wal()`, `checkpoint`)
+		}
+		if status := c.Value(t, `select wal_status from pg_replication_slots`); status != "lost" {
+			t.Fatalf("the slot is %s", status)
+		}
+		r = at.receive(t, c.Environ())
+		status := r.wait(t)
+		if said := r.stderr.String(); status != 1 || !strings.Contains(said, "pg_drop_replication_slot('walg')") {
+			t.Errorf("exit status %d:\n%s", status, said)
 		}
 	})
 }
