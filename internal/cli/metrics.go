@@ -13,11 +13,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/internal/archive"
-	"holdfast/internal/catalog"
 	"holdfast/internal/config"
 	"holdfast/internal/daemon"
 	"holdfast/internal/describe"
 	"holdfast/internal/metrics"
+	"holdfast/internal/pg/server"
 	"holdfast/internal/ribbon"
 	"holdfast/internal/walverify"
 )
@@ -143,16 +143,18 @@ func (a *app) printMetrics(ctx context.Context, s *config.Settings, textfile str
 
 // look looks at the archive, and with a server at where it is.
 func (a *app) look(ctx context.Context, s *config.Settings) (*metrics.Archive, error) {
-	out, in, err := a.lookAtArchive(ctx, s)
+	out, at, err := a.lookAtArchive(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	a.lookForWAL(ctx, s, in.Catalog, out)
+	if at != nil {
+		a.lookForWAL(ctx, s, at, out)
+	}
 	return out, ctx.Err()
 }
 
-// lookAtArchive looks at backups, WAL and storages.
-func (a *app) lookAtArchive(ctx context.Context, s *config.Settings) (*metrics.Archive, *ribbon.Input, error) {
+// lookAtArchive looks at backups, WAL and storages, and asks the server where it is, nil where there is none to ask.
+func (a *app) lookAtArchive(ctx context.Context, s *config.Settings) (*metrics.Archive, *server.Position, error) {
 	begin := time.Now()
 	in, err := a.loadRibbon(ctx, s, ribbonFlags{})
 	if err != nil {
@@ -167,8 +169,13 @@ func (a *app) lookAtArchive(ctx context.Context, s *config.Settings) (*metrics.A
 		}
 		return nil, nil, errors.Join(append(errs, in.Trouble...)...)
 	}
+	took := time.Since(begin)
+	at := a.live(ctx, s, in.Catalog)
+	if at != nil {
+		in.Catalog.Evidence.Server = at.Timeline
+	}
 	out := archiveFacts(&in)
-	out.Took = time.Since(begin)
+	out.Took = took
 	if out.Storages, err = a.askStorages(ctx, s); err != nil {
 		return nil, nil, err
 	}
@@ -180,7 +187,7 @@ func (a *app) lookAtArchive(ctx context.Context, s *config.Settings) (*metrics.A
 			out.Waiting = &metrics.Waiting{Segments: backlog.Segments, Bytes: backlog.Bytes, Since: backlog.Since, Free: free}
 		}
 	}
-	return &out, &in, nil
+	return &out, at, nil
 }
 
 // archiveFacts says what metrics tell of what is known of an archive.
@@ -263,12 +270,8 @@ func (a *app) askStorages(ctx context.Context, s *config.Settings) (all []metric
 	return all, ctx.Err()
 }
 
-// lookForWAL has out say what wal-verify does, where there is a server to ask. What cannot be judged is not known.
-func (a *app) lookForWAL(ctx context.Context, s *config.Settings, c *catalog.Catalog, out *metrics.Archive) {
-	at := a.live(ctx, s, c)
-	if at == nil {
-		return
-	}
+// lookForWAL has out say what wal-verify does of a server that is at that position. What cannot be judged is not known.
+func (a *app) lookForWAL(ctx context.Context, s *config.Settings, at *server.Position, out *metrics.Archive) {
 	begin := time.Now()
 	verdict := map[walverify.Status]metrics.Verdict{walverify.OK: metrics.OK, walverify.Warning: metrics.Warning, walverify.Failure: metrics.Failure}
 	check := metrics.WALCheck{Integrity: metrics.NotKnown, Timeline: metrics.NotKnown}
@@ -341,7 +344,7 @@ func (a *app) keepLooking(ctx context.Context, s *config.Settings, r *metrics.Re
 	var last metrics.Archive // with what wal-verify said
 	failing := ""
 	for {
-		facts, in, err := a.lookAtArchive(ctx, s)
+		facts, at, err := a.lookAtArchive(ctx, s)
 		if ctx.Err() != nil {
 			return
 		}
@@ -357,9 +360,12 @@ func (a *app) keepLooking(ctx context.Context, s *config.Settings, r *metrics.Re
 				a.log.Info("the archive can be looked at again")
 			}
 			failing = ""
-			if time.Since(walLooked) >= f.walInterval {
+			switch {
+			case at == nil: // nobody says where the cluster is
+				last, walLooked = metrics.Archive{}, time.Time{}
+			case time.Since(walLooked) >= f.walInterval:
 				walLooked = time.Now()
-				a.lookForWAL(ctx, s, in.Catalog, facts)
+				a.lookForWAL(ctx, s, at, facts)
 				last = *facts
 			}
 			facts.Check, facts.CheckTook, facts.TimelineOK = last.Check, last.CheckTook, last.TimelineOK
