@@ -1,14 +1,16 @@
-// Package metrics_test runs the holdfast program beside Prometheus, its Pushgateway and promtool, as Debian has them, and holds what lies in deploy
+// Package metrics_test runs the holdfast program beside Prometheus, its Pushgateway, Alertmanager and promtool, as Debian has them, and holds what lies in deploy
 // against them.
 package metrics_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"os"
 	"os/exec"
@@ -200,9 +202,31 @@ func TestOutputIsSound(t *testing.T) {
 	}
 }
 
-// A job fails and an alert fires; it succeeds and the alert goes. What was known of the last success stays meanwhile.
-func TestAFailureFires(t *testing.T) {
-	prometheus, gateway, holdfast := tool(t, "prometheus"), tool(t, "prometheus-pushgateway"), pgtest.Build(t, "holdfast/cmd/holdfast")
+// people is a webhook that alerts are delivered to; it returns its address and what came: the status of each alert, its name and job.
+func people(t *testing.T) (string, <-chan string) {
+	came := make(chan string, 1000)
+	hook := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		var message struct {
+			Alerts []struct {
+				Status string
+				Labels map[string]string
+			}
+		}
+		if err := json.NewDecoder(r.Body).Decode(&message); err != nil {
+			t.Error(err)
+		}
+		for _, a := range message.Alerts {
+			came <- a.Status + " " + a.Labels["alertname"] + " " + a.Labels["operation"]
+		}
+	}))
+	t.Cleanup(hook.Close)
+	return hook.URL, came
+}
+
+// A job fails and an alert reaches people; it succeeds and they hear of that. What was known of the last success stays meanwhile.
+func TestAFailureReachesPeople(t *testing.T) {
+	prometheus, gateway, manager := tool(t, "prometheus"), tool(t, "prometheus-pushgateway"), tool(t, "prometheus-alertmanager")
+	holdfast := pgtest.Build(t, "holdfast/cmd/holdfast")
 	dir := t.TempDir()
 	archive, broken := filepath.Join(dir, "archive"), filepath.Join(dir, "broken")
 	if err := os.Mkdir(archive, 0o755); err != nil {
@@ -212,21 +236,44 @@ func TestAFailureFires(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	push, scrape, ask := address(t), address(t), address(t)
+	push, scrape, ask, alert := address(t), address(t), address(t), address(t)
+	hook, came := people(t)
 	env := []string{"WALG_FILE_PREFIX=" + archive, "HOME=" + dir, "HOLDFAST_PUSHGATEWAY=http://" + push, "HOLDFAST_PUSHGATEWAY_LABELS=tier=gold"}
 	config := fmt.Sprintf(`global: {scrape_interval: 1s, evaluation_interval: 1s}
 rule_files: [%q]
+alerting: {alertmanagers: [{static_configs: [{targets: [%q]}]}]}
 scrape_configs:
   - {job_name: pushgateway, honor_labels: true, static_configs: [{targets: [%q]}]}
   - {job_name: holdfast, static_configs: [{targets: [%q]}]}
-`, rules, push, scrape)
-	if err := os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o644); err != nil {
+`, rules, alert, push, scrape)
+	routes := fmt.Sprintf(`route: {receiver: people, group_by: [alertname], group_wait: 1s, group_interval: 1s}
+receivers:
+  - {name: people, webhook_configs: [{url: %q, send_resolved: true}]}
+`, hook)
+	err1 := os.WriteFile(filepath.Join(dir, "prometheus.yml"), []byte(config), 0o644)
+	err2 := os.WriteFile(filepath.Join(dir, "alertmanager.yml"), []byte(routes), 0o644)
+	if err := errors.Join(err1, err2); err != nil {
 		t.Fatal(err)
 	}
+	serve(t, "http://"+alert+"/-/ready", nil, manager, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alerts"), "--web.listen-address="+alert, "--cluster.listen-address=")
 	serve(t, "http://"+push+"/-/ready", nil, gateway, "--web.listen-address="+push)
 	serve(t, "http://"+scrape+"/metrics", env, holdfast, "metrics", "-web.listen-address", scrape, "-backup-list.scrape-interval=1s")
 	serve(t, "http://"+ask+"/-/ready", nil, prometheus, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+ask)
 
+	// hears waits until people heard of something.
+	hears := func(what string) {
+		t.Helper()
+		for deadline := time.After(2 * time.Minute); ; {
+			select {
+			case got := <-came:
+				if got == what {
+					return
+				}
+			case <-deadline:
+				t.Fatalf("nobody heard of %s", what)
+			}
+		}
+	}
 	// holds reports whether a query has a result.
 	holds := func(query string) bool {
 		var answer struct{ Data struct{ Result []any } }
@@ -259,6 +306,7 @@ scrape_configs:
 	}
 	pgtest.Eventually(t, "the alert fires", func() bool { return holds(failed) })
 	t.Logf("the alert fired %s after the job had begun", time.Since(began).Round(10*time.Millisecond))
+	hears("firing HoldfastJobFailed retention")
 	pgtest.Eventually(t, "the archive is seen to be away", func() bool { return holds(`holdfast_archive_up == 0`) })
 	if after := success.FindString(get(t, "http://"+push+"/metrics")); after != before {
 		t.Errorf("a failure made of the last success, %s, %s", before, after)
@@ -269,6 +317,7 @@ scrape_configs:
 	}
 	run(t, false, env, "", holdfast, "retention", "apply")
 	pgtest.Eventually(t, "the alert goes", func() bool { return !holds(failed) && holds(`holdfast_job_succeeded{tier="gold"} == 1`) })
+	hears("resolved HoldfastJobFailed retention")
 	pgtest.Eventually(t, "the archive is seen again", func() bool { return holds(`holdfast_archive_up == 1`) })
 }
 

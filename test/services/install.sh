@@ -2,7 +2,7 @@
 # install.sh [--server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, brotli, xz, lzop, gpg, age, libsodium, an S3
 # server (versitygw), a Google Cloud Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's
 # openssh-server, which is not started), OpenStack's own Swift (openstack-swift), etcd (Debian's etcd-server, which is not started),
-# Prometheus and its Pushgateway (Debian's, which are not started).
+# Prometheus, its Pushgateway and Alertmanager (Debian's, which are not started).
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
@@ -261,7 +261,7 @@ flock 9 # one installation at a time
 failed=0
 packages=$(missing zstd lz4 patchelf openssl:openssl node:nodejs npm /usr/lib/postgresql/15/bin/postgres:postgresql-15 \
   brotli xz:xz-utils lzop python3 /usr/lib/x86_64-linux-gnu/libsodium.so.23:libsodium23 \
-  /usr/sbin/sshd:openssh-server gpg:gnupg age etcd:etcd-server promtool:prometheus prometheus-pushgateway \
+  /usr/sbin/sshd:openssh-server gpg:gnupg age etcd:etcd-server promtool:prometheus prometheus-pushgateway prometheus-alertmanager \
   /usr/share/zoneinfo/UTC:tzdata pgbackrest | tr '\n' ' ')
 if [ -z "${packages// /}" ]; then
   echo "packages       all there"
