@@ -75,6 +75,10 @@ func Run(env Env) int {
 	a.tellTraffic()
 	status := a.report(err)
 	a.tellMonitors(status)
+	a.ended(ctx, err)
+	if a.logTo != nil {
+		_ = a.logTo.Close() // each line was sent for itself
+	}
 	if a.logFile != nil {
 		if err := a.logFile.Close(); err != nil {
 			a.logFile, a.log = nil, nil // what follows can only go to standard error
@@ -126,6 +130,9 @@ type app struct {
 
 	log     *slog.Logger
 	logFile *os.File
+	logTo   io.Closer      // the system's log, where the log goes there
+	journal bool           // standard error goes to journald by itself, and so does the log
+	run     *run           // what people are told of, once the settings are read
 	traffic meter.Counters // with the store
 	job     *metrics.Job   // what the command does, where monitoring is to be told of it
 
@@ -141,10 +148,11 @@ func (a *app) report(err error) int {
 		return exitOK
 	}
 	logs := []*slog.Logger{a.log}
-	if a.log == nil || a.logFile != nil { // whoever started the command sees why it failed, wherever the log goes
+	away := a.logFile != nil || a.logTo != nil && !a.journal
+	if a.log == nil || away { // whoever started the command sees why it failed, wherever the log goes
 		logs[0] = slog.New(newHandler(a.env.Stderr, slog.LevelInfo))
 	}
-	if a.logFile != nil {
+	if a.log != nil && away {
 		logs = append(logs, a.log)
 	}
 	for _, log := range logs {
@@ -374,9 +382,10 @@ func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := a.openLog(s); err != nil {
+	if err := a.openLog(cmd, s); err != nil {
 		return nil, err
 	}
+	a.prepare(cmd, s)
 	a.inForce = s
 	for _, st := range s.Storages() {
 		if st.Dir != "" {
@@ -397,7 +406,7 @@ func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 	return s, nil
 }
 
-func (a *app) openLog(s *config.Settings) error {
+func (a *app) openLog(cmd *cobra.Command, s *config.Settings) error {
 	out := a.env.Stderr
 	if s.Log.Destination != "stderr" {
 		f, err := os.OpenFile(s.Log.Destination, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
@@ -407,10 +416,17 @@ func (a *app) openLog(s *config.Settings) error {
 		a.logFile, out = f, f
 	}
 	level := map[string]slog.Level{"NORMAL": slog.LevelInfo, "DEVEL": slog.LevelDebug, "ERROR": slog.LevelError}[s.Log.Level]
-	if s.Log.Format == "json" {
-		a.log = slog.New(slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}))
-	} else {
+	about := &subject{job: strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")}
+	about.backup, about.segment = aboutOf(cmd.Flags().Args())
+	switch system := a.toSystem(s, level, newHandler(out, level)); {
+	case system != nil:
+		about.Handler = system
+	case s.Log.Format == "json":
+		about.Handler = slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level})
+	default:
 		a.log = slog.New(newHandler(out, level))
+		return nil
 	}
+	a.log = slog.New(about)
 	return nil
 }

@@ -36,6 +36,7 @@ func (a *app) commands() []*cobra.Command {
 		a.undelete(),
 		a.hold(),
 		a.lease(),
+		a.alert(),
 		a.st(),
 		a.key(),
 		a.settings(),

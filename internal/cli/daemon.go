@@ -229,7 +229,10 @@ func (a *app) reload(cmd *cobra.Command, old *config.Settings, server *archiver.
 	if next.logFile != nil {
 		err = errors.Join(err, next.logFile.Close())
 	}
-	next.log, next.logFile = a.log, nil
+	if next.logTo != nil {
+		err = errors.Join(err, next.logTo.Close())
+	}
+	next.log, next.logFile, next.logTo = a.log, nil, nil
 	if err == nil && s.Postgres.DataDir != old.Postgres.DataDir {
 		err = fmt.Errorf("PGDATA has become %s: for another cluster another daemon has to be started", s.Postgres.DataDir)
 	}

@@ -25,6 +25,9 @@ func (a *app) passes() {
 	if a.job != nil {
 		a.job.Result = metrics.Skipped
 	}
+	if a.run != nil {
+		a.run.skipped = true
+	}
 }
 
 // measures notes what the job that began has read, and how long its phases took.

@@ -52,6 +52,7 @@ func (a *app) alone(ctx context.Context, s *config.Settings, job string, ar *arc
 		return nil
 	}
 	if s.Lease.Service() == "none" {
+		a.begins(ctx)
 		return run(ctx, ar)
 	}
 	host, err := leaseHost(s)
@@ -65,6 +66,7 @@ func (a *app) alone(ctx context.Context, s *config.Settings, job string, ar *arc
 	me := lease.Holder{Host: host, PID: os.Getpid(), Job: job, Since: time.Now().UTC().Truncate(time.Second)}
 	err = lease.Hold(ctx, k, job, me, s.Lease.TTL, func(ctx context.Context, g lease.Grant) error {
 		fence := g.(*object.Grant)
+		a.begins(ctx)
 		a.log.Debug("holding the lease " + fence.ID())
 		return run(ctx, ar.Fenced(fence))
 	})

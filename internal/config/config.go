@@ -36,6 +36,7 @@ type Settings struct {
 	Verify       Verify
 	Retention    Retention
 	Lease        Lease
+	Alerts       Alerts
 	Metrics      Metrics
 	Stanza       string // of pgBackRest; PGBACKREST_STANZA
 	Postgres     Postgres
@@ -308,6 +309,7 @@ type Log struct {
 	Level       string // NORMAL, DEVEL or ERROR; WALG_LOG_LEVEL
 	Destination string // "stderr" or a path; WALG_LOG_DESTINATION
 	Format      string // text or json; HOLDFAST_LOG_FORMAT
+	To          string // stderr, syslog or journald, perhaps with a colon and a socket's path, "" where it is not given; HOLDFAST_LOG_TO
 }
 
 // Location names the archive: equal for equal archives, different for different ones. It is "" when no prefix was given.

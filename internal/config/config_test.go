@@ -138,6 +138,7 @@ func TestDefaults(t *testing.T) {
 		Retention:    config.Retention{Grace: 72 * time.Hour},
 		Verify:       config.Verify{MaxAge: 30 * 24 * time.Hour},
 		Lease:        config.Lease{TTL: time.Minute},
+		Alerts:       config.Alerts{Repeat: 24 * time.Hour, PingStyle: "healthchecks"},
 		Stanza:       "main",
 		Postgres:     config.Postgres{Vars: map[string]string{"PGAPPNAME": "holdfast"}},
 		Log:          config.Log{Level: "NORMAL", Destination: "stderr", Format: "text"},
@@ -199,6 +200,9 @@ func sample(s config.Setting) string {
 		"WALG_GS_PREFIX": "gs://b/c", "WALG_AZ_PREFIX": "azure://b/c", "WALG_SWIFT_PREFIX": "swift://b/c", "WALG_SSH_PREFIX": "ssh://h/c",
 		"HOLDFAST_AZURE_ENDPOINT": "https://h", "HOLDFAST_STATE_DIR": "/s", "HOLDFAST_MIRRORS_JOURNAL": "/j", "HOLDFAST_RECEIVE_DIR": "/r", "WALG_TARGET_STORAGE": "default",
 		"HOLDFAST_LEASE": "archive", "HOLDFAST_PUSHGATEWAY": "http://h:9091", "HOLDFAST_PUSHGATEWAY_LABELS": "tier=gold", "HOLDFAST_METRICS_TEXTFILE_DIR": "/t", "WALG_STATSD_ADDRESS": "h:8125",
+		"HOLDFAST_ALERT_SLACK": "https://h/s", "HOLDFAST_ALERT_WEBHOOK": "https://h/w", "HOLDFAST_ALERT_LINK": "https://h/l",
+		"HOLDFAST_PING_BACKUP": "https://h/b", "HOLDFAST_PING_VERIFY": "https://h/v", "HOLDFAST_PING_RETENTION": "https://h/r",
+		"HOLDFAST_ALERT_MAIL_TO": "a@h, b@h", "HOLDFAST_ALERT_MAIL_FROM": "c@h", "HOLDFAST_ALERT_MAIL_SERVER": "smtp://h", "HOLDFAST_LOG_TO": "syslog",
 	}[s.Name]; special != "" {
 		return special
 	}
@@ -243,12 +247,21 @@ func TestEveryNameOfASettingWorks(t *testing.T) {
 			case "HOLDFAST_MIRRORS_RULE":
 				env = append(env, where, `HOLDFAST_MIRRORS={"a":{"WALG_FILE_PREFIX":"/elsewhere"}}`)
 			}
+			mail := strings.HasPrefix(s.Name, "HOLDFAST_ALERT_MAIL_")
+			for name, text := range map[string]string{"TO": "a@h", "FROM": "c@h", "SERVER": "smtp://h", "USER": "u", "PASSWORD": "p"} {
+				if mail && s.Name != "HOLDFAST_ALERT_MAIL_"+name {
+					env = append(env, "HOLDFAST_ALERT_MAIL_"+name+"="+text)
+				}
+			}
+			if s.Name == "HOLDFAST_ALERT_WEBHOOK_SECRET" {
+				env = append(env, "HOLDFAST_ALERT_WEBHOOK=https://h/w")
+			}
 			v := effective(t, load(t, config.Sources{Environ: env}), s.Name)
 			if want := sample(s); v.Value != want && !(s.Secret && v.Value == config.Hidden) || v.Source != "environment "+name {
 				t.Errorf("%s: %s is %q from %q, want %q", env, s.Name, v.Value, v.Source, want)
 			}
 			if got := problems(t, config.Sources{File: file(t, "s.json", fmt.Sprintf("{%q: %q}", strings.ToLower(name), sample(s)))}); got != nil &&
-				s.Name != "S3_SSE_KMS_ID" && !strings.HasPrefix(s.Name, "S3_RETENTION_") && s.Type != config.Storages && s.Name != "HOLDFAST_MIRRORS_RULE" { // which need another one beside them
+				s.Name != "S3_SSE_KMS_ID" && !strings.HasPrefix(s.Name, "S3_RETENTION_") && s.Type != config.Storages && s.Name != "HOLDFAST_MIRRORS_RULE" && s.Name != "HOLDFAST_ALERT_WEBHOOK_SECRET" && !mail { // which need another one beside them
 				t.Errorf("%s in a file: %q", name, got)
 			}
 		}
@@ -297,6 +310,16 @@ func TestWhatIsWrongIsAnError(t *testing.T) {
 		"key without kms":       {bad("S3_SSE=AES256", "S3_SSE_KMS_ID=k"), []string{"would not be used"}},
 		"two encryptions":       {bad("S3_SSE=AES256", "S3_SSE_C=AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="), []string{"S3_SSE is set too"}},
 		"key too short":         {bad("WALG_S3_PREFIX=s3://a", "S3_SSE_C=AAEC"), []string{"S3_SSE_C (environment): must be 32 bytes in base64"}},
+		"mail from nobody":      {bad("HOLDFAST_ALERT_MAIL_TO=a@h"), []string{"HOLDFAST_ALERT_MAIL_FROM is not set", "HOLDFAST_ALERT_MAIL_SERVER is not set"}},
+		"mail to nobody":        {bad("HOLDFAST_ALERT_MAIL_FROM=a@h"), []string{"HOLDFAST_ALERT_MAIL_TO is not set"}},
+		"mail to no address":    {bad("HOLDFAST_ALERT_MAIL_FROM=a@h", "HOLDFAST_ALERT_MAIL_SERVER=smtp://h", "HOLDFAST_ALERT_MAIL_TO=the team"), []string{"must be addresses with commas between them"}},
+		"mail server":           {bad("HOLDFAST_ALERT_MAIL_SERVER=smtp://u:hush@h"), []string{"must be smtp://host:port or smtps://host:port", "HOLDFAST_ALERT_MAIL_TO is not set"}},
+		"half a mail login":     {bad("HOLDFAST_ALERT_MAIL_TO=a@h", "HOLDFAST_ALERT_MAIL_FROM=a@h", "HOLDFAST_ALERT_MAIL_SERVER=smtp://h", "HOLDFAST_ALERT_MAIL_PASSWORD=hush"), []string{"HOLDFAST_ALERT_MAIL_PASSWORD (environment): HOLDFAST_ALERT_MAIL_USER is not set"}},
+		"hook without scheme":   {bad("HOLDFAST_ALERT_SLACK=hooks.slack.com/hush"), []string{"HOLDFAST_ALERT_SLACK (environment): must be the address of a web server"}},
+		"secret of nothing":     {bad("HOLDFAST_ALERT_WEBHOOK_SECRET=hush"), []string{"HOLDFAST_ALERT_WEBHOOK is not set"}},
+		"secret not base64":     {bad("HOLDFAST_ALERT_WEBHOOK=https://h", "HOLDFAST_ALERT_WEBHOOK_SECRET=whsec_hush!"), []string{"must be base64 behind whsec_"}},
+		"two logs":              {bad("HOLDFAST_LOG_TO=syslog", "WALG_LOG_DESTINATION=/l"), []string{"the log goes to one place"}},
+		"log nowhere":           {bad("HOLDFAST_LOG_TO=syslog:log"), []string{"must be stderr, syslog or journald"}},
 		"half of a credential":  {bad("WALG_S3_PREFIX=s3://a", "AWS_ACCESS_KEY_ID=k"), []string{"AWS_SECRET_ACCESS_KEY is not set"}},
 		"other half":            {bad("WALG_S3_PREFIX=s3://a", "AWS_SECRET_KEY=k"), []string{"AWS_SECRET_KEY (environment): AWS_ACCESS_KEY_ID is not set"}},
 		"endpoints":             {bad("AWS_ENDPOINT=https://a", "WALE_S3_ENDPOINT=http+path://b:1"), []string{"names another address"}},

@@ -295,6 +295,7 @@ func (s *Settings) resolve() (problems []*Problem) {
 	if is("HOLDFAST_MIRRORS_RULE") && len(s.Mirrors) == 0 {
 		wrong("HOLDFAST_MIRRORS_RULE", "HOLDFAST_MIRRORS is not set", "name the mirrors there, or unset this")
 	}
+	s.alerts(is, wrong)
 	problems = append(problems, s.several()...)
 	return problems
 }

@@ -77,6 +77,7 @@ var (
 	receive  = []string{"wal-receive"}
 	jobs     = []string{"backup-push", "backup-fetch", "backup-merge", "catchup-push", "copy", "delete", "retention", "verify", "wal-verify"}
 	leased   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "lease"}
+	alerts   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "wal-verify", "ribbon", "alert"}
 	asks     = []string{"backup-push", "catchup-push", "wal-receive", "wal-verify", "wal-show", "timeline"}
 	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline"}
 )
@@ -404,6 +405,40 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "WALG_STATSD_EXTRA_TAGS", into: &s.Metrics.StatsDTags,
 				Meaning: "Tags for each of these values, in InfluxDB's form."},
 		}),
+		section("Alerts", []Setting{
+			{Name: "HOLDFAST_ALERT_SLACK", Secret: true, check: hook, Used: alerts, into: &s.Alerts.Slack,
+				Meaning: "Incoming webhook of Slack, or of what takes the same, as Mattermost does: it is told when a job fails, and once when it works again. `alert test` tries this and all that follow."},
+			{Name: "HOLDFAST_ALERT_WEBHOOK", Secret: true, check: hook, Used: alerts, into: &s.Alerts.Webhook,
+				Meaning: "Address to which the same is posted as JSON."},
+			{Name: "HOLDFAST_ALERT_WEBHOOK_SECRET", Secret: true, check: hookSecret, Used: alerts, into: &s.Alerts.WebhookSecret,
+				Meaning: "Signs what is posted there, as standardwebhooks.com says: HMAC-SHA256 over id, time and body. Behind `whsec_` it is base64, else it counts as it is."},
+			{Name: "HOLDFAST_ALERT_MAIL_TO", check: mailAddresses, Used: alerts, into: &s.Alerts.MailTo,
+				Meaning: "Who gets mail about the same: addresses with commas between them."},
+			{Name: "HOLDFAST_ALERT_MAIL_FROM", check: mailAddress, Used: alerts, into: &s.Alerts.MailFrom,
+				Meaning: "The address that it comes from."},
+			{Name: "HOLDFAST_ALERT_MAIL_SERVER", Secret: true, check: mailServer, Used: alerts, into: &s.Alerts.MailServer,
+				Meaning: "The server that takes it: `smtp://host:port` (STARTTLS is used where it is offered) or `smtps://host:port` (TLS from the start). Without a port it is 465 for `smtps`, else 587 with a user and 25 without."},
+			{Name: "HOLDFAST_ALERT_MAIL_USER", Used: alerts, into: &s.Alerts.MailUser,
+				Meaning: "User to log in as. Over the network that needs TLS."},
+			{Name: "HOLDFAST_ALERT_MAIL_PASSWORD", Secret: true, Used: alerts, into: &s.Alerts.MailPassword,
+				Meaning: "That user's password."},
+			{Name: "HOLDFAST_ALERT_COMMAND", Secret: true, Used: alerts, into: &s.Alerts.Command,
+				Meaning: "Line of the shell that is run for the same, with the JSON on its standard input. Its environment is ours without secrets of this table."},
+			{Name: "HOLDFAST_ALERT_REPEAT", Default: "24h0m0s", Min: int64(time.Second), Used: alerts, into: &s.Alerts.Repeat,
+				Meaning: "While a job keeps failing, how long after it was told of it is told of again. HOLDFAST_STATE_DIR remembers that."},
+			{Name: "HOLDFAST_ALERT_CLUSTER", Used: alerts, into: &s.Alerts.Cluster,
+				Meaning: "What alerts call the cluster; the default is where the archive is."},
+			{Name: "HOLDFAST_ALERT_LINK", check: hook, Used: alerts, into: &s.Alerts.Link,
+				Meaning: "Address that alerts point to, such as your runbook's."},
+			{Name: "HOLDFAST_PING_BACKUP", Secret: true, check: hook, Used: push, into: &s.Alerts.PingBackup,
+				Meaning: "Dead man's switch of backup-push: a service that raises an alarm when it did not hear in time that a backup was made."},
+			{Name: "HOLDFAST_PING_VERIFY", Secret: true, check: hook, Used: []string{"verify"}, into: &s.Alerts.PingVerify,
+				Meaning: "The same of verify, which hears of runs that found all well."},
+			{Name: "HOLDFAST_PING_RETENTION", Secret: true, check: hook, Used: []string{"retention"}, into: &s.Alerts.PingRetention,
+				Meaning: "The same of `retention apply`."},
+			{Name: "HOLDFAST_PING_STYLE", Default: "healthchecks", Values: []string{"healthchecks", "snitch"}, Used: []string{"backup-push", "verify", "retention"}, into: &s.Alerts.PingStyle,
+				Meaning: "How these are told: as healthchecks.io has it, start, success and failure with a report, or as Dead Man's Snitch has it, success alone."},
+		}),
 		section("pgBackRest", []Setting{
 			{Name: "PGBACKREST_STANZA", Default: "main", Used: []string{"pgbackrest"}, into: &s.Stanza,
 				Meaning: "Stanza of a repository of pgBackRest. Where the repository is, and how it is encrypted, pgBackRest's own variables and files say."},
@@ -444,7 +479,9 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "WALG_LOG_DESTINATION", Type: Path, Default: "stderr", into: &s.Log.Destination,
 				Meaning: "`stderr`, or a file to append the log to. Errors that end a command go to stderr in any case."},
 			{Name: "HOLDFAST_LOG_FORMAT", Default: "text", Values: []string{"text", "json"}, into: &s.Log.Format,
-				Meaning: "`text` is WAL-G's line, `json` one JSON object per line."},
+				Meaning: "`text` is WAL-G's line, `json` one JSON object per line, with job, backup and segment where they are known. journald gets these as fields either way."},
+			{Name: "HOLDFAST_LOG_TO", check: logTo, into: &s.Log.To,
+				Meaning: "`stderr`, `syslog` or `journald`, where WALG_LOG_DESTINATION names no file; `syslog:/path` and `journald:/path` name the socket. Lines that it does not take go to stderr."},
 			{Name: "HOLDFAST_MEMORY_BUDGET", Default: "256MiB", Min: 64 << 20, into: &s.MemoryBudget,
 				Meaning: "Memory the process aims to stay below; parts on their way to a storage get half of it. wal-push takes 96 MiB of it at most. GOMEMLIMIT in the environment wins."},
 		}),

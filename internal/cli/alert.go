@@ -1,0 +1,269 @@
+package cli
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"holdfast/internal/config"
+	"holdfast/internal/notify"
+)
+
+// run is what people are told of a command: which job it is, and what came of it.
+type run struct {
+	settings *config.Settings
+	job      string       // "" where nobody is told of it
+	skipped  bool         // it was not this host's to do
+	ping     *notify.Ping // nil for none
+	started  chan error   // closed, perhaps with an error in it, once the ping has heard that the job began; nil while it has not begun
+	lines    *recent      // of the log, for the ping
+}
+
+// jobOf returns what people are told of a command as: its words, without what they name of this host. "" is nothing: it only looks.
+func jobOf(cmd *cobra.Command) string {
+	path := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+	is := func(flag string) bool { v, err := cmd.Flags().GetBool(flag); return err == nil && v }
+	words := append([]string{path}, cmd.Flags().Args()...)
+	switch first, _, _ := strings.Cut(path, " "); {
+	case is("dry-run"):
+		return ""
+	case path == "backup-push", path == "backup-merge", path == "retention apply":
+		return path
+	case path == "verify", first == "delete" && is("confirm"):
+		return strings.Join(words, " ")
+	case path == "wal-verify":
+		slices.Sort(words[1:])
+		return strings.Join(words, " ")
+	case path == "ribbon" && is("check"):
+		return "ribbon --check"
+	}
+	return ""
+}
+
+// prepare notes, once the settings are known, who is to be told of this command.
+func (a *app) prepare(cmd *cobra.Command, s *config.Settings) {
+	r := &run{settings: s, job: jobOf(cmd)}
+	first, _, _ := strings.Cut(r.job, " ")
+	if url := map[string]string{"backup-push": s.Alerts.PingBackup, "verify": s.Alerts.PingVerify, "retention": s.Alerts.PingRetention}[first]; url != "" {
+		r.ping = &notify.Ping{URL: url, Style: s.Alerts.PingStyle, Options: notify.Options{Logger: a.log}}
+		r.lines = &recent{}
+		a.alsoTo(r.lines)
+	}
+	a.run = r
+}
+
+// begins is called when it is settled that the job of this command is this host's to do. It does not wait for whom it tells.
+func (a *app) begins(ctx context.Context) {
+	r := a.run
+	if r == nil || r.ping == nil || r.started != nil {
+		return
+	}
+	r.started = make(chan error, 1)
+	go func() {
+		defer close(r.started)
+		if err := r.ping.Start(context.WithoutCancel(ctx)); err != nil {
+			r.started <- err
+		}
+	}()
+}
+
+// ended tells people what came of the command: that a job failed, or works again, those who do not know; a dead man's switch each time. Where they cannot be reached
+// that is a warning, after a minute at most: the job is done, or is not, all the same.
+func (a *app) ended(ctx context.Context, err error) {
+	r := a.run
+	if r == nil || r.job == "" || r.skipped {
+		return
+	}
+	o := notify.Options{Logger: a.log}
+	if ctx.Err() != nil { // somebody waits for us to end
+		o.Within = 5 * time.Second
+	}
+	ctx = context.WithoutCancel(ctx)
+	told := make(chan struct{})
+	go func() { defer close(told); a.tellPeople(ctx, r, err, o) }()
+	a.tellSwitch(ctx, r, err, o)
+	<-told
+}
+
+// warns reports whether a check has found something that is short of a failure. It is told of neither way.
+func (r *run) warns(err error) bool {
+	var coded *exit
+	check := strings.HasPrefix(r.job, "wal-verify") || strings.HasPrefix(r.job, "ribbon")
+	return check && errors.As(err, &coded) && coded.code == 1
+}
+
+// tellPeople tells of a failure, or of its end.
+func (a *app) tellPeople(ctx context.Context, r *run, err error, o notify.Options) {
+	senders := a.senders(r.settings)
+	if len(senders) == 0 || r.warns(err) {
+		return
+	}
+	path, pathErr := alertFile(r.settings, r.job)
+	state, stateErr := notify.State{}, pathErr
+	if pathErr == nil {
+		state, stateErr = notify.LoadState(path)
+	}
+	if stateErr != nil {
+		a.log.Warn(fmt.Sprintf("who was told what of %s is not known: %v", r.job, stateErr))
+	}
+	e := newEvent(r.settings, r.job)
+	var due []notify.Sender
+	words := "works again"
+	if err != nil {
+		words = "failed"
+		e.Result, e.Summary = notify.Failed, firstLine(err)
+		e.Detail = a.explain(err)
+		due = state.Fail(&e, senders, r.settings.Alerts.Repeat)
+	} else {
+		e.Result, e.Summary = notify.Recovered, "it has succeeded"
+		if due = state.Work(&e, senders); len(due) > 0 {
+			e.Summary += fmt.Sprintf(", after it had failed since %s", e.Since.UTC().Format("2006-01-02 15:04:05Z"))
+		}
+	}
+	answers := notify.Deliver(ctx, due, e, o)
+	for _, one := range answers {
+		if one.Err != nil {
+			a.log.Warn(fmt.Sprintf("could not tell %s that %s %s: %v", one.Sender, r.job, words, one.Err))
+		}
+	}
+	state.Heard(&e, answers)
+	if pathErr != nil {
+		return
+	}
+	if err := state.Save(path); err != nil {
+		a.log.Warn(fmt.Sprintf("who was told what of %s is not kept: %v", r.job, err))
+	}
+}
+
+// tellSwitch tells the dead man's switch.
+func (a *app) tellSwitch(ctx context.Context, r *run, err error, o notify.Options) {
+	if r.ping == nil {
+		return
+	}
+	if r.started != nil {
+		if err := <-r.started; err != nil {
+			a.log.Debug("the ping does not know that the job began", "error", err)
+		}
+	}
+	r.ping.Options = o
+	report := r.job + " succeeded on " + hostOf(r.settings) + "\n" + r.lines.String()
+	tell := r.ping.Done
+	if err != nil {
+		report, tell = r.job+" failed on "+hostOf(r.settings)+"\n"+a.explain(err)+"\n"+r.lines.String(), r.ping.Fail
+	}
+	if err := tell(ctx, report); err != nil {
+		a.log.Warn(fmt.Sprintf("could not ping: %v", err))
+	}
+}
+
+// senders returns all who are told of failures.
+func (a *app) senders(s *config.Settings) (all []notify.Sender) {
+	c := &s.Alerts
+	if c.Slack != "" {
+		all = append(all, &notify.Slack{URL: c.Slack})
+	}
+	if c.Webhook != "" {
+		all = append(all, &notify.Webhook{URL: c.Webhook, Secret: c.WebhookSecret})
+	}
+	if c.MailTo != "" {
+		all = append(all, &notify.Mail{Server: c.MailServer, User: c.MailUser, Password: c.MailPassword, From: c.MailFrom, To: c.MailTo})
+	}
+	if c.Command != "" {
+		secret := config.Secrets()
+		env := slices.DeleteFunc(slices.Clone(a.env.Environ), func(e string) bool { name, _, _ := strings.Cut(e, "="); return secret[name] })
+		all = append(all, &notify.Command{Line: c.Command, Env: env})
+	}
+	return all
+}
+
+// newEvent returns what every event of this host has.
+func newEvent(s *config.Settings, job string) notify.Event {
+	return notify.Event{Job: job, Host: hostOf(s), Cluster: cmp.Or(s.Alerts.Cluster, s.Location()), At: time.Now().UTC().Truncate(time.Millisecond), Link: s.Alerts.Link}
+}
+
+// hostOf is what people call this host.
+func hostOf(s *config.Settings) string {
+	name, err := leaseHost(s)
+	if err != nil {
+		return "a host without a name"
+	}
+	return name
+}
+
+// alertFile is where this host remembers who was told what of a job.
+func alertFile(s *config.Settings, job string) (string, error) {
+	dir, err := stateDir(s)
+	if err != nil {
+		return "", err
+	}
+	dir = filepath.Join(dir, "alerts")
+	return filepath.Join(dir, short(job+"\n"+s.Target)+".json"), os.MkdirAll(dir, 0o700)
+}
+
+// firstLine is the first thing that went wrong.
+func firstLine(err error) string {
+	text, _, _ := strings.Cut(parts(err)[0].Error(), "\n")
+	return text
+}
+
+func (a *app) alert() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "alert",
+		Short: "Try whether people are told when something fails",
+		Long: "With HOLDFAST_ALERT_SLACK, HOLDFAST_ALERT_WEBHOOK, HOLDFAST_ALERT_MAIL_TO or HOLDFAST_ALERT_COMMAND set people are told when one of these fails, and once when it works\n" +
+			"again: backup-push, backup-merge, `retention apply`, delete (with --confirm), verify, wal-verify and `ribbon --check`. docs/runbook.md says more.",
+		Example: "  holdfast alert test",
+		Args:    cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return cmd.Help()
+			}
+			return a.usage(cmd, &unknownError{"alert " + args[0], "it is `alert test`"})
+		},
+	}
+	cmd.AddCommand(a.alertTest())
+	return cmd
+}
+
+func (a *app) alertTest() *cobra.Command {
+	return &cobra.Command{
+		Use:   "test",
+		Short: "Tell all of them that nothing is wrong",
+		Long: "Sends an event that says it is a test to each that is set, and prints what each answered. Dead man's switches (HOLDFAST_PING_…) are not touched: they are told only\n" +
+			"what is so.\n\n" +
+			"Exit status: 0 all have it; 1 one has not, or none is set.",
+		Example: "  holdfast alert test",
+		Args:    a.args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			s, err := a.load(cmd)
+			if err != nil {
+				return err
+			}
+			senders := a.senders(s)
+			if len(senders) == 0 {
+				return &advised{errors.New("nobody is told when something fails"), "set HOLDFAST_ALERT_SLACK, HOLDFAST_ALERT_WEBHOOK, HOLDFAST_ALERT_MAIL_TO or HOLDFAST_ALERT_COMMAND"}
+			}
+			e := newEvent(s, "alert test")
+			e.Result, e.Test, e.Summary = notify.Succeeded, true, "this is a test of alerts; nothing is wrong"
+			var failed []error
+			for _, one := range notify.Deliver(cmd.Context(), senders, e, notify.Options{Within: 15 * time.Second, Logger: a.log}) {
+				if one.Err != nil {
+					failed = append(failed, fmt.Errorf("%s: %w", one.Sender, one.Err))
+					continue
+				}
+				if _, err := fmt.Fprintf(a.env.Stdout, "%-8s has it: %s\n", one.Sender, one.Said); err != nil {
+					return err
+				}
+			}
+			return errors.Join(failed...)
+		},
+	}
+}

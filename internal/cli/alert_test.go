@@ -1,0 +1,139 @@
+package cli_test
+
+import (
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"holdfast/internal/notify"
+)
+
+// told is what a receiver was told.
+type told struct{ path, body string }
+
+// people answers every request with status, and returns its address, which ends in a secret, and what takes all that came since it was called last, by path.
+func people(t *testing.T, status int) (string, func() []told) {
+	t.Helper()
+	var mu sync.Mutex
+	var all []told
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		all = append(all, told{strings.TrimPrefix(r.URL.Path, "/hush"), string(body)})
+		w.WriteHeader(status)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL + "/hush", func() []told {
+		mu.Lock()
+		defer mu.Unlock()
+		got := all
+		all = nil
+		slices.SortFunc(got, func(a, b told) int { return strings.Compare(a.path, b.path) })
+		return got
+	}
+}
+
+func paths(all []told) (p []string) {
+	for _, one := range all {
+		p = append(p, one.path)
+	}
+	return p
+}
+
+// People hear once that a job fails and once that it works again; a dead man's switch hears of every run, and of success only after it.
+func TestPeopleHearOfFailuresAndTheirEnd(t *testing.T) {
+	url, heard := people(t, 200)
+	env := []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_LEASE_HOST=db1", "HOLDFAST_ALERT_CLUSTER=shop",
+		"HOLDFAST_ALERT_SLACK=" + url + "/slack", "HOLDFAST_ALERT_WEBHOOK=" + url + "/web", "HOLDFAST_PING_RETENTION=" + url + "/ping"}
+	for i, step := range []struct {
+		policy string
+		status int
+		want   string
+		result notify.Result
+	}{
+		{"{fulll: 2}", 1, "/ping/fail /slack /web", notify.Failed},
+		{"{fulll: 2}", 1, "/ping/fail", ""},
+		{"{full: 2}", 0, "/ping /ping/start /slack /web", notify.Recovered},
+		{"{full: 2}", 0, "/ping /ping/start", ""},
+	} {
+		status, _, stderr := run(append(env, "HOLDFAST_RETENTION="+step.policy), "retention", "apply")
+		got := heard()
+		if p := strings.Join(paths(got), " "); status != step.status || p != step.want || strings.Contains(stderr, "hush") {
+			t.Fatalf("step %d: status %d, heard %q, want %d and %q; stderr %s", i, status, p, step.status, step.want, stderr)
+		}
+		for _, one := range got {
+			switch {
+			case one.path == "/web":
+				var e notify.Event
+				if err := json.Unmarshal([]byte(one.body), &e); err != nil || e.Result != step.result || e.Job != "retention apply" || e.Host != "db1" || e.Cluster != "shop" ||
+					e.Result == notify.Failed && !strings.Contains(e.Detail, "hint: ") || e.Result == notify.Recovered && e.Times != 2 {
+					t.Errorf("step %d: event %s (%v)", i, one.body, err)
+				}
+			case one.path == "/ping" && !strings.Contains(one.body, "nothing is to go"), one.path == "/ping/fail" && !strings.Contains(one.body, "fulll"):
+				t.Errorf("step %d: the report of %s is %q", i, one.path, one.body)
+			}
+		}
+	}
+}
+
+// Of what another host does, or what is only looked at, nothing is told.
+func TestWhatIsNotDoneIsNotTold(t *testing.T) {
+	url, heard := people(t, 200)
+	env := []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_RETENTION={full: 2}", "HOLDFAST_LEASE=archive",
+		"HOLDFAST_ALERT_WEBHOOK=" + url + "/web", "HOLDFAST_PING_RETENTION=" + url + "/ping"}
+	if status, _, stderr := run(append(env, "HOLDFAST_LEASE_HOST=db1"), "retention", "apply"); status != 0 || len(heard()) != 2 {
+		t.Fatalf("status %d, %s", status, stderr)
+	}
+	status, _, stderr := run(append(env, "HOLDFAST_LEASE_HOST=db2"), "retention", "apply")
+	if got := heard(); status != 0 || !strings.Contains(stderr, "holds the lease") || len(got) != 0 {
+		t.Errorf("status %d, heard %v, %s", status, got, stderr)
+	}
+	for _, args := range [][]string{{"retention", "plan"}, {"delete", "retain", "1"}, {"verify", "--dry-run"}, {"ribbon"}, {"backup-list"}, {"retention", "apply", "extra"}} {
+		if run(env, args...); len(heard()) != 0 {
+			t.Errorf("%q is told of", args)
+		}
+	}
+}
+
+// A receiver that refuses fails no job, and shows no secret; it is told again by the next run.
+func TestReceiverThatRefuses(t *testing.T) {
+	url, heard := people(t, 404)
+	env := []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_ALERT_SLACK=" + url + "/slack", "HOLDFAST_PING_RETENTION=" + url + "/ping"}
+	for range 2 {
+		status, _, stderr := run(append(env, "HOLDFAST_RETENTION={fulll: 2}"), "retention", "apply")
+		if got := strings.Join(paths(heard()), " "); status != 1 || got != "/ping/fail /slack" || strings.Count(stderr, "WARNING: ") != 2 || strings.Contains(stderr, "hush") ||
+			!strings.Contains(stderr, "could not tell slack that retention apply failed: 127.0.0.1 answered 404") {
+			t.Errorf("status %d, heard %q, %s", status, got, stderr)
+		}
+	}
+	if status, _, stderr := run(env, "retention", "apply"); status != 0 || strings.Contains(stderr, "slack") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+}
+
+func TestAlertTest(t *testing.T) {
+	good, heard := people(t, 200)
+	bad, _ := people(t, 403)
+	prefix := "WALG_FILE_PREFIX=" + t.TempDir()
+	status, stdout, stderr := run([]string{prefix, "HOLDFAST_ALERT_SLACK=" + bad, "HOLDFAST_ALERT_WEBHOOK=" + good, "HOLDFAST_ALERT_COMMAND=exec cat >&2"}, "alert", "test")
+	got := heard()
+	if status != 1 || !strings.Contains(stdout, "webhook  has it: 200\n") || !strings.Contains(stdout, `command  has it: exit status 0: {"job":"alert test"`) ||
+		!strings.Contains(stderr, "ERROR: ") || !strings.Contains(stderr, "slack: 127.0.0.1 answered 403") || strings.Contains(stdout+stderr, "hush") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
+	}
+	if len(got) != 1 || !strings.Contains(got[0].body, `"test":true`) {
+		t.Errorf("the webhook got %v", got)
+	}
+	if status, _, stderr := run([]string{prefix}, "alert", "test"); status != 1 || !strings.Contains(stderr, "hint: set HOLDFAST_ALERT_SLACK") {
+		t.Errorf("status %d, %s", status, stderr)
+	}
+}
