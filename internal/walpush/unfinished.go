@@ -3,8 +3,11 @@ package walpush
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"path/filepath"
 
+	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/pg/walrec"
 )
@@ -31,10 +34,50 @@ func (f *file) checkFinished() error {
 		return err
 	}
 	defer r.Close() // only read
-	if _, err := walrec.Check(r, f.segmentSize); errors.Is(err, walrec.ErrEnd) {
-		return &unfinishedError{f.name, err}
+	_, unfinished := walrec.Check(r, f.segmentSize)
+	if !errors.Is(unfinished, walrec.ErrEnd) {
+		return nil // what else may be wrong with it is for who reads it to say
 	}
-	return nil // what else may be wrong with it is for who reads it to say
+	if left, err := f.leftHere(); err != nil || left {
+		return err
+	}
+	return &unfinishedError{f.name, unfinished}
+}
+
+// leftHere reports whether a history file beside the segment says that its timeline was left in it: then it ends there, and nobody finishes it. A standby with
+// archive_mode = always archives it as it is (walreceiver.c, at the end of a timeline), and would try for ever.
+func (f *file) leftHere() (bool, error) {
+	dir := filepath.Dir(f.path)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return false, err
+	}
+	for _, e := range entries {
+		if wal.KindOf(e.Name()) != wal.History {
+			continue
+		}
+		t, err := wal.TimelineOf(e.Name())
+		if err != nil || t <= f.timeline {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return false, err
+		}
+		branches, err := catalog.ParseHistory(t, b)
+		if err != nil {
+			continue // a file that says nothing
+		}
+		for _, b := range branches {
+			if b.Timeline == f.timeline && f.segmentSize.Name(b.Timeline, f.segmentSize.Segment(b.Switch)) == f.name {
+				return true, nil
+			}
+		}
+	}
+	return false, nil
 }
 
 type unfinishedError struct {
