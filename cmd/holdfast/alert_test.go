@@ -1,0 +1,85 @@
+package main_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"holdfast/internal/notify"
+	"holdfast/test/pgtest"
+	"holdfast/test/site"
+)
+
+// A dead man's switch hears that a backup was made once it is, with its name; people hear that one was not made, and that one is again.
+func TestBackupIsToldOfOnceItIs(t *testing.T) {
+	s := site.New(t, pgtest.Require(t, 17), pgtest.Options{})
+	var mu sync.Mutex
+	var heard []string // the path, and how many backups there were
+	var bodies []string
+	people := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		there, err := filepath.Glob(filepath.Join(s.Root, "basebackups_005", "*_backup_stop_sentinel.json"))
+		if err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		heard, bodies = append(heard, fmt.Sprintf("%s %d", r.URL.Path, len(there))), append(bodies, string(body))
+	}))
+	defer people.Close()
+	state := pgtest.Dir(t)
+	pgtest.Give(t, state)
+	s.Env = append(s.Env, "HOLDFAST_STATE_DIR="+state, "HOLDFAST_PING_BACKUP="+people.URL+"/hush", "HOLDFAST_ALERT_WEBHOOK="+people.URL+"/web", "HOLDFAST_LOG_FORMAT=json")
+	lost := *s
+	lost.Env = append(slices.Clone(s.Env), "PGHOST="+filepath.Join(state, "nowhere"))
+
+	first := s.Push(t)
+	r := lost.Do(t, "backup-push", s.Data)
+	if r.Status != 1 || strings.Contains(r.Stderr, "hush") {
+		t.Errorf("without a server: status %d\n%s", r.Status, r.Stderr)
+	}
+	s.Switch(t) // the next one gets another name
+	second := s.Push(t)
+	if entries, err := os.ReadDir(state); err != nil || len(entries) == 0 {
+		t.Errorf("nothing is remembered in the state directory: %v", err)
+	}
+
+	want := []string{"/hush/start 0", "/hush 1", "/hush/start 1", "/hush/fail 1", "/web 1", "/hush/start 1", "/hush 2", "/web 2"}
+	mu.Lock()
+	defer mu.Unlock()
+	got := slices.Clone(heard)
+	for _, pair := range []int{3, 6} { // who of the two is told first is open
+		if len(got) == len(want) && strings.HasPrefix(got[pair], "/web") {
+			got[pair], got[pair+1] = got[pair+1], got[pair]
+			bodies[pair], bodies[pair+1] = bodies[pair+1], bodies[pair]
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Fatalf("heard %q, want %q", heard, want)
+	}
+	for i, words := range map[int]string{1: "Wrote backup with name " + first, 3: "connect", 6: "Wrote backup with name " + second} {
+		if !strings.Contains(bodies[i], words) {
+			t.Errorf("the report of %s does not say %q: %s", want[i], words, bodies[i])
+		}
+	}
+	for i, result := range map[int]notify.Result{4: notify.Failed, 7: notify.Recovered} {
+		var e notify.Event
+		if err := json.Unmarshal([]byte(bodies[i]), &e); err != nil || e.Result != result || e.Job != "backup-push" || e.Times != 1 {
+			t.Errorf("event %s (%v), want %s", bodies[i], err, result)
+		}
+	}
+	if lines := r.Errors(); len(lines) > 0 {
+		t.Errorf("lines that are not JSON: %q", lines)
+	}
+}
