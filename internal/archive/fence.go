@@ -31,6 +31,11 @@ func (a *Archive) Fenced(f Fence) *Archive {
 	return &c
 }
 
+// ended reports whether a push can make no backup any more, as its turn is over.
+func (a *Archive) ended(p Push) bool {
+	return a.fence != nil && p.Lease != "" && a.fence.Ended(p.Lease)
+}
+
 // sealTime bounds the put of a sentinel that others may put, too: it is not to be broken off.
 const sealTime = 2 * time.Minute
 

@@ -298,6 +298,16 @@ func TestAFencedDraftIsRemovedAtOnce(t *testing.T) {
 	if !whole(t, m, backupName) {
 		t.Error("it is no backup")
 	}
+	other := "base_000000010000000000000007"
+	begin(t, m, &turn{id: "1"}, other)
+	later := archive.New(m, archive.Options{})
+	if swept, err := later.SweepDead(t.Context(), "db2"); len(swept) != 0 || err != nil {
+		t.Errorf("sweep where nobody says that it has ended: %q, %v", swept, err)
+	}
+	if swept, err := later.Fenced(&turn{id: "2"}).SweepDead(t.Context(), "db2"); len(swept) != 1 || err != nil {
+		t.Errorf("sweep: %q, %v", swept, err)
+	}
+	empty(t, m, other)
 }
 
 // Nothing that Finish is given makes it put anything but a whole backup's sentinel.

@@ -202,7 +202,7 @@ func (a *Archive) left(ctx context.Context, d *Draft) ([]string, error) {
 		beat = newest
 	case err != nil:
 		return nil, err
-	case push.gone(d.push), a.fence != nil && push.Lease != "" && a.fence.Ended(push.Lease):
+	case push.gone(d.push), a.ended(push):
 		return names, nil
 	default:
 		who, patience = fmt.Sprintf("by process %d on %s since %s", push.PID, push.Host, push.Started.Format(time.RFC3339)), stalePush
@@ -265,7 +265,7 @@ func (d *Draft) Beat(ctx context.Context) error {
 	return d.archive.store.Put(ctx, d.markerName(), bytes.NewReader(d.marker))
 }
 
-// SweepDead removes what pushes left that died more than a day ago, and describes each. Only folders with a marker of ours and without a
+// SweepDead removes what pushes left that died more than a day ago, or whose turn by the archive's Fence has ended, and describes each. Only folders with a marker of ours and without a
 // sentinel count: in others another program may be at work. One that cannot be removed keeps no other from it.
 func (a *Archive) SweepDead(ctx context.Context, host string) (removed []string, err error) {
 	var folders []string
@@ -291,7 +291,7 @@ func (a *Archive) SweepDead(ctx context.Context, host string) (removed []string,
 		if err == nil && now.IsZero() {
 			now, err = a.now(ctx)
 		}
-		if errors.Is(err, fs.ErrNotExist) || (err == nil && now.Sub(beat) <= longDead) {
+		if errors.Is(err, fs.ErrNotExist) || (err == nil && now.Sub(beat) <= longDead && !a.ended(push)) {
 			continue
 		}
 		if err == nil {

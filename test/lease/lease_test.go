@@ -257,10 +257,7 @@ func TestWhoIsKilledIsFollowedByOne(t *testing.T) {
 	}
 	h.release(t)
 	h.next(t, 2, "db1")
-	dead := h.all[0].Backups(t)
-	if len(dead) != 1 {
-		t.Errorf("backups %s, want one", dead)
-	}
+	h.backups(t, 1)
 }
 
 func TestWhoStandsStillCommitsNothingWhenItGoesOn(t *testing.T) {
