@@ -57,7 +57,7 @@ fuzz: ## fuzz each decoder for FUZZTIME (default 1m each)
 	  done; done
 
 docs: ## rewrite docs/settings.md and docs/commands.md from the definitions
-	go test ./internal/config ./internal/cli ./internal/metrics -run Docs -update
+	go test ./internal/config ./internal/cli ./internal/metrics ./internal/check -run Docs -update
 
 clean: ## remove what the build made
 	rm -f holdfast holdfast-client

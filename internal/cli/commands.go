@@ -28,6 +28,8 @@ func (a *app) commands() []*cobra.Command {
 		a.walVerify(),
 		a.timeline(),
 		a.ribbon(),
+		a.check(),
+		a.doctor(),
 		a.metrics(),
 		a.walGap(),
 		a.pgbackrest(),

@@ -31,6 +31,7 @@ type Settings struct {
 	Compression  Compression
 	WAL          WAL
 	Receive      Receive
+	Checks       string // limits of checks that are not the default ones, see internal/check; HOLDFAST_CHECK
 	Backup       Backup
 	Restore      Restore
 	Verify       Verify

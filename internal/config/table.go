@@ -79,7 +79,7 @@ var (
 	leased   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "lease"}
 	alerts   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "wal-verify", "ribbon", "alert"}
 	asks     = []string{"backup-push", "catchup-push", "wal-receive", "wal-verify", "wal-show", "timeline"}
-	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline"}
+	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline", "check", "doctor"}
 )
 
 // Table returns all settings, by section. Defaults of how much is done at once follow from the number of cores.
@@ -380,6 +380,10 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Bytes a second that `verify` reads from the storage at most; 0 is no limit but WALG_NETWORK_RATE_LIMIT."},
 			{Name: "HOLDFAST_VERIFY_MAX_AGE", Default: "720h0m0s", Min: int64(time.Second), Used: []string{"verify"}, into: &s.Verify.MaxAge,
 				Meaning: "How long it counts what `verify` has found of an object. It is not read again until then, unless its size or time has changed."},
+		}),
+		section("Checks", []Setting{
+			{Name: "HOLDFAST_CHECK", Used: []string{"check", "doctor"}, into: &s.Checks,
+				Meaning: "Limits of checks other than those of docs/checks.md, as `backup-age=26h:50h,wal-age=5m:20m,proof=off`: a WARNING and a CRITICAL one, or `off` for no such check."},
 		}),
 		section("Several hosts", []Setting{
 			{Name: "HOLDFAST_ROLE", Values: []string{"replica", "primary", "prefer-replica", "any"}, Used: leased, into: &s.Lease.Role,

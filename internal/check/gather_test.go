@@ -1,0 +1,151 @@
+package check_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"net"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/internal/archive"
+	"holdfast/internal/check"
+	"holdfast/internal/pg/server"
+	"holdfast/internal/ribbon"
+	"holdfast/internal/store"
+	"holdfast/internal/store/storetest"
+)
+
+// gather makes checks of what is in a store.
+func gather(t *testing.T, st store.Store, patience time.Duration, only ...string) check.Report {
+	t.Helper()
+	c, err := check.Choose(check.Selection{Only: only})
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := archive.New(st, archive.Options{})
+	f := check.Gather(t.Context(), check.Sources{
+		Archive: func(ctx context.Context) (check.Loaded, error) {
+			in, err := ribbon.Load(ctx, a, a, ribbon.Options{})
+			return check.Loaded{Input: in}, err
+		},
+		Storages: func(context.Context) ([]check.Storage, error) {
+			return []check.Storage{{Name: "default", Store: st}}, nil
+		},
+		Host: "db1.example.org",
+	}, c, patience)
+	return check.Judge(f, c)
+}
+
+// names returns what is in a store.
+func names(t *testing.T, st store.Store) (all []string) {
+	t.Helper()
+	for o, err := range store.Walk(t.Context(), st, "") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, o.Name)
+	}
+	return all
+}
+
+func TestStoreIsTried(t *testing.T) {
+	st := &storetest.Memory{}
+	if r := gather(t, st, time.Minute, "store", "clock"); r.Status != check.OK {
+		t.Errorf("%s", r.Nagios())
+	}
+	if left := names(t, st); len(left) > 0 {
+		t.Errorf("%q is left", left)
+	}
+	if r := gather(t, &fixed{Memory: st}, time.Minute, "store"); r.Status != check.OK || !strings.Contains(r.Findings[0].Text, "not removed from") {
+		t.Errorf("%s", r.Nagios())
+	}
+	gather(t, &fixed{Memory: st}, time.Minute, "store")
+	if left := names(t, st); len(left) != 1 || left[0] != "holdfast/check/db1_example_org" {
+		t.Errorf("%q is left where nothing may be removed, want one object", left)
+	}
+	if r := gather(t, &full{Memory: st}, time.Minute, "store"); r.Status != check.Critical || !strings.Contains(r.Findings[0].Text, "no space left") {
+		t.Errorf("%s", r.Nagios())
+	}
+}
+
+// fixed is a store from which nothing may be removed.
+type fixed struct{ *storetest.Memory }
+
+func (s *fixed) Delete(context.Context, string) error {
+	return &fs.PathError{Op: "delete", Path: "x", Err: fs.ErrPermission}
+}
+
+// full is a store that takes nothing.
+type full struct{ *storetest.Memory }
+
+func (s *full) Put(context.Context, string, io.Reader) error { return syscall.ENOSPC }
+
+// deaf is a store that never answers, and does not care for contexts.
+type deaf struct {
+	*storetest.Memory
+	hang chan struct{}
+}
+
+func (s *deaf) Put(context.Context, string, io.Reader) error {
+	<-s.hang
+	return errors.New("at last")
+}
+
+// What hangs for ever is not waited for, and what else there is is judged.
+func TestGatherNeverHangs(t *testing.T) {
+	hang := make(chan struct{})
+	defer close(hang)
+	listener, err := net.Listen("tcp", "127.0.0.1:0") // accepts, and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	c, err := check.Choose(check.Selection{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
+	src := check.Sources{
+		Server:  server.Config{"host": "127.0.0.1", "port": port, "user": "x", "sslmode": "disable"},
+		Archive: func(context.Context) (check.Loaded, error) { <-hang; return check.Loaded{}, nil },
+		Storages: func(context.Context) ([]check.Storage, error) {
+			return []check.Storage{{Name: "deaf", Store: &deaf{&storetest.Memory{}, hang}}}, nil
+		},
+	}
+	done := make(chan *check.Facts, 1)
+	go func() { done <- check.Gather(t.Context(), src, c, 200*time.Millisecond) }()
+	select {
+	case f := <-done:
+		r := check.Judge(f, c)
+		for _, f := range r.Findings {
+			if f.Status == check.OK && !f.Skipped {
+				t.Errorf("%s is OK: %s", f.Check, f.Text)
+			}
+		}
+		if r.Status != check.Critical { // the server does not answer
+			t.Errorf("%s", r.Nagios())
+		}
+		if out := r.Nagios(); strings.Count(out, "no answer within 200ms") < 2 {
+			t.Errorf("%s", out)
+		}
+	case <-time.After(time.Minute):
+		t.Fatal("it hangs")
+	}
+}
+
+// An archive whose storage is down is not known, which is not the same as empty.
+func TestGatherArchiveDown(t *testing.T) {
+	st := storetest.FailAt(&storetest.Memory{}, 0)
+	r := gather(t, st, time.Minute, "holes", "backup-age")
+	if r.Findings[0].Status != check.Unknown || r.Findings[1].Status != check.Unknown {
+		t.Errorf("%s", r.Nagios())
+	}
+	if r := gather(t, &storetest.Memory{}, time.Minute, "holes", "backup-age"); r.Findings[0].Status != check.Critical || r.Findings[1].Status != check.Critical {
+		t.Errorf("of an empty archive: %s", r.Nagios())
+	}
+}
