@@ -272,8 +272,11 @@ func (r *receiver) sweep(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if whole {
+		switch {
+		case whole:
 			r.removeTail(ctx, name)
+		case timeline < t:
+			r.line.change(func() { r.line.past = append(r.line.past, name) })
 		}
 	}
 	return nil

@@ -20,6 +20,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -391,25 +392,52 @@ func (r *receiver) placeFirst(ctx context.Context, conn *server.Replication, way
 			leg, next = way[i+1], r.begin(leg.Switch)
 		}
 		r.opts.Logger.Info(fmt.Sprintf("the archive ends before %s of timeline %d: receiving from there on", next, uint32(leg.Timeline)))
-		r.line.change(func() { r.line.timeline, r.line.next = leg.Timeline, next })
-		r.setBase(next)
-		if err := r.recall(ctx); err != nil {
-			r.opts.Logger.Warn("cannot bring back what the archive has in pieces of the segment that comes next", "error", err)
-		}
+		r.goTo(ctx, leg.Timeline, next)
 		return nil
 	}
-	at, t, err := conn.Position(ctx)
+	t, next, err := r.firstTail(ctx, way)
 	if err != nil {
 		return err
 	}
-	next := r.begin(at)
-	r.opts.Logger.Info(fmt.Sprintf("the archive has no WAL: receiving from %s of timeline %d on", next, uint32(t)))
-	r.line.change(func() { r.line.timeline, r.line.next = t, next })
-	r.setBase(next)
+	if t == 0 {
+		var at wal.LSN
+		if at, t, err = conn.Position(ctx); err != nil {
+			return err
+		}
+		next = r.begin(at)
+	}
+	r.opts.Logger.Info(fmt.Sprintf("the archive has no whole WAL: receiving from %s of timeline %d on", next, uint32(t)))
+	r.goTo(ctx, t, next)
+	return nil
+}
+
+// firstTail finds the first segment on the way of which the archive has pieces; timeline 0 is none.
+func (r *receiver) firstTail(ctx context.Context, way []catalog.Branch) (wal.Timeline, wal.LSN, error) {
+	names, err := r.archive.Tails(ctx)
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, leg := range slices.Backward(way) {
+		for _, name := range names {
+			t, no, err := r.line.size.ParseSegment(name)
+			if start := r.line.size.Start(no); err == nil && t == leg.Timeline && (leg.Switch == 0 || start <= leg.Switch) {
+				return t, start, nil
+			}
+		}
+	}
+	return 0, 0, nil
+}
+
+// goTo makes the segment of timeline t that begins at next the one that is received next, and brings back what the archive has of it.
+func (r *receiver) goTo(ctx context.Context, t wal.Timeline, next wal.LSN) {
+	r.line.change(func() {
+		if r.line.timeline, r.line.next = t, next; len(r.line.segments) == 0 {
+			r.line.base = next
+		}
+	})
 	if err := r.recall(ctx); err != nil {
 		r.opts.Logger.Warn("cannot bring back what the archive has in pieces of the segment that comes next", "error", err)
 	}
-	return nil
 }
 
 // tellOfMore warns where more was received of a timeline than up to where the server has left it.
@@ -419,15 +447,6 @@ func (r *receiver) tellOfMore(t wal.Timeline, at wal.LSN, follows wal.Timeline) 
 		r.opts.Logger.Warn(fmt.Sprintf("the server has left timeline %d at %s for timeline %d: what was received of it behind that, up to %s, the server does not have; the archive keeps it",
 			uint32(t), at, uint32(follows), end))
 	}
-}
-
-// setBase notes that all before at is archived, where nothing else waits.
-func (r *receiver) setBase(at wal.LSN) {
-	r.line.change(func() {
-		if len(r.line.segments) == 0 {
-			r.line.base = at
-		}
-	})
 }
 
 // storeHistory archives the history file of a timeline.

@@ -214,6 +214,36 @@ func TestDivergedServerIsRefused(t *testing.T) {
 	}
 }
 
+// A receiver that has lost its spool begins where the archive ends, and be that in the first segment that it had begun.
+func TestLostSpoolSkipsNothing(t *testing.T) {
+	c := primary(t)
+	s := &storetest.Memory{}
+	a := archive.New(s, archive.Options{})
+	f := receive(t, c, s, options(t.TempDir(), s))
+	c.Exec(t, `insert into t select generate_series(1, 1000)`)
+	first, _ := received(t, c, s)
+	f.stop(t)
+	if whole, err := a.HasWAL(t.Context(), first); err != nil || whole {
+		t.Fatal(whole, err)
+	}
+	_, next, err := mib.ParseSegment(first)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // the second time whole segments are there, and the one that was begun
+		c.Exec(t, `insert into t values (1)`, `select pg_switch_wal()`, `insert into t values (2)`, `select pg_switch_wal()`, `insert into t values (3)`)
+		f := receive(t, c, s, options(t.TempDir(), s))
+		last := finish(t, c, s)
+		for name := ""; name != last; next++ {
+			name = mib.Name(1, next)
+			compare(t, c, a, name)
+		}
+		c.Exec(t, `insert into t values (4)`)
+		received(t, c, s)
+		f.stop(t)
+	}
+}
+
 func TestForeignArchiveIsRefused(t *testing.T) {
 	c := primary(t)
 	s := &storetest.Memory{}
