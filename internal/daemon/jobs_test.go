@@ -159,14 +159,14 @@ func walNames(t *testing.T, m *storetest.Memory) (names []string) {
 func TestWhereFilesGo(t *testing.T) {
 	dir, other, m := dataDir(t), dataDir(t), &storetest.Memory{}
 	names := finish(t, dir, 3)
-	if err := os.WriteFile(filepath.Join(dir, "recovery.signal"), nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
 	j := work(t, dir, archive.New(m, archive.Options{}), m, io.Discard, nil)
 	for _, name := range names {
 		if err := j.Push(t.Context(), name, dir); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "recovery.signal"), nil, 0o600); err != nil {
+		t.Fatal(err)
 	}
 	for _, c := range []struct {
 		dest, cwd string
@@ -253,15 +253,15 @@ func TestStoreIsDown(t *testing.T) {
 func TestFetchesAhead(t *testing.T) {
 	dir, m := dataDir(t), &storetest.Memory{}
 	names := finish(t, dir, 8)
-	for _, signal := range []string{"recovery.signal", "postmaster.pid"} {
-		if err := os.WriteFile(filepath.Join(dir, signal), nil, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
 	a := archive.New(m, archive.Options{})
 	j := work(t, dir, a, m, io.Discard, nil)
 	for _, name := range names {
 		if err := j.Push(t.Context(), name, dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, signal := range []string{"recovery.signal", "postmaster.pid"} {
+		if err := os.WriteFile(filepath.Join(dir, signal), nil, 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
