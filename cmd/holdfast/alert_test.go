@@ -7,16 +7,46 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"holdfast/internal/notify"
 	"holdfast/test/pgtest"
 	"holdfast/test/site"
 )
+
+// Who is told and does not answer keeps nobody waiting that stops the command.
+func TestReceiverThatHangsIsLeft(t *testing.T) {
+	asked, release := make(chan struct{}, 8), make(chan struct{})
+	people := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		asked <- struct{}{}
+		<-release
+	}))
+	defer people.Close()
+	defer close(release)
+	cmd := exec.Command(pgtest.Build(t, "holdfast/cmd/holdfast"), "retention", "apply")
+	cmd.Env = []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_RETENTION={fulll: 2}", "HOLDFAST_ALERT_WEBHOOK=" + people.URL + "/hush"}
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	begin := time.Now()
+	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	err := cmd.Wait()
+	if took := time.Since(begin); cmd.ProcessState.ExitCode() != 1 || took > 30*time.Second || !strings.Contains(stderr.String(), "could not tell webhook that retention apply failed") || strings.Contains(stderr.String(), "hush") {
+		t.Errorf("%v after %s\n%s", err, took, stderr.String())
+	}
+}
 
 // A dead man's switch hears that a backup was made once it is, with its name; people hear that one was not made, and that one is again.
 func TestBackupIsToldOfOnceItIs(t *testing.T) {

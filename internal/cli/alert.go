@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -77,21 +78,24 @@ func (a *app) begins(ctx context.Context) {
 
 // ended tells people what came of the command: that a job failed, or works again, those who do not know; a dead man's switch each time. Where they cannot be reached
 // that is a warning, after a minute at most: the job is done, or is not, all the same.
-func (a *app) ended(ctx context.Context, err error) {
+func (a *app) ended(ctx context.Context, err error, status int) {
 	r := a.run
 	if r == nil || r.job == "" || r.skipped {
 		return
 	}
-	o := notify.Options{Logger: a.log}
-	if ctx.Err() != nil { // somebody waits for us to end
-		o.Within = 5 * time.Second
-	}
-	ctx = context.WithoutCancel(ctx)
-	told := make(chan struct{})
-	go func() { defer close(told); a.tellPeople(ctx, r, err, o) }()
-	a.tellSwitch(ctx, r, err, o)
-	<-told
+	tell, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() { // somebody waits for us to end
+		time.AfterFunc(hurry, func() { cancel(fmt.Errorf("no answer within %s, and this process is to end", hurry)) })
+	})()
+	var both sync.WaitGroup
+	both.Go(func() { a.tellPeople(tell, r, err, status) })
+	both.Go(func() { a.tellSwitch(tell, r, err) })
+	both.Wait()
 }
+
+// hurry is how long people are told of a command that somebody stops.
+const hurry = 5 * time.Second
 
 // warns reports whether a check has found something that is short of a failure. It is told of neither way.
 func (r *run) warns(err error) bool {
@@ -101,7 +105,7 @@ func (r *run) warns(err error) bool {
 }
 
 // tellPeople tells of a failure, or of its end.
-func (a *app) tellPeople(ctx context.Context, r *run, err error, o notify.Options) {
+func (a *app) tellPeople(ctx context.Context, r *run, err error, status int) {
 	senders := a.senders(r.settings)
 	if len(senders) == 0 || r.warns(err) {
 		return
@@ -115,6 +119,7 @@ func (a *app) tellPeople(ctx context.Context, r *run, err error, o notify.Option
 		a.log.Warn(fmt.Sprintf("who was told what of %s is not known: %v", r.job, stateErr))
 	}
 	e := newEvent(r.settings, r.job)
+	e.Status = status
 	var due []notify.Sender
 	words := "works again"
 	if err != nil {
@@ -128,7 +133,7 @@ func (a *app) tellPeople(ctx context.Context, r *run, err error, o notify.Option
 			e.Summary += fmt.Sprintf(", after it had failed since %s", e.Since.UTC().Format("2006-01-02 15:04:05Z"))
 		}
 	}
-	answers := notify.Deliver(ctx, due, e, o)
+	answers := notify.Deliver(ctx, due, e, notify.Options{Logger: a.log})
 	for _, one := range answers {
 		if one.Err != nil {
 			a.log.Warn(fmt.Sprintf("could not tell %s that %s %s: %v", one.Sender, r.job, words, one.Err))
@@ -144,16 +149,21 @@ func (a *app) tellPeople(ctx context.Context, r *run, err error, o notify.Option
 }
 
 // tellSwitch tells the dead man's switch.
-func (a *app) tellSwitch(ctx context.Context, r *run, err error, o notify.Options) {
+func (a *app) tellSwitch(ctx context.Context, r *run, err error) {
 	if r.ping == nil {
 		return
 	}
 	if r.started != nil {
-		if err := <-r.started; err != nil {
-			a.log.Debug("the ping does not know that the job began", "error", err)
+		select {
+		case err := <-r.started:
+			if err != nil {
+				a.log.Debug("the ping does not know that the job began", "error", err)
+			}
+		case <-ctx.Done():
+			a.log.Warn(fmt.Sprintf("could not ping: %v", context.Cause(ctx)))
+			return
 		}
 	}
-	r.ping.Options = o
 	report := r.job + " succeeded on " + hostOf(r.settings) + "\n" + r.lines.String()
 	tell := r.ping.Done
 	if err != nil {
@@ -254,7 +264,7 @@ func (a *app) alertTest() *cobra.Command {
 			e := newEvent(s, "alert test")
 			e.Result, e.Test, e.Summary = notify.Succeeded, true, "this is a test of alerts; nothing is wrong"
 			var failed []error
-			for _, one := range notify.Deliver(cmd.Context(), senders, e, notify.Options{Within: 15 * time.Second, Logger: a.log}) {
+			for _, one := range notify.Deliver(cmd.Context(), senders, e, notify.Options{Within: 20 * time.Second, Logger: a.log}) {
 				if one.Err != nil {
 					failed = append(failed, fmt.Errorf("%s: %w", one.Sender, one.Err))
 					continue

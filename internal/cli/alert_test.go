@@ -75,7 +75,7 @@ func TestPeopleHearOfFailuresAndTheirEnd(t *testing.T) {
 			case one.path == "/web":
 				var e notify.Event
 				if err := json.Unmarshal([]byte(one.body), &e); err != nil || e.Result != step.result || e.Job != "retention apply" || e.Host != "db1" || e.Cluster != "shop" ||
-					e.Result == notify.Failed && !strings.Contains(e.Detail, "hint: ") || e.Result == notify.Recovered && e.Times != 2 {
+					e.Status != step.status || e.Result == notify.Failed && !strings.Contains(e.Detail, "hint: ") || e.Result == notify.Recovered && e.Times != 2 {
 					t.Errorf("step %d: event %s (%v)", i, one.body, err)
 				}
 			case one.path == "/ping" && !strings.Contains(one.body, "nothing is to go"), one.path == "/ping/fail" && !strings.Contains(one.body, "fulll"):

@@ -75,7 +75,7 @@ func Run(env Env) int {
 	a.tellTraffic()
 	status := a.report(err)
 	a.tellMonitors(status)
-	a.ended(ctx, err)
+	a.ended(ctx, err, status)
 	if a.logTo != nil {
 		_ = a.logTo.Close() // each line was sent for itself
 	}

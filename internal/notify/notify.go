@@ -42,6 +42,7 @@ type Event struct {
 	At      time.Time `json:"at"`
 	Since   time.Time `json:"since,omitzero"`  // of a failure: since when it lasts, or lasted
 	Times   int       `json:"times,omitempty"` // of a failure: how many runs have failed since then
+	Status  int       `json:"exit_status"`     // of the command
 	Link    string    `json:"link,omitempty"`  // where people look next
 	Test    bool      `json:"test,omitempty"`  // it says nothing about the job
 }
@@ -121,13 +122,13 @@ func (e *FinalError) Unwrap() error { return e.Err }
 
 // Options says how long Deliver tries. The zero value is ready to use.
 type Options struct {
-	Try    time.Duration // how long one try may take; 0 means 10 s
+	Try    time.Duration // how long one try may take; 0 means 15 s
 	Within time.Duration // how long all tries of a sender may take together; 0 means a minute
 	Pause  time.Duration // after the first try; twice as long after each further one; 0 means 1 s
 	Logger *slog.Logger  // is told of tries that failed; nil discards
 }
 
-const defaultTry = 10 * time.Second
+const defaultTry = 15 * time.Second // mail servers take their time to greet
 
 // Answer is what became of an event at one sender.
 type Answer struct {

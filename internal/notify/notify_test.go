@@ -159,9 +159,29 @@ func TestStateTellsOnce(t *testing.T) {
 	}
 }
 
+// Who was told of one exit status is told of another at once, as damage is more than what could not be looked at.
+func TestStateTellsOfAnotherStatus(t *testing.T) {
+	a := &sender{name: "a"}
+	var s notify.State
+	for i, step := range []struct {
+		status int
+		err    error
+		told   bool
+	}{{1, nil, true}, {1, nil, false}, {2, errors.New("down"), true}, {2, nil, true}, {2, nil, false}, {1, nil, true}} {
+		e := notify.Event{At: at.Add(time.Duration(i) * time.Minute), Status: step.status}
+		due := s.Fail(&e, []notify.Sender{a}, 24*time.Hour)
+		if (len(due) == 1) != step.told {
+			t.Errorf("step %d: %d are told, want %v", i, len(due), step.told)
+		}
+		if len(due) == 1 {
+			s.Heard(&e, []notify.Answer{{Sender: "a", Err: step.err}})
+		}
+	}
+}
+
 // FuzzParseState: what is accepted is written back the same.
 func FuzzParseState(f *testing.F) {
-	f.Add([]byte(`{"failing":true,"since":"2026-11-21T03:00:00Z","times":3,"told":{"mail":"2026-11-21T03:00:00Z"}}`))
+	f.Add([]byte(`{"failing":true,"since":"2026-11-21T03:00:00Z","times":3,"told":{"mail":{"at":"2026-11-21T03:00:00Z","exit_status":2}}}`))
 	f.Add([]byte(`{}`))
 	f.Add([]byte(`null`))
 	f.Fuzz(func(t *testing.T, text []byte) {

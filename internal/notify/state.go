@@ -14,10 +14,16 @@ import (
 
 // State is what a host remembers of a job: whether it fails, and who knows. The zero value is a job that works.
 type State struct {
-	Failing bool                 `json:"failing"`
-	Since   time.Time            `json:"since,omitzero"` // of the first run that failed
-	Times   int                  `json:"times,omitempty"`
-	Told    map[string]time.Time `json:"told,omitempty"` // when each sender was last told that it fails, of those who were not told otherwise since
+	Failing bool            `json:"failing"`
+	Since   time.Time       `json:"since,omitzero"` // of the first run that failed
+	Times   int             `json:"times,omitempty"`
+	Told    map[string]Told `json:"told,omitempty"` // what each sender was told last, of those who were told that the job fails and not otherwise since
+}
+
+// Told is what a sender knows.
+type Told struct {
+	At     time.Time `json:"at"`
+	Status int       `json:"exit_status"`
 }
 
 // maxState is how large a state's file may be.
@@ -70,7 +76,8 @@ func (s *State) Save(path string) error {
 	})
 }
 
-// Fail notes that the job failed at the time of e, which it completes, and returns which of the senders are to be told: those who do not know, or were told as long ago as repeat.
+// Fail notes that the job failed at the time of e, which it completes, and returns which of the senders are to be told: those who do not know, or know of another exit status, or
+// were told as long ago as repeat.
 func (s *State) Fail(e *Event, senders []Sender, repeat time.Duration) (due []Sender) {
 	if !s.Failing {
 		s.Failing, s.Since, s.Times = true, e.At, 0
@@ -78,7 +85,7 @@ func (s *State) Fail(e *Event, senders []Sender, repeat time.Duration) (due []Se
 	s.Times++
 	e.Since, e.Times = s.Since, s.Times
 	for _, one := range senders {
-		if at, told := s.Told[one.Name()]; !told || e.At.Sub(at) >= repeat || at.After(e.At) {
+		if last, told := s.Told[one.Name()]; !told || last.Status != e.Status || e.At.Sub(last.At) >= repeat || last.At.After(e.At) {
 			due = append(due, one)
 		}
 	}
@@ -89,11 +96,11 @@ func (s *State) Fail(e *Event, senders []Sender, repeat time.Duration) (due []Se
 func (s *State) Work(e *Event, senders []Sender) (due []Sender) {
 	e.Since, e.Times = s.Since, s.Times
 	s.Failing = false
-	known := map[string]time.Time{}
+	known := map[string]Told{}
 	for _, one := range senders {
-		if at, told := s.Told[one.Name()]; told {
+		if last, told := s.Told[one.Name()]; told {
 			due = append(due, one)
-			known[one.Name()] = at
+			known[one.Name()] = last
 		}
 	}
 	s.Told = known // who is no sender any more need not be told
@@ -107,9 +114,9 @@ func (s *State) Heard(e *Event, answers []Answer) {
 		case a.Err != nil:
 		case s.Failing:
 			if s.Told == nil {
-				s.Told = map[string]time.Time{}
+				s.Told = map[string]Told{}
 			}
-			s.Told[a.Sender] = e.At
+			s.Told[a.Sender] = Told{e.At, e.Status}
 		default:
 			delete(s.Told, a.Sender)
 		}
