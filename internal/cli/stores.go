@@ -56,13 +56,13 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 		return file.Open(st.Dir)
 	case st.S3.Bucket != "":
 		o := s3Options(&st.S3, buffer)
-		o.Logger, o.Wrap, o.Patience = a.log, wrap, patience
+		o.Logger, o.Wrap, o.Patience, o.Retried = a.log, wrap, patience, a.traffic.Retried()
 		return s3.New(ctx, o)
 	case st.GCS.Bucket != "":
 		g := &st.GCS
 		return gcs.New(gcs.Options{
 			Bucket: g.Bucket, Prefix: g.Path, RawPrefix: g.Raw, CredentialsFile: g.CredentialsFile, EncryptionKey: g.EncryptionKey, Endpoint: g.Endpoint,
-			Timeout: g.Timeout, ChunkSize: g.ChunkSize, MaxRetries: orNone(g.Retries), Patience: patience, Buffer: buffer, Wrap: wrap, Logger: a.log,
+			Timeout: g.Timeout, ChunkSize: g.ChunkSize, MaxRetries: orNone(g.Retries), Patience: patience, Buffer: buffer, Wrap: wrap, Logger: a.log, Retried: a.traffic.Retried(),
 		})
 	case st.Azure.Container != "":
 		z := &st.Azure
@@ -70,7 +70,7 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 			Container: z.Container, Prefix: z.Path, Account: z.Account, AccessKey: z.AccessKey, SASToken: z.SASToken,
 			Environment: z.Environment, EndpointSuffix: z.EndpointSuffix, Endpoint: z.Endpoint, CAFile: z.CACert, APIVersion: z.APIVersion,
 			BlockSize: z.BlockSize, Concurrency: z.Blocks, Buffer: max(z.BlockSize, buffer), TryTimeout: z.TryTimeout, MaxRetries: orNone(z.Retries),
-			Patience: patience, Wrap: wrap, Logger: a.log,
+			Patience: patience, Wrap: wrap, Logger: a.log, Retried: a.traffic.Retried(),
 		})
 	case st.Swift.Container != "":
 		w := &st.Swift
@@ -80,13 +80,13 @@ func (a *app) bareStore(ctx context.Context, s *config.Settings, st *config.Stor
 			Tenant: w.Tenant, TenantID: w.TenantID, TenantDomain: w.TenantDomain, TenantDomainID: w.TenantDomainID, TrustID: w.TrustID,
 			ApplicationCredentialID: w.CredentialID, ApplicationCredentialName: w.CredentialName, ApplicationCredentialSecret: w.CredentialSecret,
 			Region: w.Region, EndpointType: w.EndpointType, StorageURL: w.StorageURL, AuthToken: w.AuthToken, MaxRetries: orNone(w.Retries),
-			SegmentSize: w.SegmentSize, SegmentContainer: w.SegmentContainer, Buffer: buffer, Patience: patience, Wrap: wrap, Logger: a.log,
+			SegmentSize: w.SegmentSize, SegmentContainer: w.SegmentContainer, Buffer: buffer, Patience: patience, Wrap: wrap, Logger: a.log, Retried: a.traffic.Retried(),
 		})
 	case st.SFTP.Host != "":
 		h := &st.SFTP
 		o := sftp.Options{
 			Host: h.Host, Root: h.Dir, Port: h.Port, User: h.User, PrivateKeyFile: h.PrivateKeyFile, Passphrase: h.Passphrase,
-			AgentSocket: h.AgentSocket, Password: h.Password, MaxRetries: orNone(h.Retries), Patience: patience, Wrap: wrap, Logger: a.log,
+			AgentSocket: h.AgentSocket, Password: h.Password, MaxRetries: orNone(h.Retries), Patience: patience, Wrap: wrap, Logger: a.log, Retried: a.traffic.Retried(),
 		}
 		if h.KnownHosts != "" {
 			o.KnownHosts = []string{h.KnownHosts}
@@ -213,7 +213,7 @@ func (a *app) stores(ctx context.Context, s *config.Settings, patience time.Dura
 			if limit != nil {
 				st = limit.Store(st)
 			}
-			st = retry.New(st, retry.Options{Logger: a.log})
+			st = retry.New(st, retry.Options{Logger: a.log, Retried: a.traffic.Retried()})
 		}
 		all = append(all, failover.Member{Name: one.Name, Store: st})
 	}

@@ -72,6 +72,7 @@ var figures = [...]Figure{
 
 	{"holdfast_store_requests_total", true, []string{"operation"}, Storing, "Calls of the store that have ended: open, put, stat, list, delete, copy. What is tried again within one of them counts once, but for directories."},
 	{"holdfast_store_errors_total", true, []string{"operation"}, Storing, "Those that failed. That an object is missing, or there already, is an answer and no failure."},
+	{"holdfast_store_retries_total", true, nil, Storing, "What was tried again since it had failed for a reason that may pass: requests, of which a call may be several; calls for directories."},
 	{"holdfast_store_requests_running", false, []string{"operation"}, Storing, "Calls that have not ended."},
 	{"holdfast_store_objects_total", true, []string{"operation"}, Storing, "Objects that the calls were about."},
 	{"holdfast_store_received_bytes_total", true, nil, Storing, "Bytes read from the store."},

@@ -24,7 +24,8 @@ func kinds(c meter.Counts) (used []kindOf) {
 
 // storeSamples returns what there is to tell of calls.
 func storeSamples(c meter.Counts) []Sample {
-	all := []Sample{{"holdfast_store_received_bytes_total", nil, float64(c.Read)}, {"holdfast_store_sent_bytes_total", nil, float64(c.Written)}}
+	all := []Sample{{"holdfast_store_received_bytes_total", nil, float64(c.Read)}, {"holdfast_store_sent_bytes_total", nil, float64(c.Written)},
+		{"holdfast_store_retries_total", nil, float64(c.Retried)}}
 	for _, k := range kinds(c) {
 		of := []string{k.name}
 		all = append(all,

@@ -20,6 +20,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/azcore"
@@ -60,6 +61,7 @@ type Options struct {
 	MaxRetries int           // of one request, and of a body without progress; 0 means 15, below 0 none
 	MaxBackoff time.Duration // between two tries; 0 means 20 s
 	Patience   time.Duration // from the first failure without progress, after which nothing is tried again; 0 means MaxRetries times MaxBackoff, or 5 min if that is more
+	Retried    *atomic.Int64 // counts the tries behind the first; nil is not counted
 
 	Logger *slog.Logger // hears of every request that will be made again; nil discards
 
@@ -115,7 +117,7 @@ func newStore(o Options) (*Store, error) {
 	}
 	s := &Store{o: o, budget: budget.New(o.Buffer), copyBlock: copyBlock}
 	s.retry = &patience.Policy{Service: "Azure", MaxRetries: o.MaxRetries, MaxBackoff: o.MaxBackoff, Patience: o.Patience,
-		MayPass: s.mayPass, Reason: reason, Logger: o.Logger, Asked: asked}
+		MayPass: s.mayPass, Reason: reason, Logger: o.Logger, Retried: o.Retried, Asked: asked}
 	var roots *x509.CertPool // nil is the system's
 	if o.CAFile != "" {
 		pem, err := os.ReadFile(o.CAFile)

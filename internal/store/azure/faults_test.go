@@ -680,7 +680,7 @@ func TestATryTakesNoLongerThanItMay(t *testing.T) {
 	}
 }
 
-// Every failure that is followed by another attempt is told once, whoever makes that.
+// Every failure that is followed by another attempt is told and counted once, whoever makes that.
 func TestEachRetryIsToldOnce(t *testing.T) {
 	var mu sync.Mutex
 	var failures int
@@ -704,10 +704,13 @@ func TestEachRetryIsToldOnce(t *testing.T) {
 		return refuse(w, http.StatusServiceUnavailable, "ServerBusy")
 	}), nil)
 	var log bytes.Buffer
-	s = s.With(func(o *azure.Options) { o.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+	var retried atomic.Int64
+	s = s.With(func(o *azure.Options) {
+		o.Logger, o.Retried = slog.New(slog.NewTextHandler(&log, nil)), &retried
+	})
 	servicetest.Succeed(t, s, 1000)
-	if got := strings.Count(log.String(), "level=WARN"); got != failures || failures < 9 {
-		t.Errorf("%d failures, %d lines:\n%s", failures, got, log.String())
+	if got := strings.Count(log.String(), "level=WARN"); got != failures || int(retried.Load()) != failures || failures < 9 {
+		t.Errorf("%d failures, %d counted, %d lines:\n%s", failures, retried.Load(), got, log.String())
 	}
 	for _, secret := range []string{"sig=", "SharedKey", accessKey} {
 		if strings.Contains(log.String(), secret) {

@@ -60,6 +60,7 @@ type Options struct {
 
 	MaxBackoff   time.Duration // between two tries; 0 means 20 s
 	Patience     time.Duration // from the first failure without progress, after which nothing is tried again; 0 means MaxRetries times MaxBackoff, or 5 min if that is more
+	Retried      *atomic.Int64 // counts the tries behind the first; nil is not counted
 	StallTimeout time.Duration // without a byte in either direction, after which a connection is broken off; 0 means 30 s. Copying may take ten times as long
 
 	Wrap   func(net.Conn) net.Conn // returns each new connection as it is to be used, such as under a limit; nil leaves it
@@ -104,7 +105,7 @@ func New(o Options) (*Store, error) {
 	s.budget = budget.New(s.o.Buffer)
 	s.transport = stall.NewTransport(s.o.StallTimeout, s.o.Wrap)
 	s.retry = &patience.Policy{Service: "GCS", MaxRetries: s.o.MaxRetries, MaxBackoff: s.o.MaxBackoff, Patience: s.o.Patience,
-		MayPass: s.mayPass, Reason: reason, Logger: s.o.Logger}
+		MayPass: s.mayPass, Reason: reason, Logger: s.o.Logger, Retried: s.o.Retried}
 	return s, nil
 }
 

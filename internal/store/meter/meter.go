@@ -16,7 +16,7 @@ import (
 
 // Counters count the calls of one or more Stores. The zero value is ready to use, and may be read while it counts.
 type Counters struct {
-	read, written                          atomic.Int64
+	read, written, retried                 atomic.Int64
 	open, put, stat, list, deletes, copies counter
 }
 
@@ -24,6 +24,8 @@ type Counters struct {
 type Counts struct {
 	Read    int64 // bytes that bodies yielded
 	Written int64 // bytes that puts took from their readers, those of failed puts included
+
+	Retried int64 // tries behind the first that the stores below made, as far as they have Counters.Retried
 
 	Open   Op // to the closing of the body
 	Put    Op // PutIfAbsent too
@@ -58,10 +60,13 @@ func Bounds() []time.Duration { return slices.Clone(bounds[:]) }
 // Read returns what c holds now.
 func (c *Counters) Read() Counts {
 	return Counts{
-		Read: c.read.Load(), Written: c.written.Load(),
+		Read: c.read.Load(), Written: c.written.Load(), Retried: c.retried.Load(),
 		Open: c.open.op(), Put: c.put.op(), Stat: c.stat.op(), List: c.list.op(), Delete: c.deletes.op(), Copy: c.copies.op(),
 	}
 }
+
+// Retried is for a store to count into what it tries again by itself.
+func (c *Counters) Retried() *atomic.Int64 { return &c.retried }
 
 // counter counts one kind of call.
 type counter struct {

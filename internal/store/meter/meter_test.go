@@ -79,8 +79,9 @@ func TestCallsAreCounted(t *testing.T) {
 		must(s.(store.Copier).Copy(ctx, "d/a", "d/c"))
 		must(s.Delete(ctx, "d/a"))
 		must(store.DeleteMany(ctx, s, []string{"d/b", "d/c"}))
+		c.Retried().Add(2)
 		want := meter.Counts{
-			Read: 300, Written: 1000 + 200 + 10 + 1,
+			Retried: 2, Read: 300, Written: 1000 + 200 + 10 + 1,
 			Open:   meter.Op{Calls: 2, Objects: 2, Time: 5 * time.Second},
 			Put:    meter.Op{Calls: 4, Failed: 1, Objects: 4},
 			Stat:   meter.Op{Calls: 2, Failed: 1, Objects: 2, Time: 2 * time.Second},

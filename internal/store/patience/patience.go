@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,6 +21,8 @@ type Policy struct {
 	MayPass    func(error) bool   // whether doing it again may help against an error
 	Reason     func(error) string // an error in a few words
 	Logger     *slog.Logger
+
+	Retried *atomic.Int64 // counts the tries behind the first; nil is not counted
 
 	Asked func(error) time.Duration // how long the service asks us to wait; nil where it does not
 }
@@ -71,5 +74,8 @@ func (p *Policy) more(ctx context.Context, t *Tries, err error) bool {
 }
 
 func (p *Policy) tell(t *Tries, what, when string, err error) {
+	if p.Retried != nil {
+		p.Retried.Add(1)
+	}
 	p.Logger.Warn(fmt.Sprintf("%s: %s failed, attempt %d of %d follows%s", p.Service, what, t.failed+1, p.MaxRetries+1, when), "err", p.Reason(err))
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -30,11 +31,15 @@ func TestItIsTriedAsOftenAsMayBe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		p, tries := policy(&log), patience.Tries{}
+		p.Retried = &atomic.Int64{}
 		begin := time.Now()
 		for n := range 4 {
 			if err := p.Again(t.Context(), &tries, "put o", passing); (err != nil) != (n == 3) {
 				t.Errorf("failure %d: %v", n+1, err)
 			}
+		}
+		if n := p.Retried.Load(); n != 3 {
+			t.Errorf("counted %d further tries, want 3", n)
 		}
 		if took := time.Since(begin); took < 700*time.Millisecond || took > 3*time.Second {
 			t.Errorf("the waits took %s", took)

@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"iter"
 	"log/slog"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -23,6 +24,7 @@ type Options struct {
 	Attempts int           // tries without progress before giving up; 0 means 10
 	Patience time.Duration // from the first failure after progress, after which no further try begins; 0 means 5 min
 	MaxDelay time.Duration // between tries; 0 means 20 s
+	Retried  *atomic.Int64 // counts the further tries; nil is not counted
 	Logger   *slog.Logger  // hears of every failure that is followed by another try; nil discards
 }
 
@@ -56,7 +58,7 @@ func New(s store.Store, opts Options) store.Store {
 	opts.MaxDelay = cmp.Or(opts.MaxDelay, 20*time.Second)
 	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
 	return store.Around(s, &retrier{inner: s, policy: patience.Policy{Service: "storage", MaxRetries: opts.Attempts - 1, MaxBackoff: opts.MaxDelay, Patience: opts.Patience,
-		MayPass: Temporary, Reason: error.Error, Logger: opts.Logger}})
+		MayPass: Temporary, Reason: error.Error, Logger: opts.Logger, Retried: opts.Retried}})
 }
 
 type retrier struct {

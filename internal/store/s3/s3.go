@@ -77,6 +77,7 @@ type Options struct {
 	MaxRetries int           // of one request, and of a body without progress; 0 means 15, below 0 none
 	MaxBackoff time.Duration // between two tries; 0 means 20 s
 	Patience   time.Duration // from the first failure without progress, after which nothing is tried again; 0 means MaxRetries times MaxBackoff, or 5 min if that is more
+	Retried    *atomic.Int64 // counts the tries behind the first; nil is not counted
 
 	Headers map[string]string // sent with every request
 
@@ -136,7 +137,7 @@ func newStore(ctx context.Context, o Options) (*Store, error) {
 	}
 	s := &Store{o: o, budget: budget.New(o.Buffer)}
 	s.retry = &patience.Policy{Service: "S3", MaxRetries: o.MaxRetries, MaxBackoff: o.MaxBackoff, Patience: o.Patience,
-		MayPass: func(error) bool { return true }, Reason: reason, Logger: o.Logger} // who asks has judged the error
+		MayPass: func(error) bool { return true }, Reason: reason, Logger: o.Logger, Retried: o.Retried} // who asks has judged the error
 	if err := s.setSSE(); err != nil {
 		return nil, err
 	}

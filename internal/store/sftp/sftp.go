@@ -67,6 +67,7 @@ type Options struct {
 	MaxRetries int           // of one call without progress; 0 means 15, below 0 none
 	MaxBackoff time.Duration // between two tries; 0 means 20 s
 	Patience   time.Duration // from the first failure without progress, after which nothing is tried again; 0 means MaxRetries times MaxBackoff, or 5 min if that is more
+	Retried    *atomic.Int64 // counts the tries behind the first; nil is not counted
 
 	Logger *slog.Logger // hears of every call that will be made again, and of what the server lacks; nil discards
 
@@ -98,7 +99,7 @@ func New(o Options) (*Store, error) {
 	}
 	s := &Store{o: o}
 	s.retry = &patience.Policy{Service: "SFTP", MaxRetries: o.MaxRetries, MaxBackoff: o.MaxBackoff, Patience: o.Patience,
-		MayPass: func(err error) bool { return !stays(err) }, Reason: error.Error, Logger: o.Logger}
+		MayPass: func(err error) bool { return !stays(err) }, Reason: error.Error, Logger: o.Logger, Retried: o.Retried}
 	s.pool = &pool{o: &s.o, changed: make(chan struct{})}
 	return s, nil
 }

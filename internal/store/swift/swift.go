@@ -81,6 +81,7 @@ type Options struct {
 
 	MaxBackoff   time.Duration // between two tries; 0 means 20 s
 	Patience     time.Duration // from the first failure without progress, after which nothing is tried again; 0 means MaxRetries times MaxBackoff, or 5 min if that is more
+	Retried      *atomic.Int64 // counts the tries behind the first; nil is not counted
 	StallTimeout time.Duration // without a byte in either direction, after which a connection is broken off; 0 means 30 s. Copying and putting a manifest may take ten times as long
 
 	Wrap   func(net.Conn) net.Conn // returns each new connection as it is to be used, such as under a limit; nil leaves it
@@ -120,7 +121,7 @@ func New(o Options) (*Store, error) {
 	s.budget = budget.New(o.Buffer)
 	s.transport = &transport{Transport: stall.NewTransport(o.StallTimeout, o.Wrap)}
 	s.retry = &patience.Policy{Service: "Swift", MaxRetries: o.MaxRetries, MaxBackoff: o.MaxBackoff, Patience: o.Patience,
-		MayPass: s.mayPass, Reason: reason, Logger: o.Logger}
+		MayPass: s.mayPass, Reason: reason, Logger: o.Logger, Retried: o.Retried}
 	s.conn = &swift.Connection{
 		AuthUrl: o.AuthURL, AuthVersion: o.AuthVersion, UserName: o.User, UserId: o.UserID, ApiKey: o.Password,
 		Tenant: o.Tenant, TenantId: o.TenantID, Domain: o.Domain, DomainId: o.DomainID,
