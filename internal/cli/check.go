@@ -158,15 +158,13 @@ func (a *app) checkSources(s *config.Settings) check.Sources {
 		src.Local = isLocal(src.Server["host"]) && !named("PGSERVICE")
 	}
 	src.Archive = func(ctx context.Context) (check.Loaded, error) {
-		options, err := a.archiveOptions(ctx, s, toRead)
+		keys, err := a.openKeys(ctx, s)
 		if err != nil {
 			return check.Loaded{}, err
 		}
-		l := check.Loaded{Encrypted: options.Key != nil}
-		if l.Encrypted {
-			if options, err = a.archiveOptions(ctx, s, toWrite); err == nil { // an error is that nothing can be encrypted here, as where backups are restored
-				l.WriteOnly = options.WriteOnly
-			}
+		l := check.Loaded{Encrypted: keys != nil}
+		if keys != nil {
+			l.WriteOnly, _, _ = writes(keys) // an error is that nothing can be encrypted here, as where backups are restored
 		}
 		l.Input, err = a.loadRibbon(ctx, s, ribbonFlags{brief: true})
 		return l, err
