@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,6 +27,7 @@ type run struct {
 	ping     *notify.Ping // nil for none
 	started  chan error   // closed, perhaps with an error in it, once the ping has heard that the job began; nil while it has not begun
 	lines    *recent      // of the log, for the ping
+	printed  start        // what the command has found, for people
 }
 
 // jobOf returns what people are told of a command as: its words, without what they name of this host. "" is nothing: it only looks.
@@ -45,6 +47,13 @@ func jobOf(cmd *cobra.Command) string {
 		return strings.Join(words, " ")
 	case path == "ribbon" && is("check"):
 		return "ribbon --check"
+	case path == "check" && !cmd.Flags().Changed("submit"): // who gets passive results is told by these
+		for _, flag := range []string{"only", "except"} {
+			if f := cmd.Flags().Lookup(flag); f.Changed {
+				words = append(words, "--"+flag, strings.Trim(f.Value.String(), "[]"))
+			}
+		}
+		return strings.Join(words, " ")
 	}
 	return ""
 }
@@ -58,7 +67,22 @@ func (a *app) prepare(cmd *cobra.Command, s *config.Settings) {
 		r.lines = &recent{}
 		a.alsoTo(r.lines)
 	}
+	if r.job != "" && len(a.senders(s)) > 0 {
+		a.env.Stdout = io.MultiWriter(a.env.Stdout, &r.printed)
+	}
 	a.run = r
+}
+
+// start keeps the first that is written to it.
+type start struct{ bytes []byte }
+
+// maxStart is how many bytes of what a command has printed people are told.
+const maxStart = 4 << 10
+
+// Write keeps p as far as there is room.
+func (s *start) Write(p []byte) (int, error) {
+	s.bytes = append(s.bytes, p[:min(len(p), maxStart-len(s.bytes))]...)
+	return len(p), nil
 }
 
 // begins is called when it is settled that the job of this command is this host's to do. It does not wait for whom it tells.
@@ -100,8 +124,8 @@ const hurry = 5 * time.Second
 // warns reports whether a check has found something that is short of a failure. It is told of neither way.
 func (r *run) warns(err error) bool {
 	var coded *exit
-	check := strings.HasPrefix(r.job, "wal-verify") || strings.HasPrefix(r.job, "ribbon")
-	return check && errors.As(err, &coded) && coded.code == 1
+	first, _, _ := strings.Cut(r.job, " ")
+	return slices.Contains([]string{"wal-verify", "ribbon", "check"}, first) && errors.As(err, &coded) && coded.code == 1
 }
 
 // tellPeople tells of a failure, or of its end.
@@ -125,7 +149,7 @@ func (a *app) tellPeople(ctx context.Context, r *run, err error, status int) {
 	if err != nil {
 		words = "failed"
 		e.Result, e.Summary = notify.Failed, firstLine(err)
-		e.Detail = a.explain(err)
+		e.Detail = strings.TrimSpace(a.explain(err) + "\n\n" + string(r.printed.bytes))
 		due = state.Fail(&e, senders, r.settings.Alerts.Repeat)
 	} else {
 		e.Result, e.Summary = notify.Recovered, "it has succeeded"
@@ -229,7 +253,7 @@ func (a *app) alert() *cobra.Command {
 		Use:   "alert",
 		Short: "Try whether people are told when something fails",
 		Long: "With HOLDFAST_ALERT_SLACK, HOLDFAST_ALERT_WEBHOOK, HOLDFAST_ALERT_MAIL_TO or HOLDFAST_ALERT_COMMAND set people are told when one of these fails, and once when it works\n" +
-			"again: backup-push, backup-merge, `retention apply`, delete (with --confirm), verify, wal-verify and `ribbon --check`. docs/runbook.md says more.",
+			"again: backup-push, backup-merge, `retention apply`, delete (with --confirm), verify, wal-verify, `ribbon --check` and check. docs/runbook.md says more.",
 		Example: "  holdfast alert test",
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, args []string) error {

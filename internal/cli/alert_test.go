@@ -85,6 +85,26 @@ func TestPeopleHearOfFailuresAndTheirEnd(t *testing.T) {
 	}
 }
 
+// Who is told that a check fails is told what it has found; a warning is neither a failure nor its end.
+func TestPeopleHearWhatWasFound(t *testing.T) {
+	url, heard := people(t, 200)
+	env := []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_ALERT_WEBHOOK=" + url + "/web"}
+	for _, args := range [][]string{{"ribbon", "--check"}, {"check", "--only", "backup-age"}} {
+		status, stdout, stderr := run(env, args...)
+		got := heard()
+		if status < 2 || len(got) != 1 {
+			t.Fatalf("%q: status %d, heard %v, %s%s", args, status, got, stdout, stderr)
+		}
+		var e notify.Event
+		if err := json.Unmarshal([]byte(got[0].body), &e); err != nil || e.Status != status || e.Job != strings.Join(args, " ") || !strings.Contains(e.Detail, strings.TrimSpace(stdout)) || stdout == "" {
+			t.Errorf("%q printed %q, and told %s (%v)", args, stdout, got[0].body, err)
+		}
+	}
+	if run(env, "check", "--only", "backup-age", "--submit", "cat >/dev/null"); len(heard()) != 0 {
+		t.Error("what is submitted is told of as well")
+	}
+}
+
 // Of what another host does, or what is only looked at, nothing is told.
 func TestWhatIsNotDoneIsNotTold(t *testing.T) {
 	url, heard := people(t, 200)

@@ -77,7 +77,7 @@ var (
 	receive  = []string{"wal-receive"}
 	jobs     = []string{"backup-push", "backup-fetch", "backup-merge", "catchup-push", "copy", "delete", "retention", "verify", "wal-verify"}
 	leased   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "lease"}
-	alerts   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "wal-verify", "ribbon", "alert"}
+	alerts   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "wal-verify", "ribbon", "check", "alert"}
 	asks     = []string{"backup-push", "catchup-push", "wal-receive", "wal-verify", "wal-show", "timeline"}
 	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline", "check", "doctor"}
 )
