@@ -261,6 +261,28 @@ func TestChecksOfARealServer(t *testing.T) {
 				}
 				s.Refused(t, 3, []string{"was not submitted", "no such host"}, "check", "--only", "backup-age", "--submit", "echo no such host; exit 1")
 			})
+			t.Run("a page that rots", func(t *testing.T) {
+				want(t, s, "checksums", "OK", "no page")
+				s.Exec(t, `create table rot as select generate_series(1, 1000) as id`)
+				file := filepath.Join(s.Data, s.Value(t, `pg_relation_filepath('rot')`))
+				s.Stop(t)
+				b, err := os.ReadFile(file)
+				if err != nil || len(b) < 8192 {
+					t.Fatalf("%s: %d bytes, %v", file, len(b), err)
+				}
+				b[5000] ^= 0xFF
+				if err := os.WriteFile(file, b, 0o600); err != nil {
+					t.Fatal(err)
+				}
+				s.Start(t)
+				if _, err := s.Conn(t).Exec(t.Context(), `select count(*) from rot`); err == nil {
+					t.Fatal("the page was read")
+				}
+				pgtest.Eventually(t, "the check tells of the page", func() bool {
+					r, _ := check(t, s, "--only", "checksums")
+					return r.Status == "CRITICAL" && strings.Contains(r.Findings[0].Text, "with a wrong checksum") && strings.Contains(r.Findings[0].Text, "in postgres")
+				})
+			})
 			t.Run("the server is down", func(t *testing.T) {
 				s.Stop(t)
 				want(t, s, "server", "CRITICAL", "pg_isready")
