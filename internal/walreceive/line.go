@@ -46,7 +46,9 @@ type line struct {
 
 	timeline wal.Timeline // what is received next
 	next     wal.LSN      // is the beginning of a segment
+	begun    wal.LSN      // where receiving timeline began, or begins
 	base     wal.LSN      // all before the first of segments is archived; 0 where that is not known
+	baseOf   wal.Timeline // of what is before base
 	past     []string     // segments of timelines that were left, of which there are pieces in the store
 }
 
@@ -79,24 +81,42 @@ func (l *line) last() *segment {
 
 // positions says up to where the log was received, is on this disk, and is in the store.
 func (l *line) positions() (written, synced, stored wal.LSN) {
+	return l.upTo(func(_ wal.Timeline, at wal.LSN) wal.LSN { return at })
+}
+
+// reported is positions as the server may be told that sends the line's timeline. A server that was lost may have sent more of an older timeline than the one
+// that follows it ever had: such positions would acknowledge what that one writes in the same place and nobody has received.
+func (l *line) reported() (written, synced, stored wal.LSN) {
+	return l.upTo(func(t wal.Timeline, at wal.LSN) wal.LSN {
+		if t != l.timeline {
+			return min(at, l.begun)
+		}
+		return at
+	})
+}
+
+// upTo returns positions, each as what bound makes of it.
+func (l *line) upTo(bound func(wal.Timeline, wal.LSN) wal.LSN) (written, synced, stored wal.LSN) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	written, synced, stored = l.base, l.base, l.base
+	written = bound(l.baseOf, l.base)
+	synced, stored = written, written
 	local, remote := true, true
 	for _, s := range l.segments {
-		written = s.end()
+		written = bound(s.timeline, s.end())
 		if local {
-			synced, local = s.start+wal.LSN(s.synced), s.synced == s.written && (s.whole || s.left)
+			held := s.synced
 			if s.done {
-				synced = s.end()
+				held = s.written
 			}
+			synced, local = bound(s.timeline, s.start+wal.LSN(held)), held == s.written && (s.whole || s.left)
 		}
 		if remote {
 			held := s.tailed
 			if s.done {
 				held = s.written
 			}
-			stored, remote = s.start+wal.LSN(held), held == s.written && (s.whole || s.left)
+			stored, remote = bound(s.timeline, s.start+wal.LSN(held)), held == s.written && (s.whole || s.left)
 		}
 	}
 	return written, synced, stored
@@ -192,7 +212,7 @@ func (l *line) leave(t wal.Timeline, start wal.LSN) {
 		if s := l.last(); s != nil {
 			s.left = true
 		}
-		l.timeline, l.next = t, start
+		l.timeline, l.next, l.begun = t, start, start
 	})
 }
 
@@ -244,7 +264,7 @@ func (l *line) archived(seg *segment) {
 	seg.users.Wait()
 	l.change(func() {
 		for len(l.segments) > 0 && l.segments[0].done {
-			l.base, l.segments = l.segments[0].end(), l.segments[1:]
+			l.base, l.baseOf, l.segments = l.segments[0].end(), l.segments[0].timeline, l.segments[1:]
 		}
 	})
 	seg.file.Close() // all of it was synced, and is in the archive
@@ -266,7 +286,7 @@ func (l *line) drop(next wal.LSN) {
 	l.change(func() {
 		l.segments = slices.DeleteFunc(l.segments, func(s *segment) bool { return s == seg })
 		if len(l.segments) == 0 {
-			l.base = next
+			l.base, l.baseOf = next, l.timeline
 		}
 	})
 	seg.file.Close() // it is removed

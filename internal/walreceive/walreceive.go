@@ -110,6 +110,7 @@ func Run(ctx context.Context, connect func(context.Context) (*server.Replication
 	if n := len(segments); n > 0 {
 		last := segments[n-1]
 		r.line.timeline, r.line.next, r.line.base = last.timeline, last.start, segments[0].start
+		r.line.begun = segments[slices.IndexFunc(segments, func(s *segment) bool { return s.timeline == last.timeline })].start
 		if last.whole {
 			r.line.next += wal.LSN(size)
 		}
@@ -431,8 +432,8 @@ func (r *receiver) firstTail(ctx context.Context, way []catalog.Branch) (wal.Tim
 // goTo makes the segment of timeline t that begins at next the one that is received next, and brings back what the archive has of it.
 func (r *receiver) goTo(ctx context.Context, t wal.Timeline, next wal.LSN) {
 	r.line.change(func() {
-		if r.line.timeline, r.line.next = t, next; len(r.line.segments) == 0 {
-			r.line.base = next
+		if r.line.timeline, r.line.next, r.line.begun = t, next, next; len(r.line.segments) == 0 {
+			r.line.base, r.line.baseOf = next, t
 		}
 	})
 	if err := r.recall(ctx); err != nil {
@@ -533,7 +534,7 @@ func (r *receiver) reportTo(ctx context.Context, s *server.Stream) {
 	last := time.Time{}
 	for ctx.Err() == nil {
 		changed := r.line.wait()
-		written, synced, stored := r.line.positions()
+		written, synced, stored := r.line.reported()
 		flushed := stored
 		switch {
 		case r.opts.Synchronous && r.opts.Local && r.opts.Store:

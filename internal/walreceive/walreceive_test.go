@@ -458,3 +458,36 @@ func TestMergedPiecesStayFew(t *testing.T) {
 		}
 	}
 }
+
+// The server that was lost had sent more than the standby had that was promoted: what is there of the old timeline acknowledges nothing on the new one.
+func TestAnotherTimelineAcknowledgesNothing(t *testing.T) {
+	start := mib.Start(3)
+	for _, archived := range []bool{false, true} {
+		l := walreceive.NewLine(t.TempDir(), mib, 1, start)
+		if err := l.Take(1, start, make([]byte, 5000)); err != nil {
+			t.Fatal(err)
+		}
+		l.Store(4000, false)
+		if w, _, s := l.Reported(); w != start+5000 || s != start+4000 {
+			t.Fatalf("on its own timeline reported %s written and %s stored", w, s)
+		}
+		l.Leave(2, start) // which begins 1000 bytes into the segment, say
+		l.Store(4000, archived)
+		if w, y, s := l.Reported(); w > start || y > start || s > start {
+			t.Errorf("archived %v: nothing of timeline 2 was received, and reported was %s written, %s synced, %s stored", archived, w, y, s)
+		}
+		if err := l.Take(2, start, make([]byte, 2000)); err != nil {
+			t.Fatal(err)
+		}
+		if w, _, s := l.Reported(); w != start+2000 || s > start {
+			t.Errorf("archived %v: 2000 bytes of timeline 2 were received and none stored, and reported was %s written, %s stored", archived, w, s)
+		}
+		if !archived {
+			l.Store(5000, true)
+		}
+		l.Store(1500, false)
+		if _, _, s := l.Reported(); s != start+1500 {
+			t.Errorf("archived %v: 1500 bytes of timeline 2 are stored, and reported was %s", archived, s)
+		}
+	}
+}
