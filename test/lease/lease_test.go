@@ -33,10 +33,9 @@ func start(t *testing.T, standbys int, env ...string) *hosts {
 	t.Helper()
 	p := pgtest.Require(t, 17)
 	hold := filepath.Join(pgtest.Dir(t), "hold")
-	primary := site.New(t, p, pgtest.Options{Settings: map[string]string{"archive_timeout": "1", "wal_keep_size": "4GB"}})
-	primary.Exec(t, `alter system set archive_command = 'while test -e `+hold+`; do sleep 0.1; done; `+primary.Binary+` wal-push "%p"'`,
-		`create table t as select generate_series(1, 10000) as id`)
-	primary.Exec(t, `select pg_reload_conf()`)
+	primary := site.New(t, p, pgtest.Options{Settings: map[string]string{"archive_timeout": "1", "wal_keep_size": "4GB",
+		"archive_command": `while test -e ` + hold + `; do sleep 0.1; done; ` + pgtest.Build(t, "holdfast/cmd/holdfast") + ` wal-push "%p"`}})
+	primary.Exec(t, `create table t as select generate_series(1, 10000) as id`)
 	h := &hosts{hold: hold}
 	h.add(primary, "db1", env)
 	for n := range standbys {
