@@ -277,11 +277,18 @@ func (f *Facts) lag(end wal.LSN, at time.Time) time.Duration {
 		if f.Server.Behind(end) == 0 {
 			return 0
 		}
-		if w := f.waiting(); f.archives() && w != nil && w.Files > 0 {
+		if w := f.waiting(); f.archives() && w != nil && w.Files > 0 && f.awaits(w.First, end) {
 			return f.since(w.Since)
 		}
 	}
 	return f.since(at)
+}
+
+// awaits reports whether a file that waits to be archived is what the archive lacks behind end. Where only later segments wait, those between were taken for archived
+// and are somewhere else, or nowhere.
+func (f *Facts) awaits(file string, end wal.LSN) bool {
+	_, n, err := f.Server.SegmentSize.ParseSegment(file)
+	return err != nil || f.Server.SegmentSize.Start(n) <= end
 }
 
 func judgeWALAge(f *Facts, l Limits) Finding {

@@ -171,6 +171,12 @@ func TestJudge(t *testing.T) {
 		{"wal-age", "", func(f *facts) { // archive_command=/bin/true: nothing waits, and nothing comes
 			f.Server.Final, f.Archive.Ribbon.Newest = 0x9000000, &ribbon.Point{Timeline: 1, LSN: 0x5000000, Time: ago(2 * time.Hour)}
 		}, check.Critical, "wal-push --repair"},
+		{"wal-age", "", both(waiting(1, time.Second), func(f *facts) { // stored in another archive, and the next one waits, as it does now and then
+			f.Archive.Ribbon.Newest.Time, f.Host.Waiting.First, f.Server.Final = ago(2*time.Hour), "000000010000000000000041", 0x42000060
+		}), check.Critical, "behind"},
+		{"restorable", "", both(waiting(1, time.Second), func(f *facts) {
+			f.Archive.Ribbon.Newest.Time, f.Host.Waiting.First, f.Server.Final = ago(3*time.Hour), "000000010000000000000041", 0x42000060
+		}), check.Critical, "is not safe"},
 		{"wal-age", "", func(f *facts) { f.Archive.Ribbon.Newest = nil }, check.Critical, "no WAL"},
 		{"wal-age", "", noArchive, check.Unknown, "access denied"},
 		{"wal-age", "", noServer, check.Unknown, "connection refused"},
