@@ -133,10 +133,19 @@ func (m *Mail) send(ctx context.Context, e *Event) (string, error) {
 	if err := c.Mail(from.Address); err != nil {
 		return "", err
 	}
-	for _, one := range to {
-		if err := c.Rcpt(one.Address); err != nil {
+	var refused []string
+	var refusal error
+	for _, one := range to { // an address that is no more keeps the others from nothing
+		var answer *textproto.Error
+		switch err := c.Rcpt(one.Address); {
+		case errors.As(err, &answer):
+			refused, refusal = append(refused, one.Address), err
+		case err != nil:
 			return "", err
 		}
+	}
+	if len(refused) == len(to) {
+		return "", refusal
 	}
 	w, err := c.Data()
 	if err != nil {
@@ -153,6 +162,9 @@ func (m *Mail) send(ctx context.Context, e *Event) (string, error) {
 		return "", err
 	}
 	_ = c.Quit() // the server has the message, whatever it answers to that
+	if len(refused) > 0 {
+		return fmt.Sprintf("taken by %s, but for %s", host, strings.Join(refused, ", ")), nil
+	}
 	return "taken by " + host, nil
 }
 

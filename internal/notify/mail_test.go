@@ -139,6 +139,21 @@ func (s *smtpServer) talk(raw net.Conn) {
 	}
 }
 
+// One of several addresses that is no more does not keep the alert from the others.
+func TestMailReachesThoseWhoAreThere(t *testing.T) {
+	server := smtpServer{refuse: "RCPT TO:<gone@example.com>"}
+	address, _ := serve(t, &server)
+	m := &notify.Mail{Server: "smtp://" + address, From: "backup@example.com", To: "gone@example.com, b@example.com"}
+	e := event()
+	said, err := m.Send(t.Context(), &e)
+	if err != nil || said != "taken by 127.0.0.1, but for gone@example.com" {
+		t.Errorf("got %q, %v", said, err)
+	}
+	if got := strings.Join(server.got, " "); !strings.Contains(got, "RCPT TO:<b@example.com>") || !strings.Contains(got, "Subject:") {
+		t.Errorf("dialogue %q", got)
+	}
+}
+
 func TestMailIsSent(t *testing.T) {
 	for _, c := range []struct {
 		server   smtpServer
