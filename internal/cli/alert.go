@@ -101,7 +101,7 @@ func (a *app) begins(ctx context.Context) {
 }
 
 // ended tells people what came of the command: that a job failed, or works again, those who do not know; a dead man's switch each time. Where they cannot be reached
-// that is a warning, after a minute at most: the job is done, or is not, all the same.
+// that is a warning, after a minute at most, of `check` after some seconds: the job is done, or is not, all the same.
 func (a *app) ended(ctx context.Context, err error, status int) {
 	r := a.run
 	if r == nil || r.job == "" || r.skipped {
@@ -118,7 +118,7 @@ func (a *app) ended(ctx context.Context, err error, status int) {
 	both.Wait()
 }
 
-// hurry is how long people are told of a command that somebody stops.
+// hurry is how long people are told of a command that somebody stops, or waits for.
 const hurry = 5 * time.Second
 
 // warns reports whether a check has found something that is short of a failure. It is told of neither way.
@@ -157,7 +157,11 @@ func (a *app) tellPeople(ctx context.Context, r *run, err error, status int) {
 			e.Summary += fmt.Sprintf(", after it had failed since %s", e.Since.UTC().Format("2006-01-02 15:04:05Z"))
 		}
 	}
-	answers := notify.Deliver(ctx, due, e, notify.Options{Logger: a.log})
+	patience := notify.Options{Logger: a.log}
+	if first, _, _ := strings.Cut(r.job, " "); first == "check" { // monitoring waits for it, and who was not told now is told by the next
+		patience.Within = hurry
+	}
+	answers := notify.Deliver(ctx, due, e, patience)
 	for _, one := range answers {
 		if one.Err != nil {
 			a.log.Warn(fmt.Sprintf("could not tell %s that %s %s: %v", one.Sender, r.job, words, one.Err))

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"holdfast/internal/notify"
 )
@@ -102,6 +103,18 @@ func TestPeopleHearWhatWasFound(t *testing.T) {
 	}
 	if run(env, "check", "--only", "backup-age", "--submit", "cat >/dev/null"); len(heard()) != 0 {
 		t.Error("what is submitted is told of as well")
+	}
+}
+
+// Monitoring that makes a check is not kept waiting by a receiver that is down.
+func TestCheckDoesNotWaitForPeople(t *testing.T) {
+	t.Parallel()
+	url, heard := people(t, 503)
+	env := []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_ALERT_WEBHOOK=" + url + "/web"}
+	begin := time.Now()
+	status, _, stderr := run(env, "check", "--only", "backup-age")
+	if took := time.Since(begin); status != 2 || len(heard()) == 0 || took > 30*time.Second || !strings.Contains(stderr, "could not tell webhook") {
+		t.Errorf("status %d after %s, %s", status, took, stderr)
 	}
 }
 
