@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"log/slog"
 	"log/syslog"
@@ -237,9 +238,16 @@ type journal struct {
 
 	mu   sync.Mutex
 	conn net.Conn
+	rest time.Time // until when it is not tried, since it does not read
 }
 
 const journalSocket = "/run/systemd/journal/socket"
+
+// A journald that does not read is waited for as long as the first, and then left alone as long as the second: WAL does not wait for a log.
+const (
+	journalPatience = time.Second
+	journalRest     = time.Minute
+)
 
 func (j *journal) send(level slog.Level, message string, attrs []slog.Attr) error {
 	priority := syslog.LOG_DEBUG
@@ -275,8 +283,14 @@ func (j *journal) send(level slog.Level, message string, attrs []slog.Attr) erro
 	b.Write(fields.Bytes())
 	j.mu.Lock()
 	defer j.mu.Unlock()
+	if time.Now().Before(j.rest) {
+		return os.ErrDeadlineExceeded
+	}
 	for again := j.conn != nil; ; again = false { // what was connected once may be another journald's by now
 		err := j.write(b.Bytes())
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			j.rest, again = time.Now().Add(journalRest), false
+		}
 		if err == nil || !again {
 			return err
 		}
@@ -296,6 +310,9 @@ func (j *journal) write(datagram []byte) error {
 			return err
 		}
 		j.conn = conn
+	}
+	if err := j.conn.SetWriteDeadline(time.Now().Add(journalPatience)); err != nil {
+		return err
 	}
 	_, err := j.conn.Write(datagram)
 	return err

@@ -131,6 +131,29 @@ func TestLogGoesOnWhereTheSystemsIsDown(t *testing.T) {
 	}
 }
 
+// A journald that does not read is not waited for, line after line.
+func TestLogGoesOnWhereJournaldHangs(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "socket")
+	deaf, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer deaf.Close()
+	var spare bytes.Buffer
+	log := slog.New(cli.SystemHandler("journald:"+path, &spare))
+	begin, lines := time.Now(), 0
+	for ; spare.Len() == 0 && lines < 100_000; lines++ { // until nothing fits into the socket
+		log.Info("line")
+	}
+	for range 100 {
+		log.Info("one more")
+	}
+	if took := time.Since(begin); strings.Count(spare.String(), "one more") != 100 || strings.Count(spare.String(), "WARNING: ") != 1 || took > 50*time.Second {
+		t.Errorf("%d lines took %s, and standard error has %.300q", lines, took, spare.String())
+	}
+}
+
 func TestJSONLinesSayWhatTheyAreAbout(t *testing.T) {
 	_, _, stderr := run([]string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_LOG_FORMAT=json"}, "wal-push", "absent/"+segment)
 	var line map[string]string
