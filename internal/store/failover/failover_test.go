@@ -498,6 +498,26 @@ func TestABackupLiesInOneStorage(t *testing.T) {
 	want(t, "sentinel in the primary", content(t, a, sentinel), "(missing)")
 }
 
+// A backup that another process had all but made is made where its parts are.
+func TestTheSentinelOfAnothersDraftGoesWhereThatIs(t *testing.T) {
+	a, b := storetest.NewMortal(), storetest.NewMortal()
+	a.Down.Store(true)
+	d, err := archive.New(union(t, failover.Options{}, a, b).Alive(), archive.Options{}).Begin(t.Context(), "base_"+seg, "host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.PutPart(t.Context(), d.NextPart(), strings.NewReader("x"), noMembers); err != nil {
+		t.Fatal(err)
+	}
+	a.Down.Store(false)
+	for _, want := range []error{nil, fs.ErrExist} {
+		if err := store.PutIfAbsent(t.Context(), union(t, failover.Options{}, a, b).Alive(), sentinel, strings.NewReader("{}")); !errors.Is(err, want) {
+			t.Errorf("put: %v, want %v", err, want)
+		}
+	}
+	want(t, "the sentinel", []string{content(t, a, sentinel), content(t, b, sentinel)}, []string{"(missing)", "{}"})
+}
+
 // When its storage dies a backup fails, and the next one goes elsewhere.
 func TestADraftDoesNotMove(t *testing.T) {
 	a, b := storetest.NewMortal(), storetest.NewMortal()

@@ -90,21 +90,30 @@ func (v view) home(ctx context.Context, folder string) (i int, known bool, err e
 
 // find looks for the sentinel of the backup in folder, and remembers where it is.
 func (v view) find(ctx context.Context, folder string) (int, error) {
-	i, err := v.ask(ctx, "stat", sentinelOf(folder), func(s store.Store) error {
-		_, err := s.Stat(ctx, sentinelOf(folder))
-		return err
-	})
+	i, err := v.stat(ctx, sentinelOf(folder))
+	if err != nil {
+		return everywhere, err
+	}
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	if i == everywhere {
 		delete(v.homes, folder)
 		return everywhere, nil
-	case err != nil:
-		return everywhere, err
 	}
 	if _, ours := v.drafts[folder]; !ours {
 		v.homes[folder] = i
 	}
 	return i, nil
+}
+
+// stat returns the member that has name, everywhere where none has.
+func (v view) stat(ctx context.Context, name string) (int, error) {
+	i, err := v.ask(ctx, "stat", name, func(s store.Store) error {
+		_, err := s.Stat(ctx, name)
+		return err
+	})
+	if errors.Is(err, fs.ErrNotExist) {
+		return everywhere, nil
+	}
+	return i, err
 }

@@ -96,10 +96,15 @@ func (p *putting) inBackup(ctx context.Context, folder string) error {
 // sentinel puts the sentinel that makes a backup of what lies in folder, or replaces it.
 func (p *putting) sentinel(ctx context.Context, folder string) error {
 	i, ours := p.draft(folder)
-	if !ours && !p.ifAbsent {
-		// One that is replaced must be found: a second one elsewhere would be a backup without parts.
-		var err error
-		if i, err = (view{Stores: p.Stores}).find(ctx, folder); err != nil {
+	if !ours {
+		// One that is replaced, or put for a draft that another process had begun, must be found: elsewhere it would be a backup without parts.
+		every, err := view{Stores: p.Stores}, error(nil)
+		if p.ifAbsent {
+			i, err = every.stat(ctx, folder+markerName)
+		} else {
+			i, err = every.find(ctx, folder)
+		}
+		if err != nil {
 			return err
 		}
 		ours = i != everywhere
