@@ -128,7 +128,7 @@ func (a *app) printMetrics(ctx context.Context, s *config.Settings, textfile str
 	r := metrics.New(o)
 	facts, failed := a.look(ctx, s)
 	if failed != nil {
-		r.ArchiveDown()
+		r.ArchiveDown(a.waiting(s))
 	} else {
 		r.SetArchive(*facts)
 	}
@@ -179,15 +179,21 @@ func (a *app) lookAtArchive(ctx context.Context, s *config.Settings) (*metrics.A
 	if out.Storages, err = a.askStorages(ctx, s); err != nil {
 		return nil, nil, err
 	}
-	if s.Postgres.DataDir != "" {
-		backlog, free, err := daemon.ReadBacklog(s.Postgres.DataDir)
-		if err != nil {
-			a.log.Warn(fmt.Sprintf("which segments wait to be archived is not known: %v", err))
-		} else {
-			out.Waiting = &metrics.Waiting{Segments: backlog.Segments, Bytes: backlog.Bytes, Since: backlog.Since, Free: free}
-		}
-	}
+	out.Waiting = a.waiting(s)
 	return &out, at, nil
+}
+
+// waiting counts the segments of the server here that wait; nil where there is none, or it is not known.
+func (a *app) waiting(s *config.Settings) *metrics.Waiting {
+	if s.Postgres.DataDir == "" {
+		return nil
+	}
+	backlog, free, err := daemon.ReadBacklog(s.Postgres.DataDir)
+	if err != nil {
+		a.log.Warn(fmt.Sprintf("which segments wait to be archived is not known: %v", err))
+		return nil
+	}
+	return &metrics.Waiting{Segments: backlog.Segments, Bytes: backlog.Bytes, Since: backlog.Since, Free: free}
 }
 
 // archiveFacts says what metrics tell of what is known of an archive.
@@ -350,7 +356,7 @@ func (a *app) keepLooking(ctx context.Context, s *config.Settings, r *metrics.Re
 		}
 		switch {
 		case err != nil:
-			r.ArchiveDown()
+			r.ArchiveDown(a.waiting(s))
 			if err.Error() != failing {
 				a.log.Warn(fmt.Sprintf("the archive cannot be looked at: %v", err))
 			}

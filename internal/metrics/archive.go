@@ -72,6 +72,20 @@ type Waiting struct {
 	Free     int64     // bytes that are free where WAL is written
 }
 
+// samples returns what there is to tell of w, which may be nil.
+func (w *Waiting) samples() []Sample {
+	if w == nil {
+		return nil
+	}
+	all := []Sample{
+		{"holdfast_wal_ready_segments", nil, float64(w.Segments)}, {"holdfast_wal_ready_bytes", nil, float64(w.Bytes)}, {"holdfast_wal_free_bytes", nil, float64(w.Free)},
+	}
+	if !w.Since.IsZero() {
+		all = append(all, Sample{"holdfast_wal_ready_since_timestamp_seconds", nil, seconds(w.Since)})
+	}
+	return all
+}
+
 // Samples returns what there is to tell of an archive at now.
 func (a *Archive) Samples(now time.Time) []Sample {
 	var all []Sample
@@ -129,12 +143,7 @@ func (a *Archive) Samples(now time.Time) []Sample {
 		add("walg_wal_integrity_status", one(ok), strconv.FormatUint(uint64(t), 10), fmt.Sprintf("%08X", t))
 	}
 
-	if w := a.Waiting; w != nil {
-		add("holdfast_wal_ready_segments", float64(w.Segments))
-		add("holdfast_wal_ready_bytes", float64(w.Bytes))
-		add("holdfast_wal_free_bytes", float64(w.Free))
-		since("holdfast_wal_ready_since", w.Since)
-	}
+	all = append(all, a.Waiting.samples()...)
 	return all
 }
 

@@ -37,6 +37,7 @@ type Registry struct {
 
 	mu      sync.Mutex
 	archive *Archive // nil until it was looked at
+	waiting *Waiting // until then
 	down    bool     // it could not be looked at last time
 	failed  int      // how often not
 	tried   bool
@@ -73,10 +74,14 @@ func (r *Registry) SetArchive(a Archive) {
 	r.archive, r.down, r.tried = &a, false, true
 }
 
-// ArchiveDown notes that the archive could not be looked at. What was seen of it before stays.
-func (r *Registry) ArchiveDown() {
+// ArchiveDown notes that the archive could not be looked at. What was seen of it before stays, but for what waits here, which heaps up just then; nil is not known.
+func (r *Registry) ArchiveDown(w *Waiting) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.waiting = w; r.archive != nil {
+		a := *r.archive
+		a.Waiting, r.archive = w, &a
+	}
 	r.down, r.tried = true, true
 	r.failed++
 }
@@ -109,6 +114,8 @@ func (r *Registry) archiveSamples(of Section) []Sample {
 	}
 	if r.archive != nil {
 		all = append(all, r.archive.Samples(r.now())...)
+	} else {
+		all = append(all, r.waiting.samples()...)
 	}
 	exposed := of == Exposed
 	return slices.DeleteFunc(all, func(s Sample) bool { return strings.HasPrefix(s.Name, "walg_") != exposed })

@@ -163,7 +163,7 @@ func TestWhatIsNotKnownIsNotTold(t *testing.T) {
 	if got := text(t, r); strings.Contains(got, "archive_up") || strings.Contains(got, "job") {
 		t.Errorf("before anything was looked at:\n%s", got)
 	}
-	r.ArchiveDown()
+	r.ArchiveDown(nil)
 	if got := text(t, r); !strings.Contains(got, "holdfast_archive_up 0\n") || strings.Contains(got, "ribbon") {
 		t.Errorf("an archive that never answered:\n%s", got)
 	}
@@ -181,9 +181,20 @@ func TestWhatIsNotKnownIsNotTold(t *testing.T) {
 		}
 	}
 	r.SetArchive(all())
-	r.ArchiveDown()
-	if got := text(t, r); !strings.Contains(got, "holdfast_archive_up 0\n") || !strings.Contains(got, "holdfast_ribbon_holes 2\n") {
-		t.Error("what was seen last is not told when the archive is down")
+	for _, w := range []*metrics.Waiting{{Segments: 77}, nil} { // WAL heaps up while the archive is down
+		r.ArchiveDown(w)
+		got := text(t, r)
+		if !strings.Contains(got, "holdfast_archive_up 0\n") || !strings.Contains(got, "holdfast_ribbon_holes 2\n") {
+			t.Error("what was seen last is not told when the archive is down")
+		}
+		if strings.Contains(got, "holdfast_wal_ready_segments 77\n") != (w != nil) || strings.Contains(got, "holdfast_wal_ready_segments") != (w != nil) {
+			t.Errorf("with %v waiting:\n%s", w, got)
+		}
+	}
+	r = metrics.New(metrics.Options{Now: now})
+	r.ArchiveDown(&metrics.Waiting{Segments: 77, Since: at(5)})
+	if got := text(t, r); !strings.Contains(got, "holdfast_wal_ready_segments 77\n") || !strings.Contains(got, "holdfast_wal_ready_since_timestamp_seconds ") {
+		t.Errorf("what waits for an archive that never answered:\n%s", got)
 	}
 }
 
