@@ -48,11 +48,12 @@ func step(name string) int {
 	return others
 }
 
-// objects yields what a storage holds of timeline t, ascending within each directory: WAL with its notes, backups, catch-ups and summaries.
+// objects yields what a storage holds of timeline t, ascending within each directory: WAL with its notes, backups, catch-ups, pieces of segments and
+// summaries.
 func objects(ctx context.Context, s store.Store, t wal.Timeline) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
-		for _, begin := range []string{archive.WALDir + t.String(), archive.BackupDir + "base_" + t.String(), archive.CatchUpDir + "base_" + t.String()} {
-			dir := begin[:strings.Index(begin, "/")+1]
+		for _, begin := range []string{archive.WALDir + t.String(), archive.BackupDir + "base_" + t.String(), archive.CatchUpDir + "base_" + t.String(), archive.TailDir + t.String()} {
+			dir := begin[:strings.LastIndex(begin, "/")+1]
 			for o, err := range s.List(ctx, dir, begin) {
 				switch {
 				case err != nil:

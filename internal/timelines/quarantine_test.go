@@ -74,6 +74,9 @@ func stray(t *testing.T, s store.Store) {
 	put(t, s, archive.WALDir+size.Name(2, 0)+"_delta.lz4", "x")
 	put(t, s, archive.SummaryDir+"00000001/"+size.Name(1, 5)+".zst", "x")
 	put(t, s, archive.SummaryDir+"00000002/"+size.Name(2, 5)+".zst", "x")
+	put(t, s, archive.TailDir+size.Name(1, 5)+"/00000000-00002000.zst", "x")
+	put(t, s, archive.TailDir+size.Name(2, 8)+"/00000000-00002000.zst", "x")
+	put(t, s, archive.TailDir+size.Name(2, 8)+"/00002000-00002100.zst", "x")
 	put(t, s, archive.BackupDir+"base_000000020000000000000006_backup_stop_sentinel.json", sentinel(0x6000028, "2026-01-01T02:00:00Z"))
 	put(t, s, archive.BackupDir+"base_000000020000000000000006/metadata.json", "{}")
 	put(t, s, archive.BackupDir+"base_000000020000000000000006/tar_partitions/part_001.tar.lz4", "theirs")
@@ -164,7 +167,7 @@ func TestForgetAndRecall(t *testing.T) {
 			t.Errorf("%s has other content", name)
 		}
 	}
-	if moved != p.Objects || moved != 22 {
+	if moved != p.Objects || moved != 24 {
 		t.Errorf("%d objects moved, the plan has %d", moved, p.Objects)
 	}
 	if _, err := forget(t, m, 2, 1, true); !errors.As(err, new(*timelines.RefusedError)) || !strings.Contains(err.Error(), "aside already") {
