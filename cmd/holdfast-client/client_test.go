@@ -9,7 +9,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 
 	"holdfast/internal/daemon/wire"
@@ -213,6 +215,72 @@ func TestAnswers(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Who listens as somebody else is not asked, and what he says is not believed.
+func TestAnotherAccountListens(t *testing.T) {
+	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
+		t.Skip("only root can be two others")
+	}
+	program := client(t)
+	dir := filepath.Dir(program)
+	if err := os.Chmod(dir, 0o777); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ listens, asks, status int }{{65533, 65532, 42}, {65533, 65533, 0}, {65533, 0, 0}, {0, 65532, 0}} {
+		socket := filepath.Join(dir, "s")
+		l := listenAs(t, c.listens, socket)
+		if err := os.Chmod(socket, 0o777); err != nil {
+			t.Fatal(err)
+		}
+		go func() {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			defer conn.Close()
+			if m, err := wire.Append(nil, wire.OK); err == nil {
+				conn.Write(m)
+			}
+			io.Copy(io.Discard, conn)
+		}()
+		cmd := exec.Command(program, socket, "wal-push", "pg_wal/"+segment)
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(c.asks), Gid: uint32(c.asks)}}
+		out, err := cmd.CombinedOutput()
+		if cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		if got := cmd.ProcessState.ExitCode(); got != c.status {
+			t.Errorf("%d listens, %d asks: exit status %d, want %d (%s)", c.listens, c.asks, got, c.status, out)
+		}
+		l.Close()
+	}
+}
+
+// listenAs listens as the account uid does.
+func listenAs(t *testing.T, uid int, path string) net.Listener {
+	t.Helper()
+	type result struct {
+		l   net.Listener
+		err error
+	}
+	done := make(chan result)
+	go func() {
+		runtime.LockOSThread() // which ends with this goroutine, and with it the change
+		if _, _, errno := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+			done <- result{nil, errno}
+			return
+		}
+		l, err := net.Listen("unix", path)
+		done <- result{l, err}
+	}()
+	r := <-done
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	t.Cleanup(func() { r.l.Close() })
+	return r.l
 }
 
 // What makes no sense is no success, and no end of the archive either.

@@ -152,7 +152,7 @@ func (c conn) Write(p []byte) (int, error) {
 	return written, nil
 }
 
-// connect reaches the daemon.
+// connect reaches the daemon, and nobody else.
 func connect(c *call) (conn, error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
 	if err != nil {
@@ -169,9 +169,13 @@ func connect(c *call) (conn, error) {
 	}
 	for {
 		err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: c.socket})
-		if err != syscall.EINTR && err != syscall.EALREADY {
-			return conn(fd), err
+		if err == syscall.EINTR || err == syscall.EALREADY {
+			continue
 		}
+		if err == nil {
+			err = trusted(fd)
+		}
+		return conn(fd), err
 	}
 }
 
