@@ -116,7 +116,7 @@ func Checks() []Check {
 		{Name: "server", needs: needServer, judge: judgeServer,
 			What: "The server answers."},
 		{Name: "store", needs: needStores, judge: judgeStores,
-			What: "Every storage takes a small object and removes it. An account that may not remove is fine: the object of this host, `holdfast/check/HOST`, is written anew each time."},
+			What: "Every storage takes a small object and removes it. An account that may not remove is fine: the object of this host, `holdfast/check/HOST`, is written anew each time. Not judged where no server is named and the account may read only."},
 		{Name: "cluster", needs: needServer | needArchive, judge: judgeCluster,
 			What: "The archive belongs to the cluster of the server."},
 		{Name: "archive-command", needs: needServer | needHost, judge: judgeCommand,

@@ -14,6 +14,7 @@ type Facts struct {
 	Now  time.Time
 	Took time.Duration // to gather them
 
+	Named     bool // a server is, whether it was asked or not
 	Server    *server.Health
 	ServerErr error
 
@@ -83,4 +84,5 @@ type Store struct {
 	Took   time.Duration // to write, look and remove
 	Ahead  time.Duration // of our clock as far as it is certain, below 0 for behind
 	Silent bool          // it did not answer in time
+	Reads  bool          // it may not be written, and can be read
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io/fs"
 	"strings"
+	"syscall"
 	"time"
 
 	"holdfast/internal/archive"
@@ -105,7 +106,7 @@ func Gather(ctx context.Context, s Sources, c *Choice, patience time.Duration) *
 		stores = ask(ctx, func(ctx context.Context) ([]Store, error) { return tryAll(ctx, late, s, patience) })
 	}
 
-	f := &Facts{ServerErr: ErrUnasked, HostErr: ErrUnasked, ArchiveErr: ErrUnasked, StoresErr: ErrUnasked, Deltas: s.Deltas, Summaries: s.Summaries}
+	f := &Facts{Named: s.Server != nil, ServerErr: ErrUnasked, HostErr: ErrUnasked, ArchiveErr: ErrUnasked, StoresErr: ErrUnasked, Deltas: s.Deltas, Summaries: s.Summaries}
 	if serverAnswer != nil {
 		f.Server, f.ServerErr = take(late, serverAnswer, patience)
 	}
@@ -244,6 +245,10 @@ func try(ctx context.Context, s Storage, host string) (found Store, err error) {
 	name := archive.OwnDir + "check/" + objectName(host)
 	begin := time.Now()
 	if err := s.Store.Put(ctx, name, bytes.NewReader(probe)); err != nil {
+		if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+			_, reads := s.Store.Stat(ctx, name)
+			found.Reads = reads == nil || errors.Is(reads, fs.ErrNotExist)
+		}
 		return found, err
 	}
 	end := time.Now()

@@ -73,6 +73,61 @@ func TestStoreIsTried(t *testing.T) {
 	}
 }
 
+// A host that only looks at the archive, or restores from it, may not write it; one that has a server must.
+func TestReadOnlyCredentials(t *testing.T) {
+	c, err := check.Choose(check.Selection{Except: []string{"holes", "restorable", "backup-age", "full-age"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	judge := func(st store.Store, cfg server.Config) check.Report {
+		f := check.Gather(t.Context(), check.Sources{
+			Server:  cfg,
+			Archive: func(context.Context) (check.Loaded, error) { return check.Loaded{}, nil },
+			Storages: func(context.Context) ([]check.Storage, error) {
+				return []check.Storage{{Name: "default", Store: st}}, nil
+			},
+		}, c, time.Minute)
+		return check.Judge(f, c)
+	}
+	status := func(r check.Report, name string) check.Finding {
+		for _, f := range r.Findings {
+			if f.Check == name {
+				return f
+			}
+		}
+		return check.Finding{Status: -1}
+	}
+	r := judge(&readOnly{Memory: &storetest.Memory{}}, nil)
+	for _, name := range []string{"store", "clock"} {
+		if f := status(r, name); f.Status != check.OK || !f.Skipped {
+			t.Errorf("%s", r.Nagios())
+		}
+	}
+	if r := judge(&readOnly{Memory: &storetest.Memory{}}, server.Config{"host": t.TempDir()}); status(r, "store").Status != check.Critical {
+		t.Errorf("beside a server: %s", r.Nagios())
+	}
+	if r := judge(&readOnly{Memory: &storetest.Memory{}, blind: true}, nil); status(r, "store").Status != check.Critical {
+		t.Errorf("with credentials for nothing: %s", r.Nagios())
+	}
+}
+
+// readOnly is a store that may not be written, and where blind not read either.
+type readOnly struct {
+	*storetest.Memory
+	blind bool
+}
+
+func (s *readOnly) Put(context.Context, string, io.Reader) error {
+	return &fs.PathError{Op: "put", Path: "x", Err: fs.ErrPermission}
+}
+
+func (s *readOnly) Stat(ctx context.Context, name string) (store.Object, error) {
+	if s.blind {
+		return store.Object{}, &fs.PathError{Op: "stat", Path: name, Err: fs.ErrPermission}
+	}
+	return s.Memory.Stat(ctx, name)
+}
+
 // fixed is a store from which nothing may be removed.
 type fixed struct{ *storetest.Memory }
 

@@ -90,9 +90,17 @@ func judgeServer(f *Facts, _ Limits) Finding {
 	return fine("a %s on timeline %d, at %s", kind, f.Server.Timeline, f.Server.LSN)
 }
 
+// onlyReads reports whether this host has no server, and may read the storages and not write them, as one that only looks at the archive, or restores.
+func (f *Facts) onlyReads() bool {
+	return !f.Named && len(f.Stores) > 0 && !slices.ContainsFunc(f.Stores, func(s Store) bool { return !s.Reads })
+}
+
 func judgeStores(f *Facts, _ Limits) Finding {
 	if f.StoresErr != nil {
 		return Finding{Status: Critical, Text: fmt.Sprintf("the storage cannot be used: %v", f.StoresErr), Next: "`holdfast st check`"}
+	}
+	if f.onlyReads() {
+		return skipped("what this host has credentials for can be read, and not written, and no server is named here whose WAL or backups it would write")
 	}
 	found := Finding{}
 	var bad, kept []string
@@ -432,6 +440,9 @@ func judgeClock(f *Facts, l Limits) Finding {
 			}
 			all = append(all, clock{"the storage " + s.Name, label, s.Ahead})
 		}
+	}
+	if len(all) == 0 && f.onlyReads() {
+		return skipped("a storage that may not be written does not say what time it is")
 	}
 	if len(all) == 0 {
 		return f.follows("store", "neither server nor storage said what time it is", cmp.Or(f.StoresErr, f.ServerErr))
