@@ -436,8 +436,9 @@ func (d *Draft) Abort(ctx context.Context) error {
 		d.ended = true
 		return nil
 	}
+	told := func(err error) bool { return d.archive.fence != nil && errors.As(err, new(*InUseError)) }
 	switch err := d.hold(ctx); {
-	case d.archive.fence != nil && errors.As(err, new(*InUseError)):
+	case told(err):
 		d.ended = true
 		return nil
 	case err != nil:
@@ -465,7 +466,10 @@ func (d *Draft) Abort(ctx context.Context) error {
 			names = append(names, o.Name)
 		}
 	}
-	if err := store.DeleteMany(ctx, d.archive.store, names); err != nil {
+	switch err := d.erase(ctx, names); {
+	case told(err):
+		return nil
+	case err != nil:
 		return err
 	}
 	return d.archive.store.Delete(ctx, d.markerName()) // last, so that a removal that is cut short can be taken up again

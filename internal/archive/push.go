@@ -143,11 +143,14 @@ func (a *Archive) Begin(ctx context.Context, name, host string) (*Draft, error) 
 		return nil, err
 	}
 	if err = d.take(ctx, slices.Contains(left, d.markerName())); err == nil && len(left) > 0 {
-		data := slices.DeleteFunc(left, func(n string) bool { return n == d.markerName() })
-		if err = store.DeleteMany(ctx, a.store, data); err == nil {
-			err = d.hold(ctx)
+		// It may have been alive after all, and have become a backup before it could learn that the name is d's.
+		switch whole, err := a.exists(ctx, a.sentinelName(name)); {
+		case err != nil:
+			return nil, err
+		case whole:
+			return nil, &InUseError{name, "was made by another push meanwhile", "nothing was removed: see whether that backup restores"}
 		}
-		if err != nil {
+		if err = d.erase(ctx, slices.DeleteFunc(left, func(n string) bool { return n == d.markerName() })); err != nil {
 			err = fmt.Errorf("remove what a broken-off push of %s left: %w", name, err)
 		}
 	}
@@ -250,6 +253,22 @@ func (d *Draft) hold(ctx context.Context) error {
 }
 
 func (d *Draft) markerName() string { return d.archive.markerName(d.name) }
+
+// atOnce is how many objects are removed before it is asked again whose the name is.
+const atOnce = 100
+
+// erase removes objects below d's name, as long as that is d's: another push that takes it stores objects that are called the same. What cannot be removed keeps none of
+// the others from it. An *InUseError says that the name is another's by now.
+func (d *Draft) erase(ctx context.Context, names []string) error {
+	var errs []error
+	for some := range slices.Chunk(names, atOnce) {
+		if err := d.hold(ctx); err != nil {
+			return errors.Join(append(errs, err)...)
+		}
+		errs = append(errs, store.DeleteMany(ctx, d.archive.store, some))
+	}
+	return errors.Join(append(errs, d.hold(ctx))...)
+}
 
 // Beat leaves a sign of life, which keeps others from taking the push for dead. Call it about once a minute, also while Commit is at
 // work. An *InUseError says that it came too late: the name is another push's now.

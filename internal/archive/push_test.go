@@ -359,6 +359,71 @@ func TestLateMarkerHarmsNoBackup(t *testing.T) {
 	}
 }
 
+// meanwhile is a store in which something happens before a marker is put over another one, and after objects were removed.
+type meanwhile struct {
+	*storetest.Memory
+	put, removed func()
+}
+
+func (s meanwhile) Put(ctx context.Context, name string, r io.Reader) error {
+	if s.put != nil {
+		s.put()
+	}
+	return s.Memory.Put(ctx, name, r)
+}
+
+func (s meanwhile) DeleteMany(ctx context.Context, names []string) error {
+	err := s.Memory.DeleteMany(ctx, names)
+	if s.removed != nil {
+		s.removed()
+	}
+	return err
+}
+
+// A push that seemed dead, and makes its backup just before another one takes its name, keeps it whole.
+func TestBeginRemovesNothingOfABackupMadeMeanwhile(t *testing.T) {
+	m := &storetest.Memory{}
+	d := begin(t, m, &turn{id: "1"}, backupName)
+	late := meanwhile{Memory: m, put: func() {
+		if err := commit(t, d); err != nil {
+			t.Fatal(err)
+		}
+	}}
+	if _, err := archive.New(late, archive.Options{}).Fenced(&turn{id: "2"}).Begin(t.Context(), backupName, "db2"); !errors.As(err, new(*archive.InUseError)) {
+		t.Errorf("begin: %v", err)
+	}
+	if !whole(t, m, backupName) {
+		t.Error("the backup is gone")
+	}
+}
+
+// A removal that takes long, or stands still, leaves alone what another push stores that has the name by then.
+func TestAbortEndsWhereTheNameIsAnothers(t *testing.T) {
+	for _, f := range []archive.Fence{nil, &turn{id: "1"}} {
+		m := &storetest.Memory{}
+		part := func(n int) string {
+			return archive.BackupDir + backupName + fmt.Sprintf("/tar_partitions/part_%03d.tar.zst", n)
+		}
+		marker := archive.BackupDir + backupName + "/push.json"
+		slow := meanwhile{Memory: m, removed: func() {
+			put(t, m, marker, []byte(`{"host":"db2","pid":1,"started":"2026-11-21T03:00:00Z","lease":"2"}`))
+			put(t, m, part(250), []byte("theirs"))
+		}}
+		d := begin(t, slow, f, backupName)
+		for n := 2; n <= 250; n++ {
+			put(t, m, part(n), []byte("ours"))
+		}
+		if err := d.Abort(t.Context()); f == nil && !errors.As(err, new(*archive.InUseError)) || f != nil && err != nil {
+			t.Errorf("abort: %v", err)
+		}
+		for _, name := range []string{marker, part(250)} {
+			if _, err := m.Stat(t.Context(), name); err != nil {
+				t.Errorf("of the other push: %v", err)
+			}
+		}
+	}
+}
+
 // What is stored twice because an answer got lost is no conflict; another's object is, and stays.
 func TestDraftPutsNothingOverAnothers(t *testing.T) {
 	object := archive.Folder(backupName) + "config.tar.zst"
