@@ -247,7 +247,9 @@ func (s *Server) answer(work context.Context, c *client, kind wire.Type, body []
 		c.conn.SetReadDeadline(time.Time{})
 		aside.Go(func() {
 			// A file that nobody waits for any more must not turn up later. A push may go on: it is asked for again.
-			if _, err := c.conn.Read(make([]byte, 1)); err == io.EOF && kind == wire.Fetch {
+			// That it has gone is io.EOF, or a reset where it has not read all that it was told; the deadline is ours.
+			_, err := c.conn.Read(make([]byte, 1))
+			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && kind == wire.Fetch {
 				cancel(context.Canceled)
 			}
 		})

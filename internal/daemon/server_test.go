@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -346,12 +347,26 @@ func TestNobodyWaitsForASeat(t *testing.T) {
 func TestFetchEndsWithItsClient(t *testing.T) {
 	w := newWorker("a")
 	h := serve(t, w, daemon.Options{})
-	c := h.connect()
-	c.send(wire.Hello, wire.Version)
-	c.fetch("/wait")
-	<-w.begun
-	c.Close()
-	eventually(t, "the fetch is given up", func() bool { return strings.Contains(h.log.String(), "nobody waits any more") })
+	for i, unread := range []bool{false, true} { // what was said to it: then its end is a reset
+		c := h.connect()
+		c.send(wire.Hello, wire.Version)
+		c.fetch("/wait")
+		<-w.begun
+		if unread {
+			raw, err := c.SyscallConn()
+			if err == nil {
+				err = raw.Read(func(fd uintptr) bool {
+					n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+					return n > 0 || err != syscall.EAGAIN
+				})
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Close()
+		eventually(t, "the fetch is given up", func() bool { return strings.Count(h.log.String(), "nobody waits any more") == i+1 })
+	}
 }
 
 // New settings are for what is asked for from then on. What was at work ends under the old ones, which then run no more.
