@@ -1,6 +1,7 @@
 package file
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -92,7 +93,7 @@ func (s *Store) begin(dir, base string, ifAbsent bool) (d, f *os.File, temp stri
 // create makes and locks a temporary file for the object base in the directory d, unless base has to be absent and is not.
 func create(d *os.File, base string, ifAbsent bool) (f *os.File, temp string, err error) {
 	if ifAbsent && exists(d, base) {
-		return nil, "", fs.ErrExist // known before all the work, and decided anew after it
+		return nil, "", taken(d) // known before all the work, and decided anew after it
 	}
 	temp = unfinished.Name(base, time.Now())
 	fd, err := unix.Openat(int(d.Fd()), temp, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, fileMode)
@@ -188,7 +189,11 @@ func finish(d, f *os.File, temp, base string, ifAbsent bool) error {
 		return err
 	}
 	if ifAbsent {
-		if err := publishNew(d, f, temp, base); err != nil {
+		err := publishNew(d, f, temp, base)
+		if errors.Is(err, fs.ErrExist) {
+			return taken(d)
+		}
+		if err != nil {
 			return err
 		}
 	} else if err := unix.Renameat(int(d.Fd()), temp, int(d.Fd()), base); err != nil {
@@ -242,6 +247,10 @@ func lockNew(d, _ *os.File, temp, base string) error {
 	}
 	return os.NewSyscallError("rename", unix.Renameat(int(d.Fd()), temp, int(d.Fd()), base))
 }
+
+// taken returns fs.ErrExist for a name in d, once that is durable: who put the object there may have died before it had synced the directory, and
+// whoever hears that it exists, and finds what it was to put, takes it for put.
+func taken(d *os.File) error { return cmp.Or(syncDir(d), fs.ErrExist) }
 
 func exists(d *os.File, base string) bool {
 	var st unix.Stat_t
