@@ -116,7 +116,9 @@ func Gather(ctx context.Context, s Sources, c *Choice, patience time.Duration) *
 	}
 	if needs&needHost != 0 && dir != "" {
 		host := ask(ctx, func(context.Context) (*Host, error) { return lookAtHost(dir, f.Server) })
-		f.Host, f.HostErr = take(late, host, patience)
+		if f.Host, f.HostErr = take(late, host, patience); s.DataDir == "" && elsewhere(f.HostErr) {
+			f.HostErr = ErrUnasked
+		}
 	}
 	if loaded != nil {
 		l, err := take(late, loaded, patience)
@@ -128,6 +130,12 @@ func Gather(ctx context.Context, s Sources, c *Choice, patience time.Duration) *
 	f.Now = time.Now()
 	f.Took = f.Now.Sub(begun)
 	return f
+}
+
+// elsewhere reports whether an error says that the directory which a server names is none of its own here, as where that runs in a container and its port is ours.
+func elsewhere(err error) bool {
+	none := (*elsewhereError)(nil)
+	return errors.As(err, &none)
 }
 
 // take waits for an answer until it is too late.

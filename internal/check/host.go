@@ -19,11 +19,14 @@ import (
 // lookAtHost looks at the files of the server whose data directory is dir, and at who archives them. s is what the server said; nil where it did not answer.
 func lookAtHost(dir string, s *server.Health) (*Host, error) {
 	data, _, err := control.Read(filepath.Join(dir, control.Name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, &elsewhereError{err}
+	}
 	if err != nil {
 		return nil, err
 	}
 	if s != nil && data.SystemIdentifier != s.SystemIdentifier {
-		return nil, fmt.Errorf("%s is of the cluster with system identifier %d, the server of %d", dir, data.SystemIdentifier, s.SystemIdentifier)
+		return nil, &elsewhereError{fmt.Errorf("%s is of the cluster with system identifier %d, the server of %d", dir, data.SystemIdentifier, s.SystemIdentifier)}
 	}
 	h := &Host{}
 	if h.Backlog, h.Free, err = daemon.ReadBacklog(dir); err != nil {
@@ -47,6 +50,11 @@ func lookAtHost(dir string, s *server.Health) (*Host, error) {
 	}
 	return h, nil
 }
+
+// elsewhereError says that a directory is none of the server's.
+type elsewhereError struct{ error }
+
+func (e *elsewhereError) Unwrap() error { return e.error }
 
 // readWaiting looks which files have a .ready in the directory status.
 func readWaiting(status string) (w server.Waiting, err error) {
