@@ -34,7 +34,7 @@
 //
 // # A store that cannot decide
 //
-// Where the store has no PutIfAbsent that decides among all writers (OpenStack Swift, some that speak S3), it looks first and puts then: two that act
+// Where the store has no PutIfAbsent that decides among all writers (OpenStack Swift, and some that speak S3: Options.Lax), it looks first and puts then: two that act
 // within the same instant may both believe to have created an object. Then the later put is the one that stays, and each reads back after
 // Options.Settle what stayed. That narrows the window to puts that take longer than Settle, and does not close it: there a service should keep the lease.
 package object
@@ -65,6 +65,9 @@ type Options struct {
 
 	// Service says who has the lease; nil is the objects themselves. Objects fence all the same.
 	Service lease.Keeper
+
+	// Lax says that the store may not decide although it is a store.PutIfAbsenter: some that speak S3 take the condition and do not heed it.
+	Lax bool
 
 	// Settle is how long is waited before it is read back what was created, where the store does not decide; 0 means 2 seconds.
 	Settle time.Duration
@@ -350,7 +353,7 @@ func (k *Keeper) create(ctx context.Context, object string, body []byte) (mine b
 	err = store.PutIfAbsent(ctx, k.store, object, bytes.NewReader(body))
 	_, decides := k.store.(store.PutIfAbsenter)
 	switch {
-	case err == nil && decides:
+	case err == nil && decides && !k.Lax:
 		return true, nil
 	case err == nil:
 		select {
