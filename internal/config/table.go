@@ -323,7 +323,7 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "HOLDFAST_RECEIVE_DIR", Type: Path, check: absolutePath, Used: receive, into: &s.Receive.Dir,
 				Meaning: "Directory in which `wal-receive` keeps WAL until it is archived; it must stay. The default is in HOLDFAST_STATE_DIR, one for each archive."},
 			{Name: "HOLDFAST_TAIL_INTERVAL", Default: "1s", Max: int64(time.Hour), Used: receive, into: &s.Receive.TailInterval,
-				Meaning: "How often `wal-receive` stores what has come of the segment that the server is writing; 0 stores whole segments only."},
+				Meaning: "How often `wal-receive` stores what has come of the segment that the server is writing; 0 stores whole segments only, and with `--synchronous` the rest once no server is there or it ends."},
 			{Name: "HOLDFAST_TAIL_BYTES", Default: "1MiB", Min: 8 << 10, Max: 1 << 30, Used: receive, into: &s.Receive.TailBytes,
 				Meaning: "Or once so much has come."},
 			{Name: "HOLDFAST_RECEIVE_SYNC", Default: "local,store", Values: []string{"local,store", "local", "store"}, Used: receive, into: &s.Receive.Sync,

@@ -52,7 +52,7 @@ func (r *receiver) storeTails(ctx context.Context) {
 }
 
 // tails says whether pieces of segments go into the store at all.
-func (r *receiver) tails() bool { return r.opts.TailInterval > 0 || r.atOnce() }
+func (r *receiver) tails() bool { return r.opts.TailInterval > 0 || r.opts.Synchronous }
 
 // atOnce says whether a commit may wait for the store.
 func (r *receiver) atOnce() bool { return r.opts.Synchronous && r.opts.Store }
@@ -67,6 +67,8 @@ func (r *receiver) due(s *segment) bool {
 		return true
 	case s.whole: // all of it is on its way
 		return false
+	case r.opts.TailInterval <= 0:
+		return r.away
 	}
 	return n >= r.opts.TailBytes || time.Since(r.tailed) >= r.opts.TailInterval
 }
@@ -75,7 +77,7 @@ func (r *receiver) due(s *segment) bool {
 func (r *receiver) untilDue() time.Duration {
 	r.line.mu.Lock()
 	defer r.line.mu.Unlock()
-	if s := r.line.last(); r.atOnce() || s == nil || s.written == s.tailed {
+	if s := r.line.last(); r.atOnce() || r.opts.TailInterval <= 0 || s == nil || s.written == s.tailed {
 		return time.Minute
 	}
 	return max(time.Millisecond, r.opts.TailInterval-time.Since(r.tailed))

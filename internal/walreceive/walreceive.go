@@ -53,7 +53,7 @@ type Options struct {
 	// Push puts the WAL file at path into the archive, as archive_command would.
 	Push func(ctx context.Context, path string) error
 
-	TailInterval time.Duration // how often a piece of the unfinished segment goes up; 0: never, unless commits wait for that
+	TailInterval time.Duration // how often a piece of the unfinished segment goes up; 0: never, but if Synchronous: where commits wait for that, no server is there, or Run ends
 	TailBytes    int64         // or once there is so much of it
 
 	Synchronous  bool // report at once what is safe, and nothing else
@@ -141,6 +141,7 @@ type receiver struct {
 	// Guarded by the line's lock.
 	tailed   time.Time // when a piece went up last
 	stopping bool      // all that was received is to go up
+	away     bool      // no server is there: what commits were acknowledged by is to be in the archive before a restore
 	report   Report
 }
 
@@ -186,7 +187,11 @@ func (r *receiver) finish(ctx context.Context) {
 	for {
 		changed := r.line.wait()
 		written, synced, stored := r.line.positions()
-		if synced == written && (stored == written || !r.tails()) || until(ctx, changed) != nil {
+		if synced == written && (stored == written || !r.tails()) {
+			return
+		}
+		if until(ctx, changed) != nil {
+			r.opts.Logger.Warn(fmt.Sprintf("what was received from %s to %s is not in the store: it is in %s, and goes there when wal-receive runs again", stored, written, r.opts.Dir))
 			return
 		}
 	}
@@ -264,6 +269,7 @@ func (r *receiver) receive(ctx context.Context, fail func(error)) {
 		if got {
 			wait.reset()
 		}
+		r.line.change(func() { r.away = true })
 		r.warn(&wait, "cannot receive WAL", err)
 		wait.pause(ctx)
 	}
@@ -480,6 +486,7 @@ func (r *receiver) stream(ctx context.Context, conn *server.Replication) (got bo
 		return false, err
 	}
 	defer s.Close() // whatever is wrong with the session shows when the next begins
+	r.line.change(func() { r.away = false })
 	reporting, stop := context.WithCancel(ctx)
 	var group sync.WaitGroup
 	group.Go(func() { r.reportTo(reporting, s) })

@@ -431,6 +431,39 @@ func TestSynchronousCommitIsStored(t *testing.T) {
 	}
 }
 
+// What commits were acknowledged by on this host's disk alone, with pieces switched off, is in the archive once the server is lost: a restore reads no spool.
+func TestLocalCommitReachesTheStore(t *testing.T) {
+	c := primary(t)
+	s := &storetest.Memory{}
+	o := options(t.TempDir(), s)
+	o.Synchronous, o.Local, o.TailInterval = true, true, 0
+	f := receive(t, c, s, o)
+	c.Exec(t, `alter system set synchronous_standby_names = 'holdfast'`, `select pg_reload_conf()`)
+	pgtest.Eventually(t, "commits wait", func() bool {
+		return c.Value(t, `select coalesce(bool_or(sync_state = 'sync'), false) from pg_stat_replication`) == "true"
+	})
+	c.Exec(t, `insert into t values (1)`)
+	lsn, err := wal.ParseLSN(c.Value(t, `pg_current_wal_flush_lsn()`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := mib.Name(1, mib.LastSegment(lsn))
+	if _, err := archive.New(s, archive.Options{}).OpenWAL(t.Context(), name); err == nil {
+		t.Errorf("of %s there are pieces, which are switched off", name)
+	}
+	c.Stop(t)
+	pgtest.Eventually(t, "the store has "+lsn.String(), func() bool {
+		r, err := archive.New(s, archive.Options{}).OpenWAL(t.Context(), name)
+		if err != nil {
+			return false
+		}
+		defer r.Close()
+		h, ok := r.(interface{ Held() int64 })
+		return ok && mib.Start(mib.LastSegment(lsn))+wal.LSN(h.Held()) >= lsn
+	})
+	f.stop(t)
+}
+
 // Pieces become few, and each byte is stored again only now and then.
 func TestMergedPiecesStayFew(t *testing.T) {
 	for _, size := range []func() int64{func() int64 { return 100 }, func() int64 { return rand.Int64N(5000) + 1 }, func() int64 { return rand.Int64N(1<<rand.IntN(16)) + 1 }} {
