@@ -81,6 +81,12 @@ func judgeCall(calls []call, at int, what, file string) Verdict {
 	if at+1 < len(calls) {
 		after = &calls[at+1]
 	}
+	for c.next == "&&" && at+2 < len(calls) { // where it fails what stands behind the chain is next
+		at++
+		if after, c.next = &calls[at+1], calls[at].next; c.next == "|" || c.next == ";" && !after.nothing() {
+			return Verdict{}
+		}
+	}
 	switch c.next {
 	case "&":
 		return hidden(what, "does not wait for wal-push (`&`)")
@@ -144,9 +150,9 @@ func (c call) says() bool {
 	return c.nothing() || slices.Contains([]string{"echo", "printf", "logger"}, path.Base(c.words[0])) && c.next != "&&" && c.next != ";"
 }
 
-// keeps reports whether it ends with the status of what stands before it.
+// keeps reports whether it ends with the status of what stands before it, or notes it.
 func (c call) keeps() bool {
-	return len(c.words) == 0 || (c.words[0] == "exit" || c.words[0] == "return") && (len(c.words) == 1 || c.words[1] == "$?")
+	return len(c.words) == 0 || len(c.words) == 1 && strings.HasSuffix(c.words[0], "=$?") || (c.words[0] == "exit" || c.words[0] == "return") && (len(c.words) == 1 || c.words[1] == "$?")
 }
 
 // failsAtOnce reports whether a script ends where a command fails.
