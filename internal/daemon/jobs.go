@@ -108,7 +108,7 @@ func (j *Jobs) Push(ctx context.Context, path, cwd string) error {
 		if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
 			err = fmt.Errorf("%w: %w", cause, err)
 		}
-		if !errors.Is(err, fs.ErrNotExist) { // that file's affair
+		if _, gone := os.Lstat(filepath.Join(j.pg, name)); !errors.Is(gone, fs.ErrNotExist) { // that would be the file's affair
 			j.failed()
 		}
 		return err

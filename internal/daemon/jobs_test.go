@@ -249,6 +249,30 @@ func TestStoreIsDown(t *testing.T) {
 	}
 }
 
+// What an archive needs and does not find, such as a key, is not a segment that is not there: that nothing is archived shows.
+func TestArchiveLacksSomething(t *testing.T) {
+	dir, log := dataDir(t), &logged{}
+	names := finish(t, dir, 1)
+	j := work(t, dir, nil, &storetest.Memory{}, log, func(o *daemon.JobOptions) {
+		o.Every = 10 * time.Millisecond
+		o.Archives = func(context.Context) (walpush.Archive, walpush.Archive, error) {
+			_, err := os.Open(filepath.Join(dir, "no key"))
+			return nil, nil, err
+		}
+	})
+	if err := j.Push(t.Context(), size.Name(1, 9), dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a segment that is not there: %v", err)
+	}
+	time.Sleep(50 * time.Millisecond)
+	if strings.Contains(log.String(), "to be archived") {
+		t.Errorf("a segment that is not there counts as failing:\n%s", log)
+	}
+	if err := j.Push(t.Context(), names[0], dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+	eventually(t, "the log tells what waits", func() bool { return strings.Contains(log.String(), "1 segment waits to be archived") })
+}
+
 // What is fetched ahead is in the process, and goes when the recovery is over or the daemon ends.
 func TestFetchesAhead(t *testing.T) {
 	dir, m := dataDir(t), &storetest.Memory{}

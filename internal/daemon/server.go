@@ -63,6 +63,7 @@ type Server struct {
 
 	mu    sync.Mutex
 	shift *shift         // who does what is asked for now
+	over  bool           // nothing is asked for any more
 	ended sync.WaitGroup // of shifts
 }
 
@@ -85,15 +86,18 @@ func New(o Options) *Server {
 	return &Server{opts: o, seat: make(chan struct{}, o.Clients)}
 }
 
-// Employ has w do what clients ask for from now on, until Serve returns. Who did before ends what is at work, and runs no longer.
+// Employ has w do what clients ask for from now on, until Serve returns. Who did before ends what is at work, and runs no longer. While Serve ends, w is
+// not needed.
 func (s *Server) Employ(ctx context.Context, w Worker) {
-	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	next := &shift{worker: w, cancel: cancel}
-	s.ended.Go(func() { w.Run(ctx) })
 	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.over {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	before := s.shift
-	s.shift = next
-	s.mu.Unlock()
+	s.shift = &shift{worker: w, cancel: cancel}
+	s.ended.Go(func() { w.Run(ctx) })
 	if before != nil {
 		s.ended.Go(before.end)
 	}
@@ -155,6 +159,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener) error {
 	grace.Stop()
 	s.mu.Lock()
 	last := s.shift
+	s.over = true
 	s.mu.Unlock()
 	last.end()
 	s.ended.Wait()

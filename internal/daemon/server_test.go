@@ -396,6 +396,30 @@ func TestReplaced(t *testing.T) {
 	<-old.ended
 }
 
+// A slowWorker takes its time to end.
+type slowWorker struct {
+	*worker
+	may chan struct{}
+}
+
+func (w *slowWorker) Run(ctx context.Context) { w.worker.Run(ctx); <-w.may }
+
+// New settings that come while the daemon ends do not keep it.
+func TestReplacedAtItsEnd(t *testing.T) {
+	w, next := &slowWorker{newWorker("a"), make(chan struct{})}, newWorker("b")
+	h := serve(t, w, daemon.Options{})
+	h.stop()
+	<-w.ended
+	h.server.Employ(t.Context(), next)
+	close(w.may)
+	select {
+	case err := <-h.served:
+		h.served <- err
+	case <-time.After(10 * time.Second):
+		t.Fatal("it does not end")
+	}
+}
+
 // Told to end, a daemon lets go who asks for nothing, finishes what is at work, and hands back what takes too long.
 func TestEndsInOrder(t *testing.T) {
 	for _, patient := range []bool{true, false} {
