@@ -114,7 +114,7 @@ func Hold(ctx context.Context, k Keeper, job string, h Holder, ttl time.Duration
 	if time.Since(begun) > ttl/3 { // it had something to finish for another one
 		begun = time.Now()
 		if err := g.Renew(ctx); err != nil {
-			return err
+			return errors.Join(err, release(ctx, g, false))
 		}
 	}
 	held, lose := context.WithCancelCause(ctx)
@@ -131,12 +131,17 @@ func Hold(ctx context.Context, k Keeper, job string, h Holder, ttl time.Duration
 		err = fmt.Errorf("%w (%w)", lost, err)
 	}
 	lose(nil)
-	releasing, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
-	defer cancel()
-	if failed := g.Release(releasing, err == nil); failed != nil && err == nil {
+	if failed := release(ctx, g, err == nil); failed != nil && err == nil {
 		err = &ReleaseError{failed}
 	}
 	return err
+}
+
+// release gives g up, although ctx may be over.
+func release(ctx context.Context, g Grant, done bool) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), releaseTime)
+	defer cancel()
+	return g.Release(ctx, done)
 }
 
 // renew renews g, which is ours until ttl from begun, until stop is closed or it is lost.

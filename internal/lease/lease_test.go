@@ -130,6 +130,20 @@ func TestALeaseThatTookLongIsRenewedFirst(t *testing.T) {
 	})
 }
 
+func TestALeaseThatIsLostBeforeTheJobBeginsIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		failed := errors.New("connection refused")
+		g := &slow{grant{renew: func() error { return failed }}}
+		err := lease.Hold(t.Context(), g, "verify", lease.Holder{}, ttl, func(context.Context, lease.Grant) error {
+			t.Error("the job begins")
+			return nil
+		})
+		if !errors.Is(err, failed) || len(g.released) != 1 || g.released[0] {
+			t.Errorf("%v, released %v", err, g.released)
+		}
+	})
+}
+
 type slow struct{ grant }
 
 func (s *slow) Acquire(context.Context, string, lease.Holder, time.Duration) (lease.Grant, error) {
