@@ -202,10 +202,12 @@ func (s *state) closedTo(host string, now time.Time) bool {
 	if s.claim == nil || s.claim.Host == host || s.end == nil {
 		return false
 	}
+	since, length := s.ended, closed(s.end.Closed)
 	if s.done != nil {
-		return now.Before(s.didAt.Add(closed(s.done.Closed)))
+		since, length = s.didAt, closed(s.done.Closed)
 	}
-	return now.Before(s.ended.Add(closed(s.end.Closed)))
+	age := now.Sub(since)
+	return age < length && age >= -length-slack // as with a sign of life: the clock may have been set back
 }
 
 // mayBeClosed reports whether it takes a clock to tell.

@@ -111,6 +111,21 @@ func TestAJobThatWasDoneStaysClosedToOtherHosts(t *testing.T) {
 	})
 }
 
+// A store whose clock was ahead when a job was done, and is not any more, closes it to nobody for hours.
+func TestAClockThatIsSetBackOpensWhatIsDone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &storetest.Memory{}
+		if err := acquire(t, keeper(m, object.Options{}), "db3").Release(t.Context(), true); err != nil {
+			t.Fatal(err)
+		}
+		back := func(d time.Duration) *object.Keeper {
+			return object.New(m, func(context.Context) (time.Time, error) { return time.Now().Add(-d), nil }, object.Options{})
+		}
+		refused(t, back(30*time.Second), "db1", "Another host (db3) holds the lease since 2000-01-01T00:00:00Z: nothing to do.")
+		acquire(t, back(5*time.Hour), "db1")
+	})
+}
+
 func TestWhoWasTakenForDeadCommitsNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &storetest.Memory{}
