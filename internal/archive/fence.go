@@ -148,7 +148,8 @@ func (a *Archive) Finish(ctx context.Context, id, object string, content []byte,
 	return why, errors.Join(a.takeBack(ctx, name, content), a.giveUp(ctx, id, name, host, why))
 }
 
-// giveUp removes what a draft that was begun in the turn id left, once it is known why it is to become no backup.
+// giveUp removes what a draft that was begun in the turn id left, once it is known why it is to become no backup. What may not be removed stays: nobody's turn has to wait for
+// that.
 func (a *Archive) giveUp(ctx context.Context, id, name, host, why string) error {
 	if why == "" {
 		return nil
@@ -160,7 +161,10 @@ func (a *Archive) giveUp(ctx context.Context, id, name, host, why string) error 
 	if err != nil {
 		return err
 	}
-	return a.sweep(ctx, name, host)
+	if err := a.sweep(ctx, name, host); !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	return nil
 }
 
 // sealedBy says why a draft is not to become a backup; "" where it is whole, was begun in the turn id, and what it builds on is there.

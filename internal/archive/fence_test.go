@@ -258,6 +258,16 @@ func TestWhatCannotBeFinishedIsRemoved(t *testing.T) {
 		finish(t, m, f.object, f.content, "was deleted meanwhile")
 		empty(t, m, "_D_")
 	})
+	t.Run("the parent is gone, and nothing may be removed", func(t *testing.T) {
+		m, f := sealed(t, backupName)
+		if err := m.Delete(ctx, archive.BackupDir+backupName+"_backup_stop_sentinel.json"); err != nil {
+			t.Fatal(err)
+		}
+		why, err := archive.New(keeps{m}, archive.Options{}).Finish(ctx, "1", f.object, f.content, "db2")
+		if err != nil || !strings.Contains(why, "was deleted meanwhile") {
+			t.Errorf("finish: %q, %v", why, err)
+		}
+	})
 	t.Run("the parent was replaced", func(t *testing.T) {
 		m, f := sealed(t, backupName)
 		doc, err := store.ReadFile(ctx, m, archive.BackupDir+backupName+"_backup_stop_sentinel.json", 1<<20)
@@ -308,6 +318,13 @@ func TestAFencedDraftIsRemovedAtOnce(t *testing.T) {
 		t.Errorf("sweep: %q, %v", swept, err)
 	}
 	empty(t, m, other)
+}
+
+// keeps is a store for credentials that may not remove anything.
+type keeps struct{ store.Store }
+
+func (k keeps) Delete(_ context.Context, name string) error {
+	return &fs.PathError{Op: "delete", Path: name, Err: fs.ErrPermission}
 }
 
 // Nothing that Finish is given makes it put anything but a whole backup's sentinel.
