@@ -74,7 +74,7 @@ func Run(env Env) int {
 	}
 	a.tellTraffic()
 	status := a.report(err)
-	a.tellMonitors(status)
+	a.tellMonitors(err, status)
 	a.ended(ctx, err, status)
 	if a.logTo != nil {
 		_ = a.logTo.Close() // each line was sent for itself
@@ -139,6 +139,7 @@ type app struct {
 	inForce *config.Settings // once they are read
 	dirs    []string         // archives that are directories here
 	mirrors *mirror.Mirror   // once opened, where there are such
+	toClose []io.Closer      // storages that were opened, for who goes on when he needs them no more
 	helped  string           // the backup that was made of what another host had stored
 }
 

@@ -43,8 +43,8 @@ const (
 	statsDPatience = time.Second
 )
 
-// tellMonitors tells monitoring what the command came to. What fails here fails nothing.
-func (a *app) tellMonitors(status int) {
+// tellMonitors tells monitoring what the command came to. What fails here fails nothing. A check that finds something short of a failure did what it was to do.
+func (a *app) tellMonitors(err error, status int) {
 	if a.inForce == nil {
 		return
 	}
@@ -56,7 +56,7 @@ func (a *app) tellMonitors(status int) {
 			job.Read = traffic.Read
 		}
 		job.Result = metrics.Failed
-		if status == exitOK || job.Name == leasePush && status == exitCorrupt {
+		if status == exitOK || job.Name == leasePush && status == exitCorrupt || a.run != nil && a.run.warns(err) {
 			job.Result = metrics.Succeeded
 		}
 	}

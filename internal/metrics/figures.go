@@ -32,7 +32,7 @@ var figures = [...]Figure{
 	{"holdfast_job_start_timestamp_seconds", false, []string{"operation"}, Jobs, "When the job began last."},
 	{"holdfast_job_end_timestamp_seconds", false, []string{"operation"}, Jobs, "When the job ended last."},
 	{"holdfast_job_duration_seconds", false, []string{"operation"}, Jobs, "How long its last run took."},
-	{"holdfast_job_succeeded", false, []string{"operation"}, Jobs, "1 where its last run did what it was to do, 0 where it failed."},
+	{"holdfast_job_succeeded", false, []string{"operation"}, Jobs, "1 where its last run did what it was to do, 0 where it failed. That wal-verify found a WARNING is no failure."},
 	{"holdfast_job_exit_status", false, []string{"operation"}, Jobs, "What its last run ended with. That of backup-push is 3 where a backup was made and has pages that were corrupt already."},
 	{"holdfast_job_peak_memory_bytes", false, []string{"operation"}, Jobs, "The most memory that its last run had at once."},
 	{"holdfast_job_last_success_timestamp_seconds", false, []string{"operation"}, Jobs, "When it ended last having done what it was to do. A run that fails leaves this and what follows as they are."},
