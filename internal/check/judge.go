@@ -345,12 +345,15 @@ func judgeDisk(f *Facts, l Limits) Finding {
 	return found
 }
 
+// heapsUp is for how long WAL must have waited before a rate is made of it: two segments of a burst, a moment old and archived in the next, would fill any disk within hours.
+const heapsUp = time.Minute
+
 func judgeFull(f *Facts, l Limits) Finding {
 	if f.Host == nil {
 		return f.noHost()
 	}
 	left, ok := f.Host.Backlog.UntilFull(f.Host.Free, f.Now)
-	if !ok {
+	if !ok || f.since(f.Host.Backlog.Since) < heapsUp {
 		return fine("no WAL heaps up")
 	}
 	found := Finding{Status: l.judge(left.Seconds()), Text: f.Host.Backlog.Describe(f.Host.Free, f.Now), Values: []Value{{"disk_full", left.Seconds(), Seconds, &l}}}
