@@ -139,7 +139,7 @@ type app struct {
 	inForce *config.Settings // once they are read
 	dirs    []string         // archives that are directories here
 	mirrors *mirror.Mirror   // once opened, where there are such
-	toClose []io.Closer      // storages that were opened, for who goes on when he needs them no more
+	opening func(io.Closer)  // hears what storages are opened that can be closed; nil unless somebody goes on without them
 	helped  string           // the backup that was made of what another host had stored
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -139,7 +140,9 @@ func (a *app) jobs(ctx context.Context, s *config.Settings) (*archiver.Jobs, err
 		return nil, err
 	}
 	o := &opened{app: a, settings: s}
+	a.opening = func(c io.Closer) { o.toClose = append(o.toClose, c) } // by renew
 	if _, _, err := o.forPush(ctx); err != nil {
+		o.close()
 		return nil, err
 	}
 	ext := compress.Method(s.Compression.Method).Extension()
@@ -154,6 +157,7 @@ func (a *app) jobs(ctx context.Context, s *config.Settings) (*archiver.Jobs, err
 			o.repay(ctx, begin)
 			begin = time.Now()
 		},
+		End:    o.close,
 		Logger: a.log,
 	}), nil
 }
@@ -169,6 +173,7 @@ type opened struct {
 	asked, ahead walpush.Archive
 	from         walfetch.Archive
 	mirrors      *mirror.Mirror
+	toClose      []io.Closer // all storages that were opened
 }
 
 // renew opens the archive if that has to be done. The mutex is held.
@@ -212,6 +217,16 @@ func (o *opened) forFetch(ctx context.Context) (walfetch.Archive, error) {
 	defer o.mu.Unlock()
 	err := o.renew(ctx)
 	return o.from, err
+}
+
+// close ends the connections of what was opened. Nobody uses it any more.
+func (o *opened) close() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for _, c := range o.toClose {
+		_ = c.Close() // all that was written is durable
+	}
+	o.toClose, o.from = nil, nil
 }
 
 // repay brings mirrors up to date, as after a push.

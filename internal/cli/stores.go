@@ -207,6 +207,9 @@ func (a *app) stores(ctx context.Context, s *config.Settings, patience time.Dura
 		if err != nil {
 			return nil, err
 		}
+		if c, ok := st.(io.Closer); ok && a.opening != nil {
+			a.opening(c)
+		}
 		_, gone := st.(*away)
 		st = meter.New(st, &a.traffic)
 		if one.Dir != "" && !gone { // others try again by themselves, request by request; their connections have the limit

@@ -29,6 +29,7 @@ type JobOptions struct {
 	Archive  func(context.Context) (walfetch.Archive, error) // for fetches; likewise
 	Fetch    walfetch.Options                                // but Start and Memory
 	Between  func(context.Context)                           // is called after pushes, in the background, one call at a time; nil for nothing
+	End      func()                                          // is called once nothing is at work any more, at the end of Run; nil for nothing
 
 	Every  time.Duration // how often to say what waits while pushes fail; 0 means every minute
 	Logger *slog.Logger  // nil discards
@@ -60,6 +61,9 @@ func NewJobs(o JobOptions) *Jobs {
 
 // Run implements Worker.
 func (j *Jobs) Run(ctx context.Context) {
+	if j.opts.End != nil {
+		defer j.opts.End()
+	}
 	var work sync.WaitGroup
 	defer work.Wait()
 	work.Go(func() { j.push.Run(ctx) })

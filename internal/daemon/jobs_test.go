@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -271,6 +272,40 @@ func TestArchiveLacksSomething(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	eventually(t, "the log tells what waits", func() bool { return strings.Contains(log.String(), "1 segment waits to be archived") })
+}
+
+// What the jobs worked with may be closed once nothing is at work.
+func TestEndIsTheLast(t *testing.T) {
+	dir, m := dataDir(t), &storetest.Memory{}
+	names := finish(t, dir, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	a := archive.New(m, archive.Options{})
+	busy, ended := make(chan struct{}), 0
+	var over atomic.Bool
+	j := daemon.NewJobs(daemon.JobOptions{
+		Data:     dir,
+		Archives: func(context.Context) (walpush.Archive, walpush.Archive, error) { return a, a, nil },
+		Push:     walpush.Options{Location: "memory", Host: "here"},
+		Between: func(ctx context.Context) {
+			close(busy)
+			<-ctx.Done()
+			time.Sleep(20 * time.Millisecond)
+			over.Store(true)
+		},
+		End: func() {
+			if ended++; !over.Load() {
+				t.Error("something is at work still")
+			}
+		},
+	})
+	go func() { <-busy; stop() }()
+	if err := j.Push(t.Context(), names[0], dir); err != nil {
+		t.Fatal(err)
+	}
+	j.Run(ctx)
+	if ended != 1 {
+		t.Errorf("ended %d times", ended)
+	}
 }
 
 // What is fetched ahead is in the process, and goes when the recovery is over or the daemon ends.
