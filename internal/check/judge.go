@@ -554,7 +554,9 @@ func judgeRestorable(f *Facts, l Limits) Finding {
 	}
 	found.Text = fmt.Sprintf("can be restored up to %s UTC, timeline %d, %s: what came in the last %s is not safe", r.Until.Time.UTC().Format(time.DateTime), r.Until.Timeline, r.Until.LSN, ribbon.Ago(age))
 	if found.Status != OK {
-		found.Next = "`holdfast ribbon`"
+		if found.Next = "`holdfast ribbon`"; !f.Named {
+			found.Next += "; set PGHOST or its like, or other limits: a server that is not named here may have written nothing since"
+		}
 	}
 	return found
 }

@@ -253,7 +253,7 @@ func TestJudge(t *testing.T) {
 		{"restorable", "", both(unasked, func(f *facts) { f.Archive.Ribbon.Until.Time = ago(30 * time.Minute) }), check.OK, "11:30:00"},
 		{"restorable", "", both(unasked, func(f *facts) { f.Archive.Ribbon.Until.Time = ago(31 * time.Minute) }), check.Warning, "holdfast ribbon"},
 		{"restorable", "", both(unasked, func(f *facts) { f.Archive.Ribbon.Until.Time = ago(2 * time.Hour) }), check.Warning, ""},
-		{"restorable", "", both(unasked, func(f *facts) { f.Archive.Ribbon.Until.Time = ago(121 * time.Minute) }), check.Critical, "is not safe"},
+		{"restorable", "", both(unasked, func(f *facts) { f.Archive.Ribbon.Until.Time = ago(121 * time.Minute) }), check.Critical, "set PGHOST"},
 		{"restorable", "", func(f *facts) { // a hole: what is archived behind it does not help
 			f.Archive.Ribbon.Until = &ribbon.Point{Timeline: 1, LSN: 0x3000000, Time: ago(3 * time.Hour)}
 		}, check.Critical, "0/3000000"},
