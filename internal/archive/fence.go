@@ -188,6 +188,8 @@ func (a *Archive) sealedBy(ctx context.Context, id, name string, s *Sentinel) (w
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return s.DeltaFrom + ", which it builds on, was deleted meanwhile", nil
+		case err != nil && a.damaged(ctx, s.DeltaFrom): // as it will be the next time
+			return fmt.Sprintf("%s, which it builds on, is no backup any more: %v", s.DeltaFrom, err), nil
 		case err != nil:
 			return "", fmt.Errorf("look whether %s is still there: %w", s.DeltaFrom, err)
 		case s.Parent != "" && s.Parent != parent.Sum:
@@ -196,6 +198,16 @@ func (a *Archive) sealedBy(ctx context.Context, id, name string, s *Sentinel) (w
 		s = parent
 	}
 	return "what it builds on has no end", nil
+}
+
+// damaged reports whether a backup's sentinel can be had, and is none.
+func (a *Archive) damaged(ctx context.Context, name string) bool {
+	doc, err := store.ReadFile(ctx, a.store, a.sentinelName(name), MaxSentinel)
+	if err == nil {
+		_, err = ParseSentinel(doc)
+		return err != nil
+	}
+	return false
 }
 
 // maxAncestors bounds how many backups one builds on.

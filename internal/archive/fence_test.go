@@ -280,6 +280,12 @@ func TestWhatCannotBeFinishedIsRemoved(t *testing.T) {
 		finish(t, m, f.object, f.content, "was replaced meanwhile")
 		empty(t, m, "_D_")
 	})
+	t.Run("the parent is no backup any more", func(t *testing.T) {
+		m, f := sealed(t, backupName)
+		put(t, m, archive.BackupDir+backupName+"_backup_stop_sentinel.json", []byte("damaged"))
+		finish(t, m, f.object, f.content, "no backup any more")
+		empty(t, m, "_D_")
+	})
 	t.Run("the parent is there", func(t *testing.T) {
 		m, f := sealed(t, backupName)
 		if why, err := archive.New(m, archive.Options{}).Finish(ctx, "1", f.object, f.content, "db2"); why != "" || err != nil {
