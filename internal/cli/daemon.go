@@ -61,6 +61,7 @@ func (a *app) serveWAL(cmd *cobra.Command, s *config.Settings, path string) erro
 	orders := make(chan os.Signal, 1)
 	signal.Notify(orders, syscall.SIGHUP, syscall.SIGUSR1)
 	defer signal.Stop(orders)
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // who reads the log may leave; archiving goes on
 
 	if s.Postgres.DataDir == "" {
 		return &advised{errors.New("the daemon has to know whose WAL it is for"), "set PGDATA to the data directory"}
