@@ -172,12 +172,19 @@ func bounded(text string) string {
 	return text
 }
 
+// A logger that does not read is waited for as long as the first, and then left alone as long as the second: WAL does not wait for a log.
+const (
+	logPatience = time.Second
+	logRest     = time.Minute
+)
+
 // sysLog speaks to the system's logger (RFC 3164, as local sockets take it). It connects when there is something to say.
 type sysLog struct {
 	socket string // "" for where it usually is
 	json   bool
+	rest   atomic.Int64 // until when it is not tried, since it does not read; nanoseconds since 1970
 
-	mu  sync.Mutex
+	mu  sync.Mutex // who holds it for long waits for a logger that does not read
 	out *syslog.Writer
 }
 
@@ -196,7 +203,21 @@ func (l *sysLog) send(level slog.Level, message string, attrs []slog.Attr) error
 			text += attribute(a)
 		}
 	}
-	text = bounded(text)
+	if time.Now().UnixNano() < l.rest.Load() {
+		return os.ErrDeadlineExceeded
+	}
+	sent := make(chan error, 1)
+	go func() { sent <- l.write(level, bounded(text)) }() // the library for it knows no deadline
+	select {
+	case err := <-sent:
+		return err
+	case <-time.After(logPatience):
+		l.rest.Store(time.Now().Add(logRest).UnixNano())
+		return os.ErrDeadlineExceeded
+	}
+}
+
+func (l *sysLog) write(level slog.Level, text string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.out == nil {
@@ -223,7 +244,9 @@ func (l *sysLog) send(level slog.Level, message string, attrs []slog.Attr) error
 
 // Close closes the connection; what is sent after it opens another.
 func (l *sysLog) Close() error {
-	l.mu.Lock()
+	if !l.mu.TryLock() { // it would have to wait, and this process is to end
+		return nil
+	}
 	defer l.mu.Unlock()
 	if l.out == nil {
 		return nil
@@ -242,12 +265,6 @@ type journal struct {
 }
 
 const journalSocket = "/run/systemd/journal/socket"
-
-// A journald that does not read is waited for as long as the first, and then left alone as long as the second: WAL does not wait for a log.
-const (
-	journalPatience = time.Second
-	journalRest     = time.Minute
-)
 
 func (j *journal) send(level slog.Level, message string, attrs []slog.Attr) error {
 	priority := syslog.LOG_DEBUG
@@ -289,7 +306,7 @@ func (j *journal) send(level slog.Level, message string, attrs []slog.Attr) erro
 	for again := j.conn != nil; ; again = false { // what was connected once may be another journald's by now
 		err := j.write(b.Bytes())
 		if errors.Is(err, os.ErrDeadlineExceeded) {
-			j.rest, again = time.Now().Add(journalRest), false
+			j.rest, again = time.Now().Add(logRest), false
 		}
 		if err == nil || !again {
 			return err
@@ -311,7 +328,7 @@ func (j *journal) write(datagram []byte) error {
 		}
 		j.conn = conn
 	}
-	if err := j.conn.SetWriteDeadline(time.Now().Add(journalPatience)); err != nil {
+	if err := j.conn.SetWriteDeadline(time.Now().Add(logPatience)); err != nil {
 		return err
 	}
 	_, err := j.conn.Write(datagram)

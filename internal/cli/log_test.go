@@ -131,26 +131,30 @@ func TestLogGoesOnWhereTheSystemsIsDown(t *testing.T) {
 	}
 }
 
-// A journald that does not read is not waited for, line after line.
-func TestLogGoesOnWhereJournaldHangs(t *testing.T) {
-	t.Parallel()
-	path := filepath.Join(t.TempDir(), "socket")
-	deaf, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer deaf.Close()
-	var spare bytes.Buffer
-	log := slog.New(cli.SystemHandler("journald:"+path, &spare))
-	begin, lines := time.Now(), 0
-	for ; spare.Len() == 0 && lines < 100_000; lines++ { // until nothing fits into the socket
-		log.Info("line")
-	}
-	for range 100 {
-		log.Info("one more")
-	}
-	if took := time.Since(begin); strings.Count(spare.String(), "one more") != 100 || strings.Count(spare.String(), "WARNING: ") != 1 || took > 50*time.Second {
-		t.Errorf("%d lines took %s, and standard error has %.300q", lines, took, spare.String())
+// A log of the system that does not read is not waited for, line after line.
+func TestLogGoesOnWhereTheSystemsHangs(t *testing.T) {
+	for _, to := range []string{"journald:", "syslog:"} {
+		t.Run(to, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "socket")
+			deaf, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer deaf.Close() // whoever still waits then gets an error
+			var spare bytes.Buffer
+			log := slog.New(cli.SystemHandler(to+path, &spare))
+			begin, lines := time.Now(), 0
+			for ; spare.Len() == 0 && lines < 100_000; lines++ { // until nothing fits into the socket
+				log.Info("line")
+			}
+			for range 100 {
+				log.Info("one more")
+			}
+			if took := time.Since(begin); strings.Count(spare.String(), "one more") != 100 || strings.Count(spare.String(), "WARNING: ") != 1 || took > 50*time.Second {
+				t.Errorf("%d lines took %s, and standard error has %.300q", lines, took, spare.String())
+			}
+		})
 	}
 }
 
