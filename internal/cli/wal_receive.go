@@ -14,6 +14,7 @@ import (
 	"holdfast/internal/compress"
 	"holdfast/internal/config"
 	"holdfast/internal/pg/server"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/walpush"
 	"holdfast/internal/walreceive"
 )
@@ -73,6 +74,10 @@ func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Opti
 	parallel := ao
 	parallel.Parallel = runtime.GOMAXPROCS(0)
 	whole, tails := archive.New(st, parallel), archive.New(st, ao)
+	all, err := a.openArchive(ctx, s, toRead)
+	if err != nil {
+		return err
+	}
 	opened := func(context.Context) (asked, ahead walpush.Archive, err error) { return whole, tails, nil }
 	ext := compress.Method(s.Compression.Method).Extension()
 	o.Push = func(ctx context.Context, path string) error {
@@ -86,9 +91,26 @@ func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Opti
 	}
 	cfg := server.ConfigFromEnv(s.Postgres.Lookup)
 	connect := func(ctx context.Context) (*server.Replication, error) { return server.ConnectStream(ctx, cfg) }
-	report, err := walreceive.Run(ctx, connect, tails, o)
+	report, err := walreceive.Run(ctx, connect, received{tails, all}, o)
 	if report.Received != 0 {
 		a.log.Info(fmt.Sprintf("received up to %s of timeline %d, stored up to %s; %d segments archived", report.Received, uint32(report.Timeline), report.Stored, report.Segments))
 	}
 	return err
+}
+
+// received is an archive that goes on taking WAL while a storage is down, and yet says what WAL it has only when all have said so: behind what one alone
+// knows of would be WAL that the server is told not to keep.
+type received struct {
+	*archive.Archive
+	all *archive.Archive
+}
+
+// HasWAL implements walreceive.Archive.
+func (r received) HasWAL(ctx context.Context, name string) (bool, error) {
+	return r.all.HasWAL(ctx, name)
+}
+
+// NewestWAL implements walreceive.Archive.
+func (r received) NewestWAL(ctx context.Context, t wal.Timeline, end wal.LSN, size wal.SegmentSize) (wal.SegmentNo, bool, error) {
+	return r.all.NewestWAL(ctx, t, end, size)
 }

@@ -304,10 +304,11 @@ func (r *receiver) session(ctx context.Context) (got bool, err error) {
 		return false, err
 	}
 	if !r.swept && r.tails() {
-		if err := r.sweep(ctx); err != nil {
-			return false, err
+		if err := r.sweep(ctx); err != nil { // with a storage that is down that cannot be told, and receiving must go on
+			r.opts.Logger.Warn("cannot remove pieces of what is archived whole; the next session tries again", "error", err)
+		} else {
+			r.swept = true
 		}
-		r.swept = true
 	}
 	got, err = r.stream(ctx, conn)
 	var pg *pgconn.PgError

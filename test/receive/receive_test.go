@@ -288,6 +288,49 @@ func TestKilledReceiverMissesNothing(t *testing.T) {
 	})
 }
 
+// A receiver that has lost its spool does not take what one storage has for all that is archived while the other is down: it would leave out WAL, and tell the
+// server so.
+func TestLostSpoolAsksEveryStorage(t *testing.T) {
+	t.Parallel()
+	c, at := cluster(t, pgtest.Require(t, pgtest.Newest)), newPlace(t)
+	second := at.root + "2"
+	if err := os.Mkdir(second, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Give(t, second)
+	env := append(c.Environ(), `WALG_FAILOVER_STORAGES={"second":{"WALG_FILE_PREFIX":"`+second+`"}}`, "HOLDFAST_STATE_DIR="+at.spool+"/state",
+		"WALG_FAILOVER_STORAGES_CACHE_LIFETIME=1s")
+	r := at.receive(t, env)
+	pgtest.Eventually(t, "there is a slot", func() bool { return c.Value(t, `select count(*) from pg_replication_slots where active`) == "1" })
+	at.finish(t, c)
+	r.signal(t, syscall.SIGTERM)
+	for range 3 { // which the slot keeps for the receiver
+		c.Exec(t, `create table if not exists t (n int)`, `insert into t values (1)`, `select pg_switch_wal()`)
+	}
+	if err := os.RemoveAll(at.spool); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(at.spool, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Give(t, at.spool)
+	if err := os.Rename(at.root, at.root+".away"); err != nil {
+		t.Fatal(err)
+	}
+	r = at.receive(t, env)
+	time.Sleep(3 * time.Second) // enough for it to go wrong
+	if said := r.signal(t, syscall.SIGTERM); !strings.Contains(said, "cannot receive WAL, trying again") {
+		t.Errorf("while a storage was away:\n%s", said)
+	}
+	if err := os.Rename(at.root+".away", at.root); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(1100 * time.Millisecond) // for so long it counts that a storage was seen dead
+	at.receive(t, env)
+	c.Exec(t, `insert into t values (2)`) // a switch of a segment with nothing in it is none
+	at.same(t, c, at.finish(t, c))
+}
+
 // A slot that the server has invalidated, as it kept too much, is an error that says so.
 func TestInvalidatedSlotIsAnError(t *testing.T) {
 	t.Parallel()
