@@ -318,6 +318,7 @@ func TestLostSpoolAsksEveryStorage(t *testing.T) {
 		t.Fatal(err)
 	}
 	r = at.receive(t, env)
+	c.Exec(t, `insert into t values (2)`)
 	time.Sleep(3 * time.Second) // enough for it to go wrong
 	if said := r.signal(t, syscall.SIGTERM); !strings.Contains(said, "cannot receive WAL, trying again") {
 		t.Errorf("while a storage was away:\n%s", said)
