@@ -66,11 +66,7 @@ func set(t *testing.T, s *site.Site, command string) {
 // archived waits until what the server has written is in the archive.
 func archived(t *testing.T, s *site.Site) {
 	t.Helper()
-	name := s.Value(t, `pg_walfile_name(pg_switch_wal())`)
-	pgtest.Eventually(t, name+" is archived", func() bool {
-		found, err := filepath.Glob(filepath.Join(s.Root, "wal_005", name+".*"))
-		return err == nil && len(found) > 0
-	})
+	s.Await(t, s.Value(t, `pg_walfile_name(pg_switch_wal())`))
 }
 
 // start starts a primary with a backup, of which nothing but checks of time may say that it is not well.
