@@ -32,6 +32,7 @@ require (
 	github.com/klauspost/compress v1.20.3
 	github.com/minio/sio v0.5.1
 	github.com/ncw/swift/v2 v2.0.5
+	github.com/netresearch/go-cron v0.9.1
 	github.com/pierrec/lz4/v4 v4.1.33
 	github.com/pkg/sftp v1.13.12
 	github.com/prometheus/client_golang v1.25.0

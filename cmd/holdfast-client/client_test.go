@@ -13,14 +13,26 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"holdfast/internal/daemon/wire"
 )
 
 const segment = "00000001000000000000002A"
 
+// quick is what the Makefile links with where there is a quick start.
+const quick = "-E main.entry"
+
 // client builds the program as the Makefile does, and returns its path. Beside it is a holdfast that says how it was called.
 func client(t *testing.T) string {
+	t.Helper()
+	if runtime.GOOS+"/"+runtime.GOARCH == "linux/amd64" {
+		return clientLinked(t, "-s -w "+quick)
+	}
+	return clientLinked(t, "-s -w")
+}
+
+func clientLinked(t *testing.T, flags string) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "hf") // short, for the path of a socket
 	if err != nil {
@@ -28,7 +40,7 @@ func client(t *testing.T) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path := filepath.Join(dir, "holdfast-client")
-	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", "-s -w", "-o", path, ".")
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-trimpath", "-ldflags", flags, "-o", path, ".")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
@@ -58,7 +70,7 @@ func TestSmallAndStatic(t *testing.T) {
 	}
 	f, err := elf.Open(path)
 	if err != nil {
-		t.Skip(err) // another format than that of Linux
+		t.Skipf("looks into programs of Linux, and of this system they are others: %v", err)
 	}
 	defer f.Close()
 	for _, p := range f.Progs {
@@ -113,9 +125,14 @@ func call(t *testing.T, path, dir string, args ...string) (status int, stdout, s
 	return cmd.ProcessState.ExitCode(), out.String(), err.String()
 }
 
-// What the daemon answers becomes the exit status, and its words PostgreSQL's log; and the whole program does what it does not.
+// What the daemon answers becomes the exit status, and its words PostgreSQL's log; and the whole program does what it does not. All of that with the quick start
+// and without.
 func TestAnswers(t *testing.T) {
-	program := client(t)
+	t.Run("built by make", func(t *testing.T) { testAnswers(t, client(t)) })
+	t.Run("built by go", func(t *testing.T) { testAnswers(t, clientLinked(t, "")) })
+}
+
+func testAnswers(t *testing.T, program string) {
 	data := t.TempDir()
 	if err := os.MkdirAll(filepath.Join(data, "pg_wal"), 0o700); err != nil {
 		t.Fatal(err)
@@ -140,6 +157,14 @@ func TestAnswers(t *testing.T) {
 			then(conn)
 		}
 	}
+	bytewise := func(kind wire.Type) func(net.Conn) {
+		return func(conn net.Conn) {
+			for _, b := range []byte{byte(kind), 0, 3} {
+				conn.Write([]byte{b})
+				time.Sleep(20 * time.Millisecond)
+			}
+		}
+	}
 	// For ever, until the client has gone.
 	always := func(conn net.Conn) {
 		for {
@@ -148,6 +173,12 @@ func TestAnswers(t *testing.T) {
 			} else if _, err := conn.Write(m); err != nil {
 				return
 			}
+		}
+	}
+	late := func(then func(net.Conn)) func(net.Conn) {
+		return func(conn net.Conn) {
+			time.Sleep(wire.Alive + wire.Alive/5)
+			then(conn)
 		}
 	}
 	push, fetch := []string{"wal-push", "pg_wal/" + segment}, []string{"wal-fetch", segment, "pg_wal/RECOVERYXLOG"}
@@ -165,6 +196,12 @@ func TestAnswers(t *testing.T) {
 		"check, nobody":           {nil, []string{"check"}, nil, 1, "", "no such file"},
 		"push":                    {nil, push, say(wire.OK, ""), 0, "", ""},
 		"push, at work first":     {nil, push, working(3, say(wire.OK, "")), 0, "", ""},
+		"push, late":              {nil, push, late(say(wire.OK, "")), 0, "", ""},
+		"push, at work late":      {nil, push, late(working(1, say(wire.OK, ""))), 0, "", ""},
+		"push, hung up late":      {nil, push, late(func(net.Conn) {}), 42, inPlaceOfPush, "hung up"},
+		"push, byte by byte":      {nil, push, bytewise(wire.OK), 0, "", ""},
+		"push, half an answer":    {nil, push, func(conn net.Conn) { conn.Write([]byte("O\x00")) }, 42, inPlaceOfPush, "hung up"},
+		"push, OK with a body":    {nil, push, say(wire.OK, "x"), 0, "", ""},
 		"push, failed":            {nil, push, say(wire.Failed, "\x01the store is down\nhint: look"), 1, "", "holdfast-client: the store is down\nholdfast-client: hint: look\n"},
 		"push, declined":          {nil, push, say(wire.Declined, "not mine"), 42, inPlaceOfPush, "not mine; running"},
 		"push, hung up":           {nil, push, func(net.Conn) {}, 42, inPlaceOfPush, "hung up"},
@@ -217,10 +254,102 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
+// The quick start does a call that goes well, and where it cannot say the same as main it leaves it to main.
+func TestQuickStart(t *testing.T) {
+	if runtime.GOOS+"/"+runtime.GOARCH != "linux/amd64" {
+		t.Skip("there is a quick start on linux/amd64 only")
+	}
+	both := []string{clientLinked(t, "-s -w "+quick), clientLinked(t, "-s -w")}
+	dir, err := os.MkdirTemp("", "hf") // short, for the path of a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	long := filepath.Join(dir, strings.Repeat("s", 106-len(dir))) // and a 0: as long as may be
+	for what, c := range map[string]struct {
+		socket, in string
+		words      []string
+		left       bool // to main
+	}{
+		"push":                 {"s", "/", []string{"wal-push", "pg_wal/" + segment}, false},
+		"push, absolute":       {"s", "/", []string{"wal-push", dir + "/" + segment}, false},
+		"push, relative":       {"s", dir, []string{"wal-push", "pg_wal/" + segment}, false},
+		"push, a name":         {"s", dir, []string{"wal-push", segment}, true},
+		"push, no path":        {"s", dir, []string{"wal-push", ""}, true},
+		"fetch":                {"s", dir, []string{"wal-fetch", segment, "pg_wal/RECOVERYXLOG"}, false},
+		"fetch, absolute":      {"s", dir, []string{"wal-fetch", segment, "/pg_wal/RECOVERYXLOG"}, false},
+		"fetch, no name":       {"s", dir, []string{"wal-fetch", "", "RECOVERYXLOG"}, false},
+		"fetch, no path":       {"s", dir, []string{"wal-fetch", segment, ""}, true},
+		"fetch, much":          {"s", dir, []string{"wal-fetch", strings.Repeat("n", 3000), strings.Repeat("p", 5000)}, false},
+		"fetch, too much":      {"s", dir, []string{"wal-fetch", strings.Repeat("n", 3000), strings.Repeat("p", 6000)}, true},
+		"fetch, far too much":  {"s", dir, []string{"wal-fetch", strings.Repeat("n", 30000), strings.Repeat("p", 30000)}, true},
+		"check":                {"s", dir, []string{"check"}, false},
+		"the longest socket":   {long, dir, []string{"wal-push", "a/b"}, false},
+		"one without a file":   {"@" + filepath.Base(dir), dir, []string{"wal-push", "a/b"}, true},
+		"a flag":               {"-connection-timeout=5s", dir, []string{filepath.Join(dir, "s"), "wal-push", "a/b"}, true},
+		"names that are close": {"s", dir, []string{"wal-fetch", "wal-push", "wal-fetch/"}, false},
+	} {
+		t.Run(what, func(t *testing.T) {
+			var said []string
+			socket := c.socket
+			if socket == "s" || socket[0] == '-' {
+				socket = filepath.Join(dir, "s")
+			}
+			args := append([]string{socket}, c.words...)
+			if c.socket[0] == '-' {
+				args[0] = c.socket
+			}
+			for _, program := range both {
+				t.Run("", func(t *testing.T) {
+					left := make(chan error, 1) // how the client did
+					hears := daemon(t, socket, func(conn net.Conn) {
+						m, err := wire.Append(nil, wire.OK)
+						if err == nil {
+							_, err = conn.Write(m)
+						}
+						if err == nil {
+							_, err = io.Copy(io.Discard, conn)
+						}
+						left <- err
+					})
+					status, started := traced(t, program, c.in, args...)
+					if want := c.left || program == both[1]; status != 0 || started != want {
+						t.Fatalf("exit status %d, left to main: %t, want %t", status, started, want)
+					}
+					said = append(said, <-hears)
+					if err := <-left; err != nil {
+						t.Errorf("it did not hang up in order: %v", err)
+					}
+				})
+			}
+			if len(said) < 2 {
+				return
+			}
+			if said[0] != said[1] {
+				t.Errorf("quick said %.200q, main %.200q", said[0], said[1])
+			}
+		})
+	}
+}
+
+// traced runs the program in dir and reports whether Go's runtime started, which then tells of the packages that it initializes.
+func traced(t *testing.T, program, dir string, args ...string) (status int, started bool) {
+	t.Helper()
+	cmd := exec.Command(program, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GODEBUG=inittrace=1")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), strings.Contains(stderr.String(), "init ")
+}
+
 // Who listens as somebody else is not asked, and what he says is not believed.
 func TestAnotherAccountListens(t *testing.T) {
 	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
-		t.Skip("only root can be two others")
+		t.Skip("has one account listen and another ask, which only root can start: run it as root on Linux")
 	}
 	program := client(t)
 	dir := filepath.Dir(program)

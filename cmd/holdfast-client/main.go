@@ -59,10 +59,16 @@ func run(args []string) int {
 		write(1, usage)
 		return 0
 	}
-	conn, err := connect(c)
+	conn, said := taken()
+	var err error
+	if said { // and waited for a while; no flags were given
+		err = c.limit(conn, c.silence-wire.Alive)
+	} else if conn, err = connect(c); err == nil {
+		err = c.say(conn)
+	}
 	var status int
 	if err == nil {
-		status, err = c.ask(conn)
+		status, err = c.hear(conn)
 	}
 	if err == nil {
 		return status
@@ -159,13 +165,8 @@ func connect(c *call) (conn, error) {
 		return 0, err
 	}
 	syscall.CloseOnExec(fd)
-	if c.silence > 0 {
-		limit := syscall.NsecToTimeval(c.silence.Nanoseconds())
-		for _, option := range []int{syscall.SO_RCVTIMEO, syscall.SO_SNDTIMEO} { // the latter is that of connecting, too
-			if err := syscall.SetsockoptTimeval(fd, syscall.SOL_SOCKET, option, &limit); err != nil {
-				return 0, err
-			}
-		}
+	if err := c.limit(conn(fd), c.silence); err != nil {
+		return 0, err
 	}
 	for {
 		err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: c.socket})
@@ -179,15 +180,32 @@ func connect(c *call) (conn, error) {
 	}
 }
 
-// ask has the daemon do it, and returns what to exit with. An error says why somebody else has to.
-func (c *call) ask(to conn) (int, error) {
+// limit bounds how long a connection may be silent; 0 is no bound.
+func (c *call) limit(on conn, silence time.Duration) error {
+	if silence == 0 {
+		return nil
+	}
+	limit := syscall.NsecToTimeval(silence.Nanoseconds())
+	for _, option := range []int{syscall.SO_RCVTIMEO, syscall.SO_SNDTIMEO} { // the latter is that of connecting, too
+		if err := syscall.SetsockoptTimeval(int(on), syscall.SOL_SOCKET, option, &limit); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// say asks the daemon to do it.
+func (c *call) say(to conn) error {
 	m, err := c.message()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	if _, err := to.Write(m); err != nil {
-		return 0, err
-	}
+	_, err = to.Write(m)
+	return err
+}
+
+// hear waits for what the daemon answers, and returns what to exit with. An error says why somebody else has to do it.
+func (c *call) hear(to conn) (int, error) {
 	for begin := time.Now(); ; {
 		kind, body, err := wire.Read(to)
 		switch {
@@ -214,6 +232,9 @@ func (c *call) ask(to conn) (int, error) {
 			return 0, problem(string(body))
 		case wire.Working:
 			if c.timeout == 0 || time.Since(begin) < c.timeout {
+				if err := c.limit(to, c.silence); err != nil { // before the first one it may be shorter
+					return 0, err
+				}
 				continue
 			}
 			if c.words[0] == "wal-fetch" { // what that means for a recovery the program knows

@@ -4,6 +4,7 @@ package main
 import (
 	"os"
 	"os/user"
+	_ "time/tzdata" // zones of schedules, on hosts that know none
 
 	"golang.org/x/term"
 

@@ -13,7 +13,8 @@ gcloud storage buckets add-iam-policy-binding gs://BUCKET --role=projects/PROJEC
 gcloud storage buckets add-iam-policy-binding gs://BUCKET --role=projects/PROJECT/roles/holdfastMarks \
   --member=serviceAccount:WRITER --condition="title=marks,expression=resource.name.endsWith('/push.json') ||
   resource.name.startsWith('$at/holdfast/clock-') || resource.name.startsWith('$at/holdfast/check/') ||
-  resource.name.startsWith('$at/holdfast/leases/') || resource.name == '$at/wal-g_storage_check'"
+  resource.name.startsWith('$at/holdfast/leases/') || resource.name.startsWith('$at/holdfast/restores/') ||
+  resource.name == '$at/wal-g_storage_check'"
 gcloud storage buckets add-iam-policy-binding gs://BUCKET --role=projects/PROJECT/roles/holdfastRead \
   --member=serviceAccount:READER --condition=None
 gcloud storage buckets add-iam-policy-binding gs://BUCKET --role=projects/PROJECT/roles/holdfastExpire \

@@ -25,6 +25,7 @@ package archive
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
 	"io"
@@ -71,6 +72,9 @@ type Options struct {
 	WriteOnly bool
 	// Notes says that Key has a public part, so that other hosts may be WriteOnly: WAL gets notes for them. WriteOnly includes it.
 	Notes bool
+
+	// ProofKeys are who may vouch for records of drills: with them only a record that one of them has signed counts as proof. None: any record does.
+	ProofKeys []ed25519.PublicKey
 }
 
 // Archive is one cluster's archive in a store.
@@ -79,6 +83,7 @@ type Archive struct {
 	opts    Options
 	backups string // directory of the backups
 	fence   Fence  // nil: every draft may be committed
+	slot    string // that drafts are made for, "" for none
 }
 
 // New returns the archive whose root is the root of s.
@@ -102,6 +107,9 @@ func (a *Archive) IsCatchUps() bool { return a.backups == CatchUpDir }
 
 // WriteOnly says that what is encrypted cannot be read here: there is no key for that.
 func (a *Archive) WriteOnly() bool { return a.opts.WriteOnly }
+
+// ProofKeys returns those of its Options.
+func (a *Archive) ProofKeys() []ed25519.PublicKey { return a.opts.ProofKeys }
 
 // Store returns the store below the archive.
 func (a *Archive) Store() store.Store { return a.store }
@@ -179,6 +187,9 @@ type lockedError struct {
 }
 
 func (e *lockedError) Error() string {
+	if e.kind == "" { // not looked at: here nothing can be read
+		return fmt.Sprintf("read %s: it is encrypted, and the keys that are set are public ones", e.object)
+	}
 	return fmt.Sprintf("read %s: it is encrypted with %s, and no key is set", e.object, e.kind)
 }
 

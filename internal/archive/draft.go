@@ -248,6 +248,9 @@ func (d *Draft) Commit(ctx context.Context, s *Sentinel) error {
 	}
 	s.UncompressedSize, s.CompressedSize = d.Sizes()
 	s.Version, s.DateFmt = 2, dateFmt
+	if d.archive.slot != "" {
+		s.Slot = d.archive.slot
+	}
 	if err := d.flushUnchanged(); err != nil {
 		return err
 	}

@@ -294,6 +294,34 @@ func TestWhatCannotBeFinishedIsRemoved(t *testing.T) {
 	})
 }
 
+// Who was writing what is sealed may not be known, as push.json is damaged: whoever comes next is told what to remove, and goes on once it is.
+func TestADamagedMarkerOfWhatIsSealed(t *testing.T) {
+	for _, damaged := range []string{"{", "{}", "[]"} {
+		m := &storetest.Memory{}
+		f := &turn{id: "1", seal: func(string, []byte) (bool, error) { return true, errFence }}
+		if err := commit(t, begin(t, m, f, backupName)); !errors.As(err, new(*archive.SealedError)) {
+			t.Fatal(err)
+		}
+		marker := archive.BackupDir + backupName + "/push.json"
+		put(t, m, marker, []byte(damaged))
+		a := archive.New(m, archive.Options{})
+		_, err := a.Finish(t.Context(), "1", f.object, f.content, "db2")
+		var why *archive.MarkerError
+		if !errors.As(err, &why) || why.Object != marker || !strings.Contains(why.Hint(), "`holdfast st rm "+marker+"`") {
+			t.Errorf("%s: %v", damaged, err)
+		}
+		if err := m.Delete(t.Context(), marker); err != nil {
+			t.Fatal(err)
+		}
+		if gone, err := a.Finish(t.Context(), "1", f.object, f.content, "db2"); err != nil || gone == "" {
+			t.Errorf("%s, once it is removed: %q, %v", damaged, gone, err)
+		}
+		if _, err := a.Sentinel(t.Context(), backupName); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s: there is a backup, %v", damaged, err)
+		}
+	}
+}
+
 // What a host left whose turn has ended is not waited for.
 func TestAFencedDraftIsRemovedAtOnce(t *testing.T) {
 	m := &storetest.Memory{}

@@ -93,15 +93,38 @@ func (a *Archive) readPush(ctx context.Context, name string) (p Push, modified t
 		return p, modified, err
 	}
 	b, err := store.ReadFile(ctx, a.store, o.Name, maxDocument)
-	if err == nil {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		err = fmt.Errorf("read who is writing %s: %s: %w", name, o.Name, err)
+	default:
 		if err = json.Unmarshal(b, &p); err == nil && (p.Host == "" || p.Started.IsZero()) {
 			err = errors.New("it is not what a push of ours writes")
 		}
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		err = fmt.Errorf("read who is writing %s: %s: %w", name, o.Name, err)
+		if err != nil {
+			err = &MarkerError{name, o.Name, err}
+		}
 	}
 	return p, o.Modified, err
+}
+
+// MarkerError says that it is not known who is writing a backup, if anybody is: push.json is there, and is damaged. Whoever knows that nobody is may remove it.
+type MarkerError struct {
+	Backup string
+	Object string // from the root of the archive
+	Err    error
+}
+
+func (e *MarkerError) Error() string {
+	return fmt.Sprintf("read who is writing %s: %s: %v", e.Backup, e.Object, e.Err)
+}
+
+func (e *MarkerError) Unwrap() error { return e.Err }
+
+// Hint says how to go on.
+func (e *MarkerError) Hint() string {
+	return fmt.Sprintf("that object is damaged: `holdfast st cat %[1]s`. Once you know that no backup-push is at work on %[2]s: `holdfast st rm %[1]s`. The next job then goes on, and "+
+		"`holdfast delete garbage` removes what else lies there", e.Object, e.Backup)
 }
 
 func (a *Archive) markerName(backup string) string { return a.folder(backup) + "push.json" }

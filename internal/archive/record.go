@@ -70,6 +70,13 @@ const recordTime = "20060102T150405.000000Z"
 
 const recordSuffix = ".json"
 
+// RecordTime returns the time by which AddRecord has named a record.
+func RecordTime(name string) (at time.Time, ok bool) {
+	text, _, ok := strings.Cut(path.Base(name), "-")
+	at, err := time.Parse(recordTime, text)
+	return at, ok && err == nil
+}
+
 // maxTogether bounds what is read at once of records, in bytes and in objects.
 const (
 	maxTogether   = 2 * maxDocument
@@ -138,11 +145,38 @@ func Records[T any](ctx context.Context, a *Archive, dir string) iter.Seq2[Recor
 			yield(Record[T]{}, err)
 			return
 		}
+		readAll[T](ctx, a, func(yield func(store.Object, error) bool) {
+			for o, err := range a.store.List(ctx, dir, "") {
+				if err != nil {
+					err = fmt.Errorf("list %s: %w", dir, err)
+				}
+				if !yield(o, err) {
+					return
+				}
+			}
+		})(yield)
+	}
+}
+
+// RecordsOf is Records for what a listing has shown already of a directory, in order of names.
+func RecordsOf[T any](ctx context.Context, a *Archive, listed []store.Object) iter.Seq2[Record[T], error] {
+	return readAll[T](ctx, a, func(yield func(store.Object, error) bool) {
+		for _, o := range listed {
+			if !yield(o, nil) {
+				return
+			}
+		}
+	})
+}
+
+// readAll reads the records among objects, some at once.
+func readAll[T any](ctx context.Context, a *Archive, objects iter.Seq2[store.Object, error]) iter.Seq2[Record[T], error] {
+	return func(yield func(Record[T], error) bool) {
 		var some []store.Object
 		var size int64
-		for o, err := range a.store.List(ctx, dir, "") {
+		for o, err := range objects {
 			if err != nil {
-				yield(Record[T]{}, fmt.Errorf("list %s: %w", dir, err))
+				yield(Record[T]{}, err)
 				return
 			}
 			if o.IsDir() || !strings.HasSuffix(o.Name, recordSuffix) {

@@ -84,6 +84,14 @@ func TestRecordKeepsItsHead(t *testing.T) {
 	if at, err := time.Parse("20060102T150405.000000Z", rest[:strings.Index(rest, "-")]); err != nil || at.Sub(head.At).Abs() > time.Minute {
 		t.Errorf("%s is not named after %s: %v", name, head.At, err)
 	}
+	if at, ok := archive.RecordTime(name); !ok || at.Sub(head.At).Abs() > time.Minute {
+		t.Errorf("%s is of %s (%t)", name, at, ok)
+	}
+	for _, other := range []string{"", "x-y.json", archive.HoldDir, archive.HoldDir + "20260102T030405Z-x.json"} {
+		if at, ok := archive.RecordTime(other); ok {
+			t.Errorf("%q is of %s", other, at)
+		}
+	}
 	b, err := store.ReadFile(t.Context(), disk, name, 1000)
 	want := fmt.Sprintf(`{"at":%q,"by":"dba@db1","version":"1.2","n":5}`, head.At.Format(time.RFC3339Nano))
 	if err != nil || string(b) != want {

@@ -57,6 +57,8 @@ type Sentinel struct {
 	DeltaSource   string `json:"HoldfastDeltaSource,omitempty"`   // of a delta: how it was known what has changed
 	Checksums     *bool  `json:"HoldfastChecksums,omitempty"`     // whether pages had checksums as it began; nil where it is not said
 
+	Slot string `json:"HoldfastSlot,omitempty"` // of the schedule that it was made for, as Slot.String has it
+
 	Merged *Merged `json:"HoldfastMergedFrom,omitempty"` // of a full backup that was put together from others
 
 	// Sum is the SHA-256 of the document that was read, in hexadecimal digits; "" where it was not read from an archive.

@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"path"
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"holdfast/internal/compress"
 	"holdfast/internal/pg/wal"
@@ -21,14 +24,53 @@ import (
 // eight hexadecimal digits each. Pieces may overlap; where they do they hold the same. They go once the whole segment is archived.
 const TailDir = "holdfast/tail/"
 
-// maxTailPieces bounds how many pieces of one segment are looked at.
+// maxTailPieces bounds how many pieces of one segment are held together.
 const maxTailPieces = 1 << 16
 
 // TailPiece is what is archived of a segment from one of its bytes to before another.
 type TailPiece struct {
 	Start, End int64 // offsets in the segment
 	Object     string
+	Bytes      int64     // as stored; of a piece that was listed, as is what follows
+	Modified   time.Time // when it was stored, by the store's clock
+	Storage    string    // which of several stores it lies in; "" where there is one
 	method     compress.Method
+}
+
+// Tail is a segment of which there are pieces.
+type Tail struct {
+	Name     string // of the segment
+	Pieces   int
+	Held     int64     // bytes of it, from its first on without one missing between; 0 where not even its header is there
+	Top      int64     // Held, or where bytes are missing where the piece ends that reaches farthest
+	Bytes    int64     // of all pieces, as stored
+	Modified time.Time // when the youngest of them was stored, by the store's clock
+	Storage  string    // which of several stores the first of them lies in; "" where there is one
+}
+
+// tailOf sums pieces up.
+func tailOf(segment string, pieces []TailPiece) Tail {
+	t := Tail{Name: segment, Pieces: len(pieces)}
+	for i, p := range pieces {
+		if i == 0 {
+			t.Storage = p.Storage
+		}
+		t.Top = max(t.Top, p.End)
+		t.Bytes += p.Bytes
+		if p.Modified.After(t.Modified) {
+			t.Modified = p.Modified
+		}
+	}
+	if chosen := contiguous(pieces); len(chosen) > 0 {
+		t.Held = chosen[len(chosen)-1].End
+	}
+	if t.Held < wal.HeaderLen {
+		if t.Held == t.Top {
+			t.Top = 0
+		}
+		t.Held = 0
+	}
+	return t
 }
 
 // tailPiece reads the name of a piece's object.
@@ -50,8 +92,10 @@ func tailDir(segment string) (string, error) {
 	return TailDir + segment + "/", nil
 }
 
-// PutTail stores what a segment holds from start to before end, which r yields. Once it returned nil that is durable.
-func (a *Archive) PutTail(ctx context.Context, segment string, start, end int64, r io.Reader) (TailPiece, error) {
+// PutTail stores what a segment holds from start to before end, which r yields. Once it returned nil that is durable. A piece of that name that is there already stays:
+// with other content it is a *ConflictError, where it cannot be read for want of a key it is taken for the same, and where it cannot be read otherwise it is an
+// *UnreadablePieceError.
+func (a *Archive) PutTail(ctx context.Context, segment string, start, end int64, r io.ReadSeeker) (TailPiece, error) {
 	dir, err := tailDir(segment)
 	if err != nil {
 		return TailPiece{}, err
@@ -62,7 +106,83 @@ func (a *Archive) PutTail(ctx context.Context, segment string, start, end int64,
 	}
 	body, _ := a.packed(r, a.opts.Method, 1)
 	defer body.Close() // gives its buffers back
-	return p, a.store.Put(ctx, p.Object, body)
+	err = store.PutIfAbsent(ctx, a.store, p.Object, body)
+	if !errors.Is(err, fs.ErrExist) {
+		return p, err
+	}
+	there, err := a.OpenTailPiece(ctx, p)
+	if IsLocked(err) {
+		return p, nil
+	}
+	if err != nil {
+		return p, err
+	}
+	defer there.Close() // only read
+	if _, err := r.Seek(0, io.SeekStart); err != nil {
+		return p, err
+	}
+	same, err := sameContent(there, r)
+	switch {
+	case IsLocked(err): // which shows as it is read
+		return p, nil
+	case err == nil && !same:
+		err = &ConflictError{Name: segment, Object: p.Object}
+	}
+	return p, err
+}
+
+// OpenTailPiece reads what a piece holds. One that is gone is fs.ErrNotExist. Where there is no key to read it the error, of this or of reading, is one for which
+// IsLocked holds; where the store gives it and it is not what was put, or it is for another key, that of reading is an *UnreadablePieceError.
+func (a *Archive) OpenTailPiece(ctx context.Context, p TailPiece) (io.ReadCloser, error) {
+	if a.opts.WriteOnly {
+		return nil, &lockedError{object: p.Object}
+	}
+	raw, err := a.store.Open(ctx, p.Object)
+	if err != nil {
+		return nil, err
+	}
+	given := &givenUp{ReadCloser: raw}
+	return &pieceReader{a.unpacked(given, p.Object, p.method), given, p.Object}, nil
+}
+
+// An UnreadablePieceError says that a piece is there and cannot be read: it is torn, or for another key.
+type UnreadablePieceError struct {
+	Object string
+	Err    error
+}
+
+func (e *UnreadablePieceError) Error() string { return e.Err.Error() } // which names the object
+
+// Unwrap returns what was wrong with it.
+func (e *UnreadablePieceError) Unwrap() error { return e.Err }
+
+// pieceReader tells errors of what a piece is from those of the store.
+type pieceReader struct {
+	io.ReadCloser
+	raw    *givenUp
+	object string
+}
+
+func (r *pieceReader) Read(p []byte) (int, error) {
+	n, err := r.ReadCloser.Read(p)
+	if err != nil && err != io.EOF && !r.raw.is.Load() && !IsLocked(err) {
+		err = &UnreadablePieceError{r.object, err}
+	}
+	return n, err
+}
+
+// givenUp notes that a store could not be read to the end of an object.
+type givenUp struct {
+	io.ReadCloser
+	is atomic.Bool // decrypting may read in a goroutine of its own
+}
+
+func (g *givenUp) Read(p []byte) (int, error) {
+	n, err := g.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		g.is.Store(true)
+	}
+	return n, err
 }
 
 // TailPieces lists what is archived of a segment in pieces, in order of their names.
@@ -76,8 +196,8 @@ func (a *Archive) TailPieces(ctx context.Context, segment string) ([]TailPiece, 
 		if err != nil {
 			return nil, fmt.Errorf("list the pieces of %s: %w", segment, err)
 		}
-		p, ok := tailPiece(o.Name)
-		if !ok || o.IsDir() {
+		p, ok := listedPiece(o)
+		if !ok {
 			continue
 		}
 		if len(pieces) == maxTailPieces {
@@ -86,6 +206,90 @@ func (a *Archive) TailPieces(ctx context.Context, segment string) ([]TailPiece, 
 		pieces = append(pieces, p)
 	}
 	return pieces, nil
+}
+
+// listedPiece makes a piece of what a listing shows.
+func listedPiece(o store.Object) (TailPiece, bool) {
+	p, ok := tailPiece(o.Name)
+	p.Bytes, p.Modified, p.Storage = o.Size, o.Modified, o.Storage
+	return p, ok && !o.IsDir()
+}
+
+// Tail sums up what there is of a segment in pieces; where that is nothing Pieces is 0.
+func (a *Archive) Tail(ctx context.Context, segment string) (Tail, error) {
+	pieces, err := a.TailPieces(ctx, segment)
+	return tailOf(segment, pieces), err
+}
+
+// AllTails yields the segments of which there are pieces, ascending, by one listing. Whoever asks which segments are archived whole asks for that afterwards:
+// the pieces of a segment go once it is.
+func (a *Archive) AllTails(ctx context.Context) iter.Seq2[Tail, error] {
+	return func(yield func(Tail, error) bool) {
+		var segment string
+		var pieces []TailPiece
+		var beyond Tail // more of them than are held together: they count, and add nothing to what is held
+		finish := func() bool {
+			if len(pieces) == 0 {
+				return true
+			}
+			if beyond.Pieces > 0 {
+				return yield(tailOf(segment, pieces).with(beyond), nil)
+			}
+			t, err := a.settled(ctx, segment, pieces)
+			if err == nil && t.Pieces == 0 {
+				return true
+			}
+			return yield(t, err) && err == nil
+		}
+		for o, err := range store.Walk(ctx, a.store, TailDir) {
+			if err != nil {
+				yield(Tail{}, fmt.Errorf("list segments in pieces: %w", err))
+				return
+			}
+			name := path.Base(path.Dir(o.Name))
+			p, ok := listedPiece(o)
+			if !ok || !wal.IsSegment(name) || o.Name != TailDir+name+"/"+path.Base(o.Name) {
+				continue
+			}
+			if name != segment {
+				if !finish() {
+					return
+				}
+				segment, pieces, beyond = name, nil, Tail{}
+			}
+			if len(pieces) == maxTailPieces {
+				beyond = beyond.with(Tail{Pieces: 1, Top: p.End, Bytes: p.Bytes, Modified: p.Modified})
+				continue
+			}
+			pieces = append(pieces, p)
+		}
+		finish()
+	}
+}
+
+// with returns t with pieces of which no more is known than what o sums up.
+func (t Tail) with(o Tail) Tail {
+	t.Pieces, t.Top, t.Bytes = t.Pieces+o.Pieces, max(t.Top, o.Top), t.Bytes+o.Bytes
+	if o.Modified.After(t.Modified) {
+		t.Modified = o.Modified
+	}
+	return t
+}
+
+// settled sums pieces up that were listed. Where bytes are missing it lists again: pieces may have been put together, and a listing taken in that moment may show
+// neither the old ones nor the new one.
+func (a *Archive) settled(ctx context.Context, segment string, pieces []TailPiece) (Tail, error) {
+	t := tailOf(segment, pieces)
+	for range 2 {
+		if t.Pieces == 0 || t.Held == t.Top {
+			break
+		}
+		var err error
+		if t, err = a.Tail(ctx, segment); err != nil {
+			return Tail{}, err
+		}
+	}
+	return t, nil
 }
 
 // Tails lists the segments of which there are pieces, ascending.
@@ -169,14 +373,93 @@ func contiguous(pieces []TailPiece) []TailPiece {
 	return chosen
 }
 
+// soundRounds bounds how often other pieces are looked for in place of those that are not sound.
+const soundRounds = 16
+
+// sound chooses as contiguous does, but passes over pieces that are not what they should be where the others hold as much without them: one that was torn is stored anew
+// by smaller ones beside it. Where they do not, it chooses as if all were sound: reading them says what is wrong, and is not taken for the end of the log. Where no
+// two pieces hold the same byte there is no choice, and nothing is read.
+func (a *Archive) sound(ctx context.Context, pieces []TailPiece) ([]TailPiece, error) {
+	all := contiguous(pieces)
+	if len(all) == 0 || len(all) == len(pieces) {
+		return all, nil
+	}
+	known := map[string]bool{} // of those that were read, whether they are sound
+	chosen := all
+	for range soundRounds {
+		torn := false
+		for _, p := range chosen {
+			if _, was := known[p.Object]; was {
+				continue
+			}
+			ok, err := a.isSound(ctx, p)
+			if err != nil {
+				return nil, err
+			}
+			known[p.Object], torn = ok, torn || !ok
+		}
+		if !torn {
+			return chosen, nil
+		}
+		pieces = slices.DeleteFunc(pieces, func(p TailPiece) bool { ok, was := known[p.Object]; return was && !ok })
+		if chosen = contiguous(pieces); len(chosen) == 0 || chosen[len(chosen)-1].End < all[len(all)-1].End {
+			break
+		}
+	}
+	return all, nil
+}
+
+// isSound reads a piece and reports whether it is what its name says. An error is the store's. What cannot be read for want of a key is taken for sound.
+func (a *Archive) isSound(ctx context.Context, p TailPiece) (bool, error) {
+	r, err := a.OpenTailPiece(ctx, p)
+	if err == nil {
+		var n int64
+		n, err = io.Copy(io.Discard, io.LimitReader(r, p.End-p.Start+1))
+		err = errors.Join(err, r.Close())
+		if err == nil {
+			return n == p.End-p.Start, nil
+		}
+	}
+	switch {
+	case IsLocked(err):
+		return true, nil
+	case errors.As(err, new(*UnreadablePieceError)):
+		return false, nil
+	}
+	return false, vanished(err)
+}
+
+// OpenPieces reads a segment by its pieces, though it may be archived whole, too. Held says how many of its bytes they hold; zeros follow. Where there are none it is
+// fs.ErrNotExist, and where some went while they were read an error for which IsVanished holds.
+func (a *Archive) OpenPieces(ctx context.Context, segment string) (PiecesReader, error) {
+	t, err := a.openTail(ctx, segment)
+	if err != nil {
+		return nil, err
+	}
+	return t, nil
+}
+
+// PiecesReader reads a segment in pieces.
+type PiecesReader interface {
+	io.ReadCloser
+	Held() int64 // bytes that are there
+}
+
+// IsVanished reports whether an error says that pieces went as they were read: a larger one, or the whole segment, has come for them.
+func IsVanished(err error) bool { return errors.Is(err, errVanished) }
+
 // openTail reads a segment of which there are pieces: what they hold from its first byte on without a gap, and zeros behind that, to the segment's size.
 // Where the first bytes are missing, or fewer than its header takes, it is fs.ErrNotExist.
-func (a *Archive) openTail(ctx context.Context, segment string) (io.ReadCloser, error) {
+func (a *Archive) openTail(ctx context.Context, segment string) (*tail, error) {
 	pieces, err := a.TailPieces(ctx, segment)
 	if err != nil {
 		return nil, err
 	}
-	t := &tail{archive: a, ctx: ctx, rest: contiguous(pieces)}
+	chosen, err := a.sound(ctx, pieces)
+	if err != nil {
+		return nil, err
+	}
+	t := &tail{archive: a, ctx: ctx, rest: chosen}
 	if len(t.rest) == 0 || t.rest[len(t.rest)-1].End < wal.HeaderLen {
 		return nil, notExist("Archive '%s'", segment)
 	}

@@ -12,12 +12,15 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/iotest"
+	"time"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/compress"
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
+	"holdfast/test/waltest"
 )
 
 const tailSegment = "000000010000000000000003"
@@ -28,13 +31,7 @@ func segmentOf(size wal.SegmentSize) []byte {
 	for i := range b {
 		b[i] |= 0x80
 	}
-	binary.LittleEndian.PutUint16(b, 0xD110)
-	binary.LittleEndian.PutUint16(b[2:], 0x0002)
-	binary.LittleEndian.PutUint32(b[4:], 1)
-	binary.LittleEndian.PutUint64(b[8:], uint64(size.Start(3)))
-	binary.LittleEndian.PutUint64(b[24:], 7)
-	binary.LittleEndian.PutUint32(b[32:], uint32(size))
-	binary.LittleEndian.PutUint32(b[36:], 8192)
+	waltest.PutHeader(b, size, 1, 3, 7)
 	return b
 }
 
@@ -130,7 +127,12 @@ func TestOpenWALRefusesDamagedPieces(t *testing.T) {
 		"too long":         func(a *archive.Archive, m *storetest.Memory) { rename(t, m, "00000000-00000064", "00000000-00000063") },
 		"second too long":  func(a *archive.Archive, m *storetest.Memory) { rename(t, m, "00000064-000000C8", "00000064-000000C7") },
 		"second too short": func(a *archive.Archive, m *storetest.Memory) { rename(t, m, "00000064-000000C8", "00000064-000000C9") },
-		"no header":        func(a *archive.Archive, m *storetest.Memory) { putTail(t, a, zeros, 0, 100) },
+		"no header": func(a *archive.Archive, m *storetest.Memory) {
+			if err := m.Delete(t.Context(), archive.TailDir+tailSegment+"/00000000-00000064.zst"); err != nil {
+				t.Fatal(err)
+			}
+			putTail(t, a, zeros, 0, 100)
+		},
 		"behind the end": func(a *archive.Archive, m *storetest.Memory) {
 			putTail(t, a, segmentOf(2*mib), 0, 2<<20)
 			putTail(t, a, content, 0, 100)
@@ -154,6 +156,77 @@ func TestOpenWALRefusesDamagedPieces(t *testing.T) {
 			t.Errorf("%s: got %v", what, err)
 		}
 	}
+}
+
+// A piece that was torn is passed over where others hold what it should, however far it reaches; where they do not that is an error.
+func TestOpenWALPassesTornPiecesOver(t *testing.T) {
+	content := segmentOf(mib)
+	for _, c := range []struct {
+		torn, sound []span
+		want        int64 // below 0 for an error
+	}{
+		{[]span{{0, 3000}}, []span{{0, 1500}, {1500, 3000}}, 3000},
+		{[]span{{0, 3000}}, []span{{0, 1500}, {1500, 3000}, {3000, 5000}}, 5000},
+		{[]span{{0, 3000}, {0, 2000}, {100, 2900}}, []span{{0, 100}, {50, 2500}, {2400, 3100}}, 3100},
+		{[]span{{0, 3000}}, []span{{0, 1500}}, -1},
+		{[]span{{0, 3000}, {0, 1500}}, nil, -1},
+		{[]span{{40, 9000}}, []span{{0, 100}}, -1},
+	} {
+		for what, spoil := range map[string]func(m *storetest.Memory, p archive.TailPiece){
+			"torn":    func(m *storetest.Memory, p archive.TailPiece) { tear(t, m, p.Object) },
+			"garbage": func(m *storetest.Memory, p archive.TailPiece) { put(t, m, p.Object, []byte("what is that")) },
+			"of another length": func(m *storetest.Memory, p archive.TailPiece) {
+				other := owned(t, &storetest.Memory{}, archive.Options{})
+				from := putTail(t, other, content, p.Start, p.End-1)
+				put(t, m, p.Object, bytesOf(t, other.Store(), from.Object))
+			},
+		} {
+			m := &storetest.Memory{}
+			a := owned(t, m, archive.Options{})
+			for _, s := range c.sound {
+				putTail(t, a, content, s.start, s.end)
+			}
+			for _, s := range c.torn {
+				spoil(m, putTail(t, a, content, s.start, s.end))
+			}
+			r, err := a.OpenWAL(t.Context(), tailSegment)
+			var got []byte
+			if err == nil {
+				got, err = io.ReadAll(r)
+				r.Close()
+			}
+			switch {
+			case c.want < 0:
+				if err == nil || errors.Is(err, fs.ErrNotExist) || archive.IsVanished(err) {
+					t.Errorf("%s %v beside %v: %v", what, c.torn, c.sound, err)
+				}
+			case err != nil || !bytes.Equal(got, append(bytes.Clone(content[:c.want]), make([]byte, int64(mib)-c.want)...)):
+				t.Errorf("%s %v beside %v: %d bytes, %v", what, c.torn, c.sound, len(got), err)
+			}
+		}
+	}
+}
+
+// tear takes the last bytes of an object away.
+func tear(t *testing.T, m *storetest.Memory, object string) {
+	t.Helper()
+	b := bytesOf(t, m, object)
+	put(t, m, object, b[:len(b)-10])
+}
+
+// bytesOf reads an object.
+func bytesOf(t *testing.T, s store.Store, object string) []byte {
+	t.Helper()
+	r, err := s.Open(t.Context(), object)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close() // only read
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
 }
 
 func rename(t *testing.T, m *storetest.Memory, from, to string) {
@@ -317,4 +390,180 @@ func FuzzTail(f *testing.F) {
 			t.Fatalf("%d bytes are held: what is read differs", n)
 		}
 	})
+}
+
+// A piece that is there stays: the same again is fine, and something else is an error.
+func TestPutTailOverwritesNothing(t *testing.T) {
+	m := &storetest.Memory{}
+	a := archive.New(m, archive.Options{})
+	put := func(text string) error {
+		_, err := a.PutTail(t.Context(), tailSegment, 0, 100, strings.NewReader(strings.Repeat(text, 100)))
+		return err
+	}
+	if err := errors.Join(put("a"), put("a")); err != nil {
+		t.Fatal(err)
+	}
+	var conflict *archive.ConflictError
+	if err := put("b"); !errors.As(err, &conflict) || conflict.Name != tailSegment || conflict.Object != archive.TailDir+tailSegment+"/00000000-00000064.zst" {
+		t.Errorf("got %v", err)
+	}
+	pieces, err := a.TailPieces(t.Context(), tailSegment)
+	if err != nil || len(pieces) != 1 {
+		t.Fatal(pieces, err)
+	}
+	r, err := a.OpenTailPiece(t.Context(), pieces[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || string(got) != strings.Repeat("a", 100) {
+		t.Errorf("%.10q…, %v", got, err)
+	}
+}
+
+// A host that has no key to read takes a piece of that name for its own, and says of no other what it holds.
+func TestPutTailWithoutAKeyToRead(t *testing.T) {
+	both, public := ageKeys(t)
+	for name, o := range map[string]archive.Options{"public keys": {Key: public, WriteOnly: true}, "no key": {}} {
+		m := &storetest.Memory{}
+		first := archive.New(m, archive.Options{Key: public, WriteOnly: true})
+		content := segmentOf(mib)
+		p := putTail(t, first, content, 0, 100)
+		a := archive.New(m, o)
+		putTail(t, a, content, 0, 100)
+		r, err := a.OpenTailPiece(t.Context(), p)
+		if err == nil {
+			_, err = io.ReadAll(r)
+			r.Close()
+		}
+		if !archive.IsLocked(err) {
+			t.Errorf("%s: %v", name, err)
+		}
+		reader := archive.New(m, archive.Options{Key: both})
+		if r, err = reader.OpenTailPiece(t.Context(), p); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, content[:100]) {
+			t.Errorf("%s: read with the key %d bytes, %v", name, len(got), err)
+		}
+		r.Close()
+	}
+}
+
+// A piece of that name that cannot be read is told from a store that cannot be reached.
+func TestPutTailOverWhatCannotBeRead(t *testing.T) {
+	old, _ := ageKeys(t)
+	both, _ := ageKeys(t)
+	content := segmentOf(mib)
+	for what, spoil := range map[string]func(s store.Store, p archive.TailPiece){
+		"torn": func(s store.Store, p archive.TailPiece) {
+			r, err := s.Open(t.Context(), p.Object)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(r)
+			if err = errors.Join(err, r.Close()); err != nil {
+				t.Fatal(err)
+			}
+			put(t, s, p.Object, b[:len(b)-30])
+		},
+		"of another key": func(s store.Store, p archive.TailPiece) {
+			if err := s.Delete(t.Context(), p.Object); err != nil {
+				t.Fatal(err)
+			}
+			putTail(t, archive.New(s, archive.Options{Key: old}), content, p.Start, p.End)
+		},
+	} {
+		m := &storetest.Memory{}
+		a := archive.New(m, archive.Options{Key: both})
+		spoil(m, putTail(t, a, content, 0, 3000))
+		again := func(a *archive.Archive) error {
+			_, err := a.PutTail(t.Context(), tailSegment, 0, 3000, bytes.NewReader(content[:3000]))
+			return err
+		}
+		unreadable := (*archive.UnreadablePieceError)(nil)
+		if err := again(a); !errors.As(err, &unreadable) || !strings.HasSuffix(unreadable.Object, "/00000000-00000BB8.zst") {
+			t.Errorf("%s: %v", what, err)
+		}
+		if err := again(archive.New(breaking{m}, archive.Options{Key: both})); !errors.Is(err, errBreaking) || errors.As(err, &unreadable) {
+			t.Errorf("%s, and the store breaks: %v", what, err)
+		}
+	}
+}
+
+// breaking is a store of which no object is read to its end.
+type breaking struct{ *storetest.Memory }
+
+var errBreaking = errors.New("the connection was reset")
+
+func (s breaking) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	r, err := s.Memory.Open(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(io.LimitReader(r, 10), iotest.ErrReader(errBreaking)), r}, nil
+}
+
+// What is summed up of pieces is what reading them shows: held from the first byte on without a gap, and the farthest that any of them reaches.
+func TestAllTails(t *testing.T) {
+	m := &storetest.Memory{}
+	a := archive.New(m, archive.Options{})
+	content := strings.Repeat("x", 10_000)
+	other := tailSegment[:23] + "F"
+	for _, p := range []struct {
+		segment    string
+		start, end int64
+	}{{tailSegment, 0, 50}, {tailSegment, 40, 90}, {tailSegment, 100, 200}, {other, 0, 20}, {"000000020000000000000001", 50, 60}} {
+		if _, err := a.PutTail(t.Context(), p.segment, p.start, p.end, strings.NewReader(content[p.start:p.end])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(t, m, archive.TailDir+tailSegment+"/notes.txt", []byte("no piece"))
+	put(t, m, archive.TailDir+"else/00000000-00000001.zst", []byte("no segment"))
+	var got []archive.Tail
+	for tail, err := range a.AllTails(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if one, err := a.Tail(t.Context(), tail.Name); err != nil || one != tail {
+			t.Errorf("of %s alone %+v, %v; among all %+v", tail.Name, one, err, tail)
+		}
+		if tail.Bytes == 0 || tail.Modified.IsZero() {
+			t.Errorf("%+v", tail)
+		}
+		tail.Bytes, tail.Modified = 0, time.Time{}
+		got = append(got, tail)
+	}
+	want := []archive.Tail{{Name: tailSegment, Pieces: 3, Held: 90, Top: 200}, {Name: other, Pieces: 1}, {Name: "000000020000000000000001", Pieces: 1, Top: 60}}
+	if !slices.Equal(got, want) { // fewer bytes than a header takes are none
+		t.Errorf("got  %+v\nwant %+v", got, want)
+	}
+}
+
+// Of a segment of which there are very many pieces something is known, and all of the others.
+func TestAllTailsOfVeryManyPieces(t *testing.T) {
+	m := &storetest.Memory{}
+	a := archive.New(m, archive.Options{})
+	const n = 1<<16 + 3
+	for i := range n {
+		put(t, m, fmt.Sprintf("%s%s/%08X-%08X.zst", archive.TailDir, tailSegment, i*2, i*2+2), nil)
+	}
+	other := tailSegment[:23] + "F"
+	put(t, m, archive.TailDir+other+"/00000000-00000064.zst", nil)
+	var got []string
+	for tail, err := range a.AllTails(t.Context()) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, fmt.Sprint(tail.Name, tail.Pieces, tail.Held, tail.Top))
+	}
+	if want := []string{fmt.Sprint(tailSegment, n, 2<<16, 2*n), fmt.Sprint(other, 1, 100, 100)}; !slices.Equal(got, want) {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if _, err := a.TailPieces(t.Context(), tailSegment); err == nil {
+		t.Error("all pieces of one segment were listed")
+	}
 }

@@ -246,10 +246,10 @@ func (a *Archive) OpenWAL(ctx context.Context, name string) (io.ReadCloser, erro
 		if !wal.IsSegment(name) {
 			return nil, a.missing(ctx, name)
 		}
-		r, err = a.openTail(ctx, name)
+		t, err := a.openTail(ctx, name)
 		switch {
 		case err == nil:
-			return r, nil
+			return t, nil
 		case errors.Is(err, errVanished):
 			continue
 		case !errors.Is(err, fs.ErrNotExist):

@@ -21,6 +21,16 @@ const Suffix = ".holdfast-tmp"
 // nil the file at path is as it was before; the one exception is a directory that cannot be synced after the rename, when
 // the new content is in place but a crash of the machine may bring back the old.
 func Write(path string, perm fs.FileMode, fill func(io.Writer) error) error {
+	return write(path, perm, fill, true)
+}
+
+// WriteUnsynced is Write for what may get lost, and whose readers see by it whether it is whole: a process that dies leaves the old or the new, and a crash of the
+// machine may leave neither, or an empty file.
+func WriteUnsynced(path string, perm fs.FileMode, fill func(io.Writer) error) error {
+	return write(path, perm, fill, false)
+}
+
+func write(path string, perm fs.FileMode, fill func(io.Writer) error, sync bool) error {
 	dir, base := filepath.Split(path)
 	if dir == "" {
 		dir = "." // os.CreateTemp takes "" for the system's temporary directory
@@ -33,7 +43,7 @@ func Write(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 	if err == nil {
 		err = fill(f)
 	}
-	if err == nil {
+	if err == nil && sync {
 		err = f.Sync()
 	}
 	err = errors.Join(err, f.Close())
@@ -42,6 +52,9 @@ func Write(path string, perm fs.FileMode, fill func(io.Writer) error) error {
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
+	}
+	if !sync {
+		return nil
 	}
 	return SyncDir(dir)
 }

@@ -76,26 +76,28 @@ func TestWriteBareName(t *testing.T) {
 
 // While the new content is written, and after that failed, the old is there; nothing is left over.
 func TestOldContentStaysUntilAllIsWritten(t *testing.T) {
-	dir := t.TempDir()
-	path := filepath.Join(dir, "f")
-	if err := os.WriteFile(path, []byte("old"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for _, broken := range []error{errors.New("broken"), nil} {
-		err := atomicfile.Write(path, 0o600, func(w io.Writer) error {
-			if _, err := io.WriteString(w, "new"); err != nil {
-				t.Error(err)
-			}
-			if got := read(t, path); got != "old" {
-				t.Errorf("the content is %q before Write returned", got)
-			}
-			return broken
-		})
-		want := map[bool]string{true: "new", false: "old"}[broken == nil]
-		if !errors.Is(err, broken) || read(t, path) != want {
-			t.Errorf("with %v Write returned %v, and the content is %q", broken, err, read(t, path))
+	for name, write := range map[string]func(string, fs.FileMode, func(io.Writer) error) error{"Write": atomicfile.Write, "WriteUnsynced": atomicfile.WriteUnsynced} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "f")
+		if err := os.WriteFile(path, []byte("old"), 0o600); err != nil {
+			t.Fatal(err)
 		}
-		only(t, dir, "f")
+		for _, broken := range []error{errors.New("broken"), nil} {
+			err := write(path, 0o600, func(w io.Writer) error {
+				if _, err := io.WriteString(w, "new"); err != nil {
+					t.Error(err)
+				}
+				if got := read(t, path); got != "old" {
+					t.Errorf("the content is %q before %s returned", got, name)
+				}
+				return broken
+			})
+			want := map[bool]string{true: "new", false: "old"}[broken == nil]
+			if !errors.Is(err, broken) || read(t, path) != want {
+				t.Errorf("with %v %s returned %v, and the content is %q", broken, name, err, read(t, path))
+			}
+			only(t, dir, "f")
+		}
 	}
 }
 

@@ -89,7 +89,7 @@ type CorruptFile struct {
 // was stopped on the server, by closing conn, and nothing of it is left in the archive; should removing what was stored fail too,
 // the error says so.
 func Run(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir string, opts Options) (*Report, error) {
-	r := &run{Options: opts, conn: conn, archive: a, backups: a}
+	r := &run{Options: opts, conn: conn, archive: a, backups: a, timeline: conn.Timeline}
 	if err := r.prepare(ctx, dataDir); err != nil {
 		return nil, err
 	}
@@ -117,6 +117,8 @@ type run struct {
 	delta   *delta              // nil for a full backup
 	standby *Standby            // nil for what is no catch-up
 
+	timeline func(context.Context) (wal.Timeline, error) // asks on which one the server is
+
 	configuration []string // files of the server, where a standby's own are to stay
 
 	mu     sync.Mutex // guards report while workers run
@@ -132,7 +134,7 @@ func (r *run) prepare(ctx context.Context, dataDir string) error {
 	}
 	resolved, err := filepath.EvalSymlinks(dataDir)
 	if err != nil {
-		return fmt.Errorf("find the data directory: %w", err)
+		return &noDirectoryError{err}
 	}
 	if r.dir, err = datadir.Open(resolved); err != nil {
 		return err
@@ -210,10 +212,53 @@ func (r *run) claim(ctx context.Context) error {
 	return nil
 }
 
-// streamed reports whether a wal-receive is at work: the archive has the beginning of a segment that is being written.
+// streamed reports whether a wal-receive is at work: somebody streams from the server, and the archive has the beginning of a segment that is being written, or the last
+// that was finished.
 func (r *run) streamed(ctx context.Context) bool {
-	tails, err := r.archive.Tails(ctx)
-	return err == nil && len(tails) > 0 // where it cannot be told, waiting for the WAL will
+	for n := 0; !r.streams(ctx) || !r.follows(ctx); n++ { // it may be connecting anew
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(time.Second):
+		}
+		if n == 5 {
+			return false
+		}
+	}
+	return true
+}
+
+// follows reports whether what the archive has of WAL nobody can have brought there by archive_command, which is off.
+func (r *run) follows(ctx context.Context) bool {
+	if tails, err := r.archive.Tails(ctx); err != nil || len(tails) > 0 {
+		return err == nil
+	}
+	if r.conn == nil {
+		return false
+	}
+	within, cancel := r.patiently(ctx)
+	at, err := r.conn.CurrentLSN(within)
+	cancel()
+	if err != nil {
+		return false
+	}
+	no := r.facts.SegmentSize.Segment(at)
+	if no == 0 {
+		return false
+	}
+	there, err := r.archive.HasWAL(ctx, r.facts.SegmentSize.Name(r.facts.Timeline, no-1))
+	return err == nil && there
+}
+
+// streams reports whether somebody streams from the server, as far as it tells: else waiting for the WAL will.
+func (r *run) streams(ctx context.Context) bool {
+	if r.conn == nil {
+		return true
+	}
+	ctx, cancel := r.patiently(ctx)
+	defer cancel()
+	streamed, err := r.conn.Streamed(ctx)
+	return err != nil || streamed
 }
 
 // archiving reports whether the server hands its WAL to somebody.

@@ -287,6 +287,10 @@ func TestRunRefuses(t *testing.T) {
 	if err := run(connect(t, c), t.TempDir(), backup.Options{NoWaitWAL: true}); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("no data directory: %v", err)
 	}
+	var hinted interface{ Hint() string }
+	if err := run(connect(t, c), "/nonexistent", backup.Options{NoWaitWAL: true}); !errors.Is(err, fs.ErrNotExist) || !errors.As(err, &hinted) || !strings.Contains(hinted.Hint(), "show data_directory") {
+		t.Errorf("a directory that is not there: %v", err)
+	}
 	first := connect(t, c)
 	if mine, err := first.LockBackup(t.Context()); !mine || err != nil {
 		t.Fatal(mine, err)
@@ -313,6 +317,12 @@ func TestRunRefuses(t *testing.T) {
 	pgtest.Eventually(t, "archive_command to be empty", func() bool { return c.Value(t, `select current_setting('archive_command')`) == "" })
 	if err := run(connect(t, c), c.Data, backup.Options{}); err == nil || !strings.Contains(err.Error(), "does not archive WAL") {
 		t.Errorf("no archive_command: %v", err)
+	}
+	if _, err := a.PutTail(t.Context(), "000000010000000000000001", 0, 100, strings.NewReader(strings.Repeat("x", 100))); err != nil {
+		t.Fatal(err)
+	}
+	if err := run(connect(t, c), c.Data, backup.Options{}); err == nil || !strings.Contains(err.Error(), "does not archive WAL") {
+		t.Errorf("no archive_command, and pieces that a wal-receive has left which is gone: %v", err)
 	}
 }
 

@@ -37,7 +37,7 @@ func CatchUp(ctx context.Context, conn *server.Conn, a *archive.Archive, dataDir
 			return nil, fmt.Errorf("files to store whole: %q: %w", p, err)
 		}
 	}
-	r := &run{Options: opts, conn: conn, archive: a, backups: a.CatchUps(), standby: &s}
+	r := &run{Options: opts, conn: conn, archive: a, backups: a.CatchUps(), standby: &s, timeline: conn.Timeline}
 	if err := r.prepare(ctx, dataDir); err != nil {
 		return nil, err
 	}

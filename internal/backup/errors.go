@@ -48,7 +48,7 @@ func (e *archivingOffError) Error() string {
 
 func (e *archivingOffError) Hint() string {
 	return `set archive_mode = on and archive_command = 'holdfast wal-push "%p"', and restart PostgreSQL; ` +
-		"or let `holdfast wal-receive` run, which this takes note of by what it stores of the segment that is being written; or, when WAL reaches the archive another way, use --no-wait-wal"
+		"or let `holdfast wal-receive` run, which this takes note of by its replication slot and what it stores of the segment that is being written; or, when WAL reaches the archive another way, use --no-wait-wal"
 }
 
 // walMissingError says which WAL did not reach the archive in time.
@@ -106,6 +106,20 @@ func (*timelineError) Hint() string {
 	return "take the backup again: it starts on the new timeline then"
 }
 
+// strandedError says that WAL which a standby's backup needs is of a timeline on which nobody goes on, and was not archived.
+type strandedError struct {
+	to      wal.Timeline
+	segment string // the first of them
+}
+
+func (e *strandedError) Error() string {
+	return fmt.Sprintf("the server has gone on to timeline %d, and nobody archives %s any more, which the backup needs", e.to, e.segment)
+}
+
+func (*strandedError) Hint() string {
+	return "a primary that is lost takes with it what it has not archived: take the backup again, it starts on the new timeline then"
+}
+
 // linkError says that data lies behind a symbolic link that PostgreSQL knows nothing of.
 type linkError struct{ path, target string }
 
@@ -124,4 +138,13 @@ func (*unsentError) Hint() string { return (*linkError)(nil).Hint() }
 
 func (*linkError) Hint() string {
 	return "put the data back in place of the link while PostgreSQL is stopped, or use a tablespace to keep it elsewhere"
+}
+
+// noDirectoryError is that the data directory is not where it was said to be.
+type noDirectoryError struct{ error }
+
+func (e *noDirectoryError) Error() string { return "find the data directory: " + e.error.Error() }
+func (e *noDirectoryError) Unwrap() error { return e.error }
+func (*noDirectoryError) Hint() string {
+	return "name what `show data_directory` says, on the host of the server; from another host leave PGDATA away, or say --wire"
 }

@@ -55,6 +55,15 @@ const (
 	longLook  = 5 * time.Second
 )
 
+const (
+	// forsaken is how long a standby's backup waits for the next segment of a timeline that its server has left. Who archived that timeline may have some of it left to
+	// archive, or be lost with it; and where archive_command fails three times PostgreSQL's archiver sleeps for a minute. It is a quarter of the whole wait at most: who waits
+	// for little hears the reason, too.
+	forsaken = 3 * time.Minute
+	// unstreamed is how long a backup waits while the wal-receive is gone without which nothing is archived: it may come back.
+	unstreamed = 5 * time.Minute
+)
+
 // awaitWAL waits until every segment from the backup's start to its stop is in the archive.
 func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 	size := r.facts.SegmentSize
@@ -66,16 +75,33 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 	}
 	r.phase("waiting for WAL " + size.Name(r.start.Timeline, last))
 	begin, told, pause := time.Now(), time.Now(), firstLook
+	lacked, came := 0, begin
+	off := !archiving(r.facts) && !r.start.Standby // a wal-receive alone brings the WAL
+	streamed := begin
 	for {
+		look := time.Now()
 		missing, err := r.archive.MissingWAL(ctx, r.start.Timeline, first, last, size, 0)
 		if err != nil {
 			return err
+		}
+		if slow := time.Since(look) - longLook; slow > 0 { // what came meanwhile was not seen
+			came, streamed = came.Add(slow), streamed.Add(slow)
 		}
 		if len(missing) == 0 {
 			return r.compareWAL(ctx, size.Name(r.start.Timeline, last))
 		}
 		if time.Since(begin) > r.WALTimeout {
 			return &walMissingError{missing: missing, waited: r.WALTimeout, standby: r.start.Standby, archiver: r.tellArchiver(ctx)}
+		}
+		if !off || r.streams(ctx) {
+			streamed = time.Now()
+		} else if time.Since(streamed) > unstreamed {
+			return &archivingOffError{mode: r.facts.ArchiveMode, command: r.facts.ArchiveCommand, library: r.facts.ArchiveLibrary}
+		}
+		if t := r.followed(ctx); t == 0 || len(missing) != lacked {
+			lacked, came = len(missing), time.Now()
+		} else if time.Since(came) > min(forsaken, r.WALTimeout/4) {
+			return &strandedError{to: t, segment: missing[0]}
 		}
 		if time.Since(told) > 30*time.Second {
 			told = time.Now()
@@ -96,6 +122,19 @@ func (r *run) awaitWAL(ctx context.Context, stop wal.LSN) error {
 			first = no
 		}
 	}
+}
+
+// followed returns the timeline that a standby is on where that is not the one on which its backup began; 0 where it is, or where that is not known.
+func (r *run) followed(ctx context.Context) wal.Timeline {
+	if !r.start.Standby {
+		return 0
+	}
+	ctx, cancel := r.patiently(ctx)
+	defer cancel()
+	if t, err := r.timeline(ctx); err == nil && t != r.start.Timeline {
+		return t
+	}
+	return 0
 }
 
 // compareWAL makes sure that the archive's last segment of the backup is the server's, where the server still has to archive it: one that was set

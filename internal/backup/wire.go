@@ -35,6 +35,10 @@ func Wire(ctx context.Context, conn *server.Replication, a *archive.Archive, opt
 	rate := opts.DiskRate
 	opts.DiskRate = 0 // the server keeps to it
 	w := &wire{run: run{Options: opts, archive: a, backups: a}, repl: conn, seed: maphash.MakeSeed(), noConf: true}
+	w.timeline = func(ctx context.Context) (wal.Timeline, error) {
+		_, t, err := conn.Position(ctx)
+		return t, err
+	}
 	w.defaults()
 	if err := w.prepare(ctx); err != nil {
 		return nil, err

@@ -1,9 +1,7 @@
 package catalog_test
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,8 +9,6 @@ import (
 	"io"
 	"io/fs"
 	"iter"
-	"os"
-	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -23,6 +19,7 @@ import (
 	"holdfast/internal/pg/wal"
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
+	"holdfast/test/foreign"
 )
 
 // put stores an object that a test needs.
@@ -453,15 +450,9 @@ func FuzzParseHistory(f *testing.F) {
 
 // Archives that WAL-G and WAL-E wrote list the backups that those programs list, in their order.
 func TestListsTheirs(t *testing.T) {
-	found, err := filepath.Glob(filepath.Join("..", "..", "..", "shared", "archives", "*.tar.gz"))
-	if err != nil || len(found) == 0 {
-		t.Skip("the archives of other programs are not beside the repository")
-	}
-	for _, file := range found {
+	for _, name := range foreign.Names(t) {
 		m, beside := &storetest.Memory{}, map[string]string{}
-		name := strings.TrimSuffix(filepath.Base(file), ".tar.gz")
-		unpack(t, file, func(path string, r io.Reader) {
-			path = strings.TrimPrefix(path, name+"/")
+		foreign.Each(t, name, func(path string, r io.Reader) {
 			if object, ok := strings.CutPrefix(path, "archive/"); ok {
 				if err := m.Put(t.Context(), object, r); err != nil {
 					t.Fatal(err)
@@ -493,32 +484,6 @@ func TestListsTheirs(t *testing.T) {
 		}
 		if fmt.Sprint(names) != fmt.Sprint(want) || len(names) == 0 {
 			t.Errorf("%s: lists %v, want %v", name, names, want)
-		}
-	}
-}
-
-// unpack calls do for every file of a compressed tar file.
-func unpack(t *testing.T, file string, do func(path string, r io.Reader)) {
-	t.Helper()
-	f, err := os.Open(file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if err == io.EOF {
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if h.Typeflag == tar.TypeReg {
-			do(strings.TrimPrefix(h.Name, "./"), r)
 		}
 	}
 }

@@ -285,6 +285,11 @@ func (g *graph) add(l *Line, t wal.Timeline, after wal.LSN) {
 	if after != 0 {
 		from = g.size.Segment(after) + 1 // the segment of the branch itself is often archived whole by both
 	}
+	for i := range of.Tails {
+		if p := &of.Tails[i]; p.Segment >= from {
+			sign(p.Modified)
+		}
+	}
 	for _, r := range of.Runs {
 		if r.Last < from {
 			continue

@@ -18,8 +18,9 @@ type Reach struct {
 	First       string    // the segment replaying begins with
 	Consistent  string    // the segment that makes the backup consistent
 	Last        string    // the last segment before the first gap; "" where there is none
-	End         wal.LSN   // behind Last
-	Archived    time.Time // when Last was stored
+	End         wal.LSN   // behind what there is of Last
+	Archived    time.Time // when Last was stored, or the youngest of its pieces
+	Pieces      bool      // of Last the archive has pieces, which may end before it does
 }
 
 // MissingWALError says that the archive lacks WAL without which the target cannot be reached.
@@ -47,8 +48,11 @@ func (e *MissingWALError) Hint() string {
 	if e.Reach.Last == "" {
 		return "not even the first segment is there: the backup cannot be made consistent. Look whether the server archives (pg_stat_archiver)"
 	}
-	return fmt.Sprintf("WAL is continuous to segment %s, which ends at %s and was archived at %s; "+
-		"the rest may still lie in the pg_wal of the server", e.Reach.Last, e.Reach.End, FormatTime(e.Reach.Archived))
+	ends := "which ends at %s and was archived at %s; "
+	if e.Reach.Pieces {
+		ends = "of which the archive has pieces, up to %s, the youngest stored at %s; "
+	}
+	return fmt.Sprintf("WAL is continuous to segment %s, "+ends+"the rest may still lie in the pg_wal of the server", e.Reach.Last, e.Reach.End, FormatTime(e.Reach.Archived))
 }
 
 // Reach looks how far the archived WAL reaches from a choice's backup on. WAL that is missing between the backup's start
@@ -120,8 +124,30 @@ func (r *Reach) follow(ctx context.Context, a *archive.Archive, legs Path, n wal
 	return nil
 }
 
-// along follows one timeline's segments from n to before until, and returns the first that is missing.
+// along follows one timeline's segments from n to before until, and returns the first that is missing or ends early.
 func (r *Reach) along(ctx context.Context, a *archive.Archive, t wal.Timeline, n, until wal.SegmentNo) (wal.SegmentNo, error) {
+	size := r.SegmentSize
+	for n < until {
+		next, err := r.whole(ctx, a, t, n, until)
+		if n = next; err != nil || n == until {
+			return n, err
+		}
+		tail, err := a.Tail(ctx, size.Name(t, n))
+		if err != nil || tail.Held == 0 {
+			return n, err
+		}
+		tail.Held = min(tail.Held, int64(size))
+		r.Last, r.End, r.Archived, r.Pieces = tail.Name, size.Start(n)+wal.LSN(tail.Held), tail.Modified, true
+		if tail.Held < int64(size) {
+			return n, nil
+		}
+		n++
+	}
+	return n, nil
+}
+
+// whole is along for what is archived whole.
+func (r *Reach) whole(ctx context.Context, a *archive.Archive, t wal.Timeline, n, until wal.SegmentNo) (wal.SegmentNo, error) {
 	size := r.SegmentSize
 	first := size.Name(t, n)
 	// One digit less sorts before the segment itself, whatever its extension.
@@ -141,7 +167,7 @@ func (r *Reach) along(ctx context.Context, a *archive.Archive, t wal.Timeline, n
 			break
 		}
 		n++
-		r.Last, r.End, r.Archived = name, size.Start(n), o.Modified
+		r.Last, r.End, r.Archived, r.Pieces = name, size.Start(n), o.Modified, false
 	}
 	return n, nil
 }

@@ -29,6 +29,7 @@ type TimelineWAL struct {
 	Runs     []Run           // ascending; a segment is in one at most. They end where a segment is missing, or the next lies in another store
 	Empty    []wal.SegmentNo // archived as objects without a byte, which nothing can restore: not in Runs. Ascending
 	Partial  []Partial       // ascending
+	Tails    []Tail          // segments of which there are pieces, ascending
 	Labels   int             // .backup files
 	History  *HistoryFile    // nil where there is none
 }
@@ -50,6 +51,13 @@ type Partial struct {
 	Archived time.Time
 	Bytes    int64 // as stored
 	Storage  string
+}
+
+// Tail is a segment of which there are pieces, see archive.TailDir.
+type Tail struct {
+	Segment wal.SegmentNo
+	Whole   bool // the segment is archived whole, too: nobody reads the pieces
+	archive.Tail
 }
 
 // HistoryFile is the history file of a timeline; Catalog.Histories has what is in it.
@@ -87,9 +95,12 @@ func (c *Catalog) SegmentSize() (wal.SegmentSize, bool) {
 	return 16 << 20, false
 }
 
-// LoadWAL takes the inventory by one listing. size is that of the cluster's segments, see Catalog.SegmentSize.
+// LoadWAL takes the inventory by two listings. size is that of the cluster's segments, see Catalog.SegmentSize.
 func LoadWAL(ctx context.Context, a *archive.Archive, size wal.SegmentSize) (*WAL, error) {
 	w := &WAL{SegmentSize: size}
+	if err := w.loadTails(ctx, a); err != nil { // first: they go once the whole segment is there
+		return nil, err
+	}
 	for o, err := range a.Store().List(ctx, archive.WALDir, "") {
 		if err != nil {
 			return nil, fmt.Errorf("list WAL: %w", err)
@@ -112,9 +123,7 @@ func LoadWAL(ctx context.Context, a *archive.Archive, size wal.SegmentSize) (*WA
 		}
 		_, n, err := size.ParseSegment(name[:24])
 		if err != nil {
-			if len(w.Foreign) < maxForeign && !slices.Contains(w.Foreign, name) {
-				w.Foreign = append(w.Foreign, name)
-			}
+			w.foreign(name)
 			continue
 		}
 		of := w.at(t)
@@ -127,7 +136,38 @@ func LoadWAL(ctx context.Context, a *archive.Archive, size wal.SegmentSize) (*WA
 			of.Labels++
 		}
 	}
+	for i := range w.Timelines {
+		of := &w.Timelines[i]
+		for j := range of.Tails {
+			of.Tails[j].Whole = w.Has(of.Timeline, of.Tails[j].Segment)
+		}
+	}
 	return w, nil
+}
+
+// loadTails lists what there is in pieces.
+func (w *WAL) loadTails(ctx context.Context, a *archive.Archive) error {
+	for tail, err := range a.AllTails(ctx) {
+		if err != nil {
+			return err
+		}
+		t, n, err := w.SegmentSize.ParseSegment(tail.Name)
+		if err != nil {
+			w.foreign(tail.Name)
+			continue
+		}
+		tail.Held, tail.Top = min(tail.Held, int64(w.SegmentSize)), min(tail.Top, int64(w.SegmentSize))
+		of := w.at(t)
+		of.Tails = append(of.Tails, Tail{Segment: n, Tail: tail})
+	}
+	return nil
+}
+
+// foreign notes the name of a segment that makes no sense.
+func (w *WAL) foreign(name string) {
+	if len(w.Foreign) < maxForeign && !slices.Contains(w.Foreign, name) {
+		w.Foreign = append(w.Foreign, name)
+	}
 }
 
 // at returns the entry of timeline t, which it makes where there is none.
@@ -199,7 +239,23 @@ func (w *WAL) Find(t wal.Timeline, n wal.SegmentNo) *Run {
 	return &of.Runs[i]
 }
 
-// Has reports whether segment n of timeline t is archived.
+// Tail returns what there is in pieces of segment n of timeline t, where it is not archived whole; nil for nothing.
+func (w *WAL) Tail(t wal.Timeline, n wal.SegmentNo) *Tail {
+	of := w.Timeline(t)
+	if of == nil {
+		return nil
+	}
+	i, found := slices.BinarySearchFunc(of.Tails, n, func(p Tail, n wal.SegmentNo) int { return cmp.Compare(p.Segment, n) })
+	if !found || of.Tails[i].Whole {
+		return nil
+	}
+	return &of.Tails[i]
+}
+
+// End returns up to where the pieces hold their segment from its beginning on.
+func (p *Tail) End(size wal.SegmentSize) wal.LSN { return size.Start(p.Segment) + wal.LSN(p.Held) }
+
+// Has reports whether segment n of timeline t is archived whole.
 func (w *WAL) Has(t wal.Timeline, n wal.SegmentNo) bool { return w.Find(t, n) != nil }
 
 // Stretch is segments of one timeline, as a path passes along them.

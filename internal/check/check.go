@@ -96,11 +96,12 @@ type Check struct {
 	Below  bool   // what is less is worse
 	What   string // is judged, in a sentence
 
-	needs need
+	needs need // what is gathered for it
+	must  need // what of it is known when judge is called
 	judge func(*Facts, Limits) Finding
 }
 
-// need is a set of what must be gathered for a check.
+// need is a set of what a check is about.
 type need int
 
 const (
@@ -108,6 +109,7 @@ const (
 	needHost
 	needArchive
 	needStores
+	needBackup // that the archive has one
 )
 
 // Checks returns all checks, in the order in which they are told.
@@ -116,45 +118,45 @@ func Checks() []Check {
 		{Name: "server", needs: needServer, judge: judgeServer,
 			What: "The server answers."},
 		{Name: "store", needs: needStores, judge: judgeStores,
-			What: "Every storage takes a small object and removes it. An account that may not remove is fine: the object of this host, `holdfast/check/HOST`, is written anew each time. Not judged where no server is named and the account may read only."},
-		{Name: "cluster", needs: needServer | needArchive, judge: judgeCluster,
+			What: "Every storage takes a small object and removes it. An account that may not remove is fine: the object of this host, `holdfast/check/HOST`, is written anew each time. A bucket with versions keeps what was removed, for as long as its rules say (docs/operations.md). Not judged where no server is named and the account may read only."},
+		{Name: "cluster", needs: needServer | needArchive, must: needServer | needArchive, judge: judgeCluster,
 			What: "The archive belongs to the cluster of the server."},
-		{Name: "archive-command", needs: needServer | needHost, judge: judgeCommand,
+		{Name: "archive-command", needs: needServer | needHost, must: needServer, judge: judgeCommand,
 			What: "The server archives by Holdfast: archive_mode is on, archive_command calls `holdfast wal-push` or `holdfast-client … wal-push` with %p, and neither it nor the script it calls hides the exit status."},
-		{Name: "archive-timeout", Unit: Seconds, Limits: "1h", needs: needServer, judge: judgeTimeout,
+		{Name: "archive-timeout", Unit: Seconds, Limits: "1h", needs: needServer, must: needServer, judge: judgeTimeout,
 			What: "archive_timeout: what a quiet server wrote last is archived after that long. Fine whatever it is where `wal-receive` streams."},
 		{Name: "wal-push", Unit: Seconds, Limits: "5m:15m", needs: needServer | needHost, judge: judgeStuck,
 			What: "How long nothing has been archived while something waits to be. It names the process that is at work, and what that waits for."},
 		{Name: "ready", Unit: Count, Limits: "16:128", needs: needServer | needHost, judge: judgeReady,
 			What: "How many files wait to be archived (`.ready`)."},
-		{Name: "wal-age", Unit: Seconds, Limits: "15m:1h", needs: needServer | needHost | needArchive, judge: judgeWALAge,
+		{Name: "wal-age", Unit: Seconds, Limits: "15m:1h", needs: needServer | needHost | needArchive, must: needArchive, judge: judgeWALAge,
 			What: "Age of the oldest whole segment that the server has and the archive has not. A server that has written none meanwhile is fine, however old the last one is."},
 		{Name: "disk", Unit: Percent, Limits: "10:5", Below: true, needs: needServer | needHost, judge: judgeDisk,
 			What: "Room on the file system of pg_wal."},
 		{Name: "disk-full", Unit: Seconds, Limits: "24h:4h", Below: true, needs: needServer | needHost, judge: judgeFull,
 			What: "How long it takes until that is full, where WAL waits to be archived, at the rate at which it has come since."},
-		{Name: "slot", Unit: Bytes, Limits: "1GiB:8GiB", needs: needServer, judge: judgeSlot,
+		{Name: "slot", Unit: Bytes, Limits: "1GiB:8GiB", needs: needServer, must: needServer, judge: judgeSlot,
 			What: "WAL that the server keeps for `wal-receive`'s replication slot (WALG_SLOTNAME), where there is one; and that it is in use, and not lost."},
-		{Name: "checksums", needs: needServer, judge: judgeChecksums,
+		{Name: "checksums", needs: needServer, must: needServer, judge: judgeChecksums,
 			What: "The server has read no page with a wrong checksum (pg_stat_database, PostgreSQL 12 and later)."},
-		{Name: "summarize-wal", needs: needServer, judge: judgeSummaries,
+		{Name: "summarize-wal", needs: needServer, must: needServer, judge: judgeSummaries,
 			What: "Where delta backups are taken of PostgreSQL 17 or later, the server summarizes its WAL, or WAL is archived with summaries."},
 		{Name: "clock", Unit: Seconds, Limits: "30s:5m", needs: needServer | needStores, judge: judgeClock,
 			What: "How far the clocks of the server and of the storages are from that of this host."},
-		{Name: "backup-age", Unit: Seconds, Limits: "26h:50h", needs: needArchive, judge: judgeBackupAge,
+		{Name: "backup-age", Unit: Seconds, Limits: "26h:50h", needs: needArchive, must: needArchive, judge: judgeBackupAge,
 			What: "Age of the last backup that can be restored."},
-		{Name: "full-age", Unit: Seconds, Limits: "8d:15d", needs: needArchive, judge: judgeFullAge,
+		{Name: "full-age", Unit: Seconds, Limits: "8d:15d", needs: needArchive, must: needArchive, judge: judgeFullAge,
 			What: "Age of the last of them that is full, and no delta."},
 		{Name: "holes", needs: needArchive, judge: judgeHoles,
 			What: "Nothing that restoring takes is missing or damaged: the verdict of `ribbon`."},
-		{Name: "restorable", Unit: Seconds, Limits: "30m:2h", needs: needServer | needArchive, judge: judgeRestorable,
+		{Name: "restorable", Unit: Seconds, Limits: "30m:2h", needs: needServer | needArchive, must: needArchive, judge: judgeRestorable,
 			What: "Age of the newest moment that can be restored. Where that is where the server is, but for the segment that it is writing, it is fine however old."},
-		{Name: "key", needs: needArchive, judge: judgeKey,
+		{Name: "key", needs: needArchive, must: needArchive, judge: judgeKey,
 			What: "The newest backup and the newest WAL can be decrypted here. Not judged on hosts that have public keys only."},
-		{Name: "verify", Unit: Seconds, Limits: "8d:32d", needs: needArchive, judge: judgeVerify,
+		{Name: "verify", Unit: Seconds, Limits: "8d:32d", needs: needArchive, must: needArchive | needBackup, judge: judgeVerify,
 			What: "Since when no backup was read by `verify` and found good; of an archive that never was, since its first backup."},
-		{Name: "proof", Unit: Seconds, Limits: "35d:100d", needs: needArchive, judge: judgeProof,
-			What: "Since when no backup was proven by a restore. Where none ever was it is not judged, but with limits that were given."},
+		{Name: "proof", Unit: Seconds, Limits: "35d:100d", needs: needArchive, must: needArchive | needBackup, judge: judgeProof,
+			What: "Since when no backup was proven by a restore. Where none ever was it is not judged, but with limits that were given. It is a WARNING, too, where newer records of drills are there that do not count as proof."},
 	}
 }
 
@@ -335,8 +337,14 @@ func Judge(f *Facts, c *Choice) Report {
 	r := Report{At: f.Now.UTC(), Took: Duration(f.Took)}
 	f.given, f.only = c.given, c.only
 	for _, one := range c.checks {
-		found := one.judge(f, c.limits[one.Name])
+		found := f.lacks(one.must)
+		if found == nil {
+			found = new(one.judge(f, c.limits[one.Name]))
+		}
 		found.Check = one.Name
+		if found.Status == OK {
+			found.Next = ""
+		}
 		for i := range found.Values {
 			if v := &found.Values[i]; v.Limits != nil && v.Unit == "" {
 				v.Unit = one.Unit
@@ -346,7 +354,7 @@ func Judge(f *Facts, c *Choice) Report {
 			found.Status, found.Skipped = Unknown, false
 		}
 		r.Status = Worst(r.Status, found.Status)
-		r.Findings = append(r.Findings, found)
+		r.Findings = append(r.Findings, *found)
 	}
 	return r
 }

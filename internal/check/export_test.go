@@ -5,3 +5,6 @@ var (
 	LookAtHost = lookAtHost
 	Elsewhere  = elsewhere
 )
+
+// For tests of what counts of what was loaded.
+var RefusedSince = refusedSince

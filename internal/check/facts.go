@@ -63,6 +63,7 @@ type Archive struct {
 	WriteOnly bool     // this host can encrypt and not decrypt
 	Encrypted bool     // there are keys
 	Locked    string   // why the newest backup or WAL cannot be read here; empty where it can, and where there is none
+	Refused   string   // which records of drills do not count as proof, newer than all that do; empty for none
 }
 
 // Backup is one of the archive's.

@@ -7,12 +7,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/pg/server"
+	"holdfast/internal/proof"
 	"holdfast/internal/ribbon"
 	"holdfast/internal/store"
 )
@@ -188,13 +190,9 @@ func (f *Facts) archive(l Loaded, err error) {
 		in.Catalog.Evidence.Server = f.Server.Timeline
 	}
 	if l.WriteOnly { // what can be decrypted is not for this host to say
-		in.Locked = nil
-		for name, e := range in.Backups {
-			e.Locked = ""
-			in.Backups[name] = e
-		}
+		in.WithoutKey()
 	}
-	a := &Archive{Ribbon: ribbon.Compute(in), System: in.System, WriteOnly: l.WriteOnly, Encrypted: l.Encrypted}
+	a := &Archive{Ribbon: ribbon.Compute(in), System: in.System, WriteOnly: l.WriteOnly, Encrypted: l.Encrypted, Refused: proof.Tell(refusedSince(&in))}
 	for i := range in.Catalog.Backups {
 		if s := in.Catalog.Backups[i].Sentinel; in.System == 0 && s != nil && s.SystemIdentifier != nil {
 			a.System = *s.SystemIdentifier
@@ -221,6 +219,21 @@ func (f *Facts) archive(l Loaded, err error) {
 		}
 	}
 	f.Archive = a
+}
+
+// refusedSince returns the records of drills that do not count, and were stored since the newest that proves a backup. Older ones are what there was before keys were
+// introduced or changed, for as long as their backups stay.
+func refusedSince(in *ribbon.Input) []error {
+	var last time.Time
+	for _, e := range in.Backups {
+		if e.Proven.After(last) {
+			last = e.Proven
+		}
+	}
+	return slices.DeleteFunc(in.RefusedProofs(), func(err error) bool {
+		var no *proof.RefusedError
+		return errors.As(err, &no) && no.When.Before(last)
+	})
 }
 
 // tryAll tries all storages at once.

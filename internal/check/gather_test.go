@@ -13,8 +13,10 @@ import (
 	"time"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/catalog"
 	"holdfast/internal/check"
 	"holdfast/internal/pg/server"
+	"holdfast/internal/proof"
 	"holdfast/internal/ribbon"
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
@@ -202,5 +204,26 @@ func TestGatherArchiveDown(t *testing.T) {
 	}
 	if r := gather(t, &storetest.Memory{}, time.Minute, "holes", "backup-age"); r.Findings[0].Status != check.Critical || r.Findings[1].Status != check.Critical {
 		t.Errorf("of an empty archive: %s", r.Nagios())
+	}
+}
+
+// Records that do not count are told of as long as none that does is newer, of whichever backup: keys that are introduced are no warning for as long as old backups stay.
+func TestRefusedSince(t *testing.T) {
+	now := time.Now()
+	no := func(age time.Duration) error {
+		return &proof.RefusedError{Object: "x", When: now.Add(-age), Err: proof.ErrUnsigned}
+	}
+	in := &ribbon.Input{Catalog: &catalog.Catalog{Backups: []catalog.Backup{{Name: "a"}, {Name: "b"}}}, Backups: map[string]ribbon.Evidence{
+		"a": {Refused: []error{no(3 * time.Hour), no(5 * time.Hour)}}, "b": {}}}
+	if got := check.RefusedSince(in); len(got) != 2 {
+		t.Errorf("nothing is proven: %v", got)
+	}
+	in.Backups["b"] = ribbon.Evidence{Proven: now.Add(-4 * time.Hour)}
+	if got := check.RefusedSince(in); len(got) != 1 {
+		t.Errorf("one is newer than the proof: %v", got)
+	}
+	in.Backups["b"] = ribbon.Evidence{Proven: now.Add(-time.Hour)}
+	if got := check.RefusedSince(in); len(got) != 0 {
+		t.Errorf("none is newer than the proof: %v", got)
 	}
 }

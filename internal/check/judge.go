@@ -43,6 +43,22 @@ func (f *Facts) follows(check, text string, err error) Finding {
 	return Finding{Status: Unknown, Text: text, Follows: check}
 }
 
+// lacks returns the finding of a check that cannot do without what is not known; nil where all is.
+func (f *Facts) lacks(must need) *Finding {
+	var found Finding
+	switch {
+	case must&needServer != 0 && f.Server == nil:
+		found = f.noServer()
+	case must&needArchive != 0 && f.Archive == nil:
+		found = f.noArchive()
+	case must&needBackup != 0 && len(f.Archive.Backups) == 0:
+		found = skipped("there is no backup")
+	default:
+		return nil
+	}
+	return &found
+}
+
 // noHost is the finding of a check that looks at files of the server, where they are not seen.
 func (f *Facts) noHost() Finding {
 	switch {
@@ -59,6 +75,9 @@ func (f *Facts) noHost() Finding {
 func (f *Facts) archives() bool {
 	return f.Server == nil || !f.Server.Standby || f.Server.ArchiveMode == "always"
 }
+
+// standby is why archiving is not judged where the server does not archive.
+const standby = "a standby: the primary archives"
 
 // streamed reports whether wal-receive streams from the server.
 func (f *Facts) streamed() bool {
@@ -138,10 +157,6 @@ func judgeStores(f *Facts, _ Limits) Finding {
 
 func judgeCluster(f *Facts, _ Limits) Finding {
 	switch {
-	case f.Server == nil:
-		return f.noServer()
-	case f.Archive == nil:
-		return f.noArchive()
 	case f.Archive.System == 0:
 		return fine("the archive is nobody's yet")
 	case f.Archive.System != f.Server.SystemIdentifier:
@@ -153,11 +168,8 @@ func judgeCluster(f *Facts, _ Limits) Finding {
 
 func judgeCommand(f *Facts, _ Limits) Finding {
 	s := f.Server
-	switch {
-	case s == nil:
-		return f.noServer()
-	case !f.archives():
-		return skipped("a standby: the primary archives")
+	if !f.archives() {
+		return skipped(standby)
 	}
 	v := Verdict{OK, "the server archives by " + s.ArchiveCommand, ""}
 	switch {
@@ -181,23 +193,17 @@ func judgeCommand(f *Facts, _ Limits) Finding {
 }
 
 func judgeTimeout(f *Facts, l Limits) Finding {
+	const next = "`alter system set archive_timeout = '1min'; select pg_reload_conf()`"
 	switch {
-	case f.Server == nil:
-		return f.noServer()
 	case !f.archives():
-		return skipped("a standby: the primary archives")
+		return skipped(standby)
 	case f.streamed():
 		return fine("wal-receive streams what the server writes")
 	case f.Server.ArchiveTimeout == 0:
-		return Finding{Status: l.judge(math.Inf(1)), Text: "archive_timeout is 0: what a quiet server wrote last is archived when its segment is full, whenever that is",
-			Next: "`alter system set archive_timeout = '1min'; select pg_reload_conf()`"}
+		return Finding{Status: l.judge(math.Inf(1)), Text: "archive_timeout is 0: what a quiet server wrote last is archived when its segment is full, whenever that is", Next: next}
 	}
 	t := f.Server.ArchiveTimeout
-	found := Finding{Status: l.judge(t.Seconds()), Text: fmt.Sprintf("archive_timeout is %s", t), Values: []Value{{"archive_timeout", t.Seconds(), Seconds, &l}}}
-	if found.Status != OK {
-		found.Next = "`alter system set archive_timeout = '1min'; select pg_reload_conf()`"
-	}
-	return found
+	return Finding{Status: l.judge(t.Seconds()), Text: fmt.Sprintf("archive_timeout is %s", t), Next: next, Values: []Value{{"archive_timeout", t.Seconds(), Seconds, &l}}}
 }
 
 // since returns how long ago t was, at least 0.
@@ -207,7 +213,7 @@ func judgeStuck(f *Facts, l Limits) Finding {
 	w := f.waiting()
 	switch {
 	case !f.archives():
-		return skipped("a standby: the primary archives")
+		return skipped(standby)
 	case w == nil:
 		return f.noHost()
 	case w.Files == 0:
@@ -257,15 +263,12 @@ func judgeReady(f *Facts, l Limits) Finding {
 	w := f.waiting()
 	switch {
 	case !f.archives():
-		return skipped("a standby: the primary archives")
+		return skipped(standby)
 	case w == nil:
 		return f.noHost()
 	}
-	found := Finding{Status: l.judge(float64(w.Files)), Text: fmt.Sprintf("%s to be archived", waits(w.Files)), Values: []Value{{"ready", float64(w.Files), Count, &l}}}
-	if found.Status != OK {
-		found.Next = "`select * from pg_stat_archiver` says whether archiving fails or is slow; WALG_UPLOAD_CONCURRENCY is how many files go up at once"
-	}
-	return found
+	return Finding{Status: l.judge(float64(w.Files)), Text: fmt.Sprintf("%s to be archived", waits(w.Files)), Values: []Value{{"ready", float64(w.Files), Count, &l}},
+		Next: "`select * from pg_stat_archiver` says whether archiving fails or is slow; WALG_UPLOAD_CONCURRENCY is how many files go up at once"}
 }
 
 func waits(n int) string {
@@ -299,10 +302,13 @@ func (f *Facts) awaits(file string, end wal.LSN) bool {
 	return err != nil || f.Server.SegmentSize.Start(n) <= end
 }
 
+// inside reports whether the archive ends inside a segment, of which it has pieces.
+func (f *Facts) inside(end wal.LSN) bool {
+	return f.Server != nil && f.Server.SegmentSize != 0 && uint64(end)%uint64(f.Server.SegmentSize) != 0
+}
+
 func judgeWALAge(f *Facts, l Limits) Finding {
 	switch {
-	case f.Archive == nil:
-		return f.noArchive()
 	case f.Server == nil && errors.Is(f.ServerErr, ErrUnasked):
 		return skipped("no server is named here, and a server that writes nothing archives nothing: see restorable")
 	case f.Server == nil:
@@ -310,7 +316,8 @@ func judgeWALAge(f *Facts, l Limits) Finding {
 	}
 	newest := f.Archive.Ribbon.Newest
 	if newest == nil {
-		return Finding{Status: Critical, Text: "the archive has no WAL of the timeline that the server is on", Next: "`select * from pg_stat_archiver`, and the server's log"}
+		return Finding{Status: Critical, Text: "the archive has no WAL of the timeline that the server is on",
+			Next: "`select pg_switch_wal()`, which has something archived; then `select * from pg_stat_archiver`, and the server's log"}
 	}
 	behind := f.Server.Behind(newest.LSN)
 	age := f.lag(newest.LSN, newest.Time)
@@ -323,12 +330,13 @@ func judgeWALAge(f *Facts, l Limits) Finding {
 	}}
 	if behind == 0 {
 		found.Text = fmt.Sprintf("every whole segment is archived, the last %s ago", ribbon.Ago(f.since(newest.Time)))
+		if f.inside(newest.LSN) {
+			found.Text = fmt.Sprintf("every whole segment is archived, and the one that is being written up to %s, %s ago", newest.LSN, ribbon.Ago(f.since(newest.Time)))
+		}
 		return found
 	}
 	found.Text = fmt.Sprintf("the archive is %s behind, for %s: it ends at %s, and the server is at %s", humanize.IBytes(bytes), ribbon.Ago(age), newest.LSN, f.Server.Final)
-	if found.Status != OK {
-		found.Next = "`select * from pg_stat_archiver`, and the server's log; where segments were taken for archived and are not: `holdfast wal-push --repair`"
-	}
+	found.Next = "`select * from pg_stat_archiver`, and the server's log; where segments were taken for archived and are not: `holdfast wal-push --repair`"
 	return found
 }
 
@@ -337,12 +345,9 @@ func judgeDisk(f *Facts, l Limits) Finding {
 		return f.noHost()
 	}
 	percent := 100 * float64(f.Host.Free) / float64(f.Host.Size)
-	found := Finding{Status: l.judge(percent), Text: fmt.Sprintf("the disk of pg_wal has %s left, %.0f %%", humanize.IBytes(uint64(f.Host.Free)), math.Floor(percent)),
+	return Finding{Status: l.judge(percent), Text: fmt.Sprintf("the disk of pg_wal has %s left, %.0f %%", humanize.IBytes(uint64(f.Host.Free)), math.Floor(percent)),
+		Next:   "make room before the server stops, never in pg_wal itself; `holdfast doctor` says whether archiving or a slot keeps WAL there",
 		Values: []Value{{"disk", math.Round(percent*10) / 10, Percent, &l}, {"disk_free", float64(f.Host.Free), Bytes, nil}}}
-	if found.Status != OK {
-		found.Next = "make room before the server stops, never in pg_wal itself; `holdfast doctor` says whether archiving or a slot keeps WAL there"
-	}
-	return found
 }
 
 // heapsUp is for how long WAL must have waited before a rate is made of it: two segments of a burst, a moment old and archived in the next, would fill any disk within hours.
@@ -356,21 +361,15 @@ func judgeFull(f *Facts, l Limits) Finding {
 	if !ok || f.since(f.Host.Backlog.Since) < heapsUp {
 		return fine("no WAL heaps up")
 	}
-	found := Finding{Status: l.judge(left.Seconds()), Text: f.Host.Backlog.Describe(f.Host.Free, f.Now), Values: []Value{{"disk_full", left.Seconds(), Seconds, &l}}}
-	if found.Status != OK {
-		found.Next = "get archiving going: the checks wal-push and store say what ails it. Or make room on that disk, never in pg_wal itself"
-	}
-	return found
+	return Finding{Status: l.judge(left.Seconds()), Text: f.Host.Backlog.Describe(f.Host.Free, f.Now), Values: []Value{{"disk_full", left.Seconds(), Seconds, &l}},
+		Next: "get archiving going: the checks wal-push and store say what ails it. Or make room on that disk, never in pg_wal itself"}
 }
 
 func judgeSlot(f *Facts, l Limits) Finding {
-	switch {
-	case f.Server == nil:
-		return f.noServer()
-	case f.Server.Slot == nil:
+	s := f.Server.Slot
+	if s == nil {
 		return skipped("there is no replication slot of wal-receive")
 	}
-	s := f.Server.Slot
 	found := Finding{Status: l.judge(float64(s.Retained)), Values: []Value{{"slot", float64(s.Retained), Bytes, &l}},
 		Text: fmt.Sprintf("the slot %s keeps %s of WAL", s.Name, humanize.IBytes(s.Retained))}
 	switch {
@@ -383,7 +382,7 @@ func judgeSlot(f *Facts, l Limits) Finding {
 	case !s.Active:
 		found.Status, found.Text = Worst(found.Status, Warning), found.Text+", and nobody receives it"
 		found.Next = fmt.Sprintf("start `holdfast wal-receive`; where it is wanted no more: `select pg_drop_replication_slot('%s')`", s.Name)
-	case found.Status != OK:
+	default:
 		found.Next = "wal-receive does not keep up: its log, and `holdfast st check`"
 	}
 	return found
@@ -391,8 +390,6 @@ func judgeSlot(f *Facts, l Limits) Finding {
 
 func judgeChecksums(f *Facts, _ Limits) Finding {
 	switch {
-	case f.Server == nil:
-		return f.noServer()
 	case !f.Server.Checksums:
 		return skipped("the cluster has no checksums of pages")
 	case f.Server.Version < 12_00_00:
@@ -411,8 +408,6 @@ func judgeChecksums(f *Facts, _ Limits) Finding {
 
 func judgeSummaries(f *Facts, _ Limits) Finding {
 	switch {
-	case f.Server == nil:
-		return f.noServer()
 	case !f.Deltas:
 		return skipped("no delta backups are taken here (WALG_DELTA_MAX_STEPS)")
 	case f.Server.SummarizeWAL == "on":
@@ -464,9 +459,7 @@ func judgeClock(f *Facts, l Limits) Finding {
 			worst, found.Text = off, fmt.Sprintf("the clock of %s is %s %s that of this host", c.name, off.Round(time.Second), way)
 		}
 	}
-	if found.Status != OK {
-		found.Next = "`timedatectl` here and there: times of restores and ages of backups are off by that much"
-	}
+	found.Next = "`timedatectl` here and there: times of restores and ages of backups are off by that much"
 	return found
 }
 
@@ -475,10 +468,10 @@ func judgeFullAge(f *Facts, l Limits) Finding {
 	return judgeAge(f, l, "full backup", "full_age", true)
 }
 
+// first is what to do where nothing is there yet.
+const first = "`holdfast backup-push`, for a first one"
+
 func judgeAge(f *Facts, l Limits, what, label string, full bool) Finding {
-	if f.Archive == nil {
-		return f.noArchive()
-	}
 	var last *Backup
 	for i := range f.Archive.Backups {
 		if b := &f.Archive.Backups[i]; b.Verdict != ribbon.Broken && (b.Full || !full) && (last == nil || b.Finished.After(last.Finished)) {
@@ -486,18 +479,22 @@ func judgeAge(f *Facts, l Limits, what, label string, full bool) Finding {
 		}
 	}
 	next := "`holdfast backup-push`, and the log of the job that should have"
-	if full {
+	switch {
+	case len(f.Archive.Backups) == 0:
+		next = first
+	case full:
 		next = "`holdfast backup-push --full`, or `holdfast backup-merge` of what is there"
 	}
 	if last == nil {
 		return Finding{Status: l.judge(math.Inf(1)), Text: "there is no " + what + " that can be restored", Next: next}
 	}
-	age := f.since(last.Finished)
-	found := Finding{Status: l.judge(age.Seconds()), Text: fmt.Sprintf("the last %s is %s old: %s", what, ribbon.Ago(age), last.Name), Values: []Value{{label, age.Seconds(), Seconds, &l}}}
-	if found.Status != OK {
-		found.Next = next
-	}
-	return found
+	return f.aged(l, label, last.Finished, fmt.Sprintf("the last %s is %s old: %s", what, ribbon.Ago(f.since(last.Finished)), last.Name), next)
+}
+
+// aged judges how long ago it was what text says.
+func (f *Facts) aged(l Limits, label string, at time.Time, text, next string) Finding {
+	age := f.since(at)
+	return Finding{Status: l.judge(age.Seconds()), Text: text, Next: next, Values: []Value{{label, age.Seconds(), Seconds, &l}}}
 }
 
 func judgeHoles(f *Facts, _ Limits) Finding {
@@ -526,20 +523,22 @@ func judgeHoles(f *Facts, _ Limits) Finding {
 		if len(r.Notes) > 0 {
 			found.Text += "; " + r.Notes[0]
 		}
-		found.Next = cmp.Or(advice, "`holdfast ribbon`")
+		if found.Next = cmp.Or(advice, "`holdfast ribbon`"); len(f.Archive.Backups) == 0 {
+			found.Next = first
+		}
 	}
 	return found
 }
 
 func judgeRestorable(f *Facts, l Limits) Finding {
-	if f.Archive == nil {
-		return f.noArchive()
-	}
 	r := &f.Archive.Ribbon
 	if r.Until == nil {
 		found := Finding{Status: Unknown, Text: r.Verdict, Next: "`holdfast ribbon`"}
 		if r.Status == ribbon.Failure {
 			found.Status = Critical
+		}
+		if len(f.Archive.Backups) == 0 {
+			found.Next = first
 		}
 		return found
 	}
@@ -550,21 +549,20 @@ func judgeRestorable(f *Facts, l Limits) Finding {
 	found := Finding{Status: l.judge(age.Seconds()), Values: []Value{{"restorable", age.Seconds(), Seconds, &l}}}
 	if age == 0 {
 		found.Text = "can be restored up to where the server is, but for the segment that it is writing"
+		if f.inside(r.Until.LSN) {
+			found.Text = fmt.Sprintf("can be restored up to %s, in the segment that the server is writing", r.Until.LSN)
+		}
 		return found
 	}
 	found.Text = fmt.Sprintf("can be restored up to %s UTC, timeline %d, %s: what came in the last %s is not safe", r.Until.Time.UTC().Format(time.DateTime), r.Until.Timeline, r.Until.LSN, ribbon.Ago(age))
-	if found.Status != OK {
-		if found.Next = "`holdfast ribbon`"; !f.Named {
-			found.Next += "; set PGHOST or its like, or other limits: a server that is not named here may have written nothing since"
-		}
+	if found.Next = "`holdfast ribbon`"; !f.Named {
+		found.Next += "; set PGHOST or its like, or other limits: a server that is not named here may have written nothing since"
 	}
 	return found
 }
 
 func judgeKey(f *Facts, _ Limits) Finding {
 	switch {
-	case f.Archive == nil:
-		return f.noArchive()
 	case f.Archive.WriteOnly:
 		return skipped("this host can encrypt and not decrypt: `holdfast check --only key` where backups are restored")
 	case f.Archive.Locked != "":
@@ -596,49 +594,34 @@ func (a *Archive) newestOf(of func(*Backup) time.Time) (t time.Time, name string
 }
 
 func judgeVerify(f *Facts, l Limits) Finding {
-	switch {
-	case f.Archive == nil:
-		return f.noArchive()
-	case len(f.Archive.Backups) == 0:
-		return skipped("there is no backup")
-	}
 	at, name := f.Archive.newestOf(func(b *Backup) time.Time { return b.Verified })
 	text := fmt.Sprintf("%s was verified %s ago", name, ribbon.Ago(f.since(at)))
 	if at.IsZero() {
 		at, text = f.Archive.oldest(), "no backup was ever verified"
 	}
-	age := f.since(at)
-	found := Finding{Status: l.judge(age.Seconds()), Text: text, Values: []Value{{"verify", age.Seconds(), Seconds, &l}}}
-	if found.Status != OK {
-		found.Next = "`holdfast verify all`"
-	}
-	return found
+	return f.aged(l, "verify", at, text, "`holdfast verify all`")
 }
 
 func judgeProof(f *Facts, l Limits) Finding {
-	const next = "restore it elsewhere and start it: `holdfast backup-fetch DIRECTORY LATEST`"
-	switch {
-	case f.Archive == nil:
-		return f.noArchive()
-	case len(f.Archive.Backups) == 0:
-		return skipped("there is no backup")
-	}
+	const next = "`holdfast drill` proves one"
+	const red = "`holdfast drill report` says what was wrong; docs/runbook.md, \"The drill is red\", what to do"
 	failed, broken := f.Archive.newestOf(func(b *Backup) time.Time { return b.Failed })
 	at, name := f.Archive.newestOf(func(b *Backup) time.Time { return b.Proven })
 	switch {
 	case failed.After(at):
-		return Finding{Status: Critical, Text: fmt.Sprintf("%s did not come up when it was restored to be proven, %s ago", broken, ribbon.Ago(f.since(failed))), Next: next}
-	case at.IsZero() && !f.given["proof"]:
-		return skipped("no backup was ever proven by a restore")
+		return Finding{Status: Critical, Text: fmt.Sprintf("%s did not come up when it was restored to be proven, %s ago", broken, ribbon.Ago(f.since(failed))), Next: red}
+	case at.IsZero() && !f.given["proof"] && f.Archive.Refused == "":
+		return skipped("no backup was ever proven by a restore: `holdfast drill` proves one")
 	}
 	text := fmt.Sprintf("%s was proven by a restore %s ago", name, ribbon.Ago(f.since(at)))
 	if at.IsZero() {
 		at, text = f.Archive.oldest(), "no backup was ever proven by a restore"
 	}
-	age := f.since(at)
-	found := Finding{Status: l.judge(age.Seconds()), Text: text, Values: []Value{{"proof", age.Seconds(), Seconds, &l}}}
-	if found.Status != OK {
-		found.Next = next
+	found := f.aged(l, "proof", at, text, next)
+	if f.Archive.Refused != "" {
+		found.Status = max(found.Status, Warning)
+		found.Text += "; " + f.Archive.Refused
+		found.Next = "`holdfast drill report` shows all records; HOLDFAST_PROOF_PUBLIC_KEY says whose count"
 	}
 	return found
 }

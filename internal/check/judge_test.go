@@ -274,13 +274,16 @@ func TestJudge(t *testing.T) {
 		{"verify", "", func(f *facts) { f.Archive.Backups = nil }, check.Unknown, "no backup"},
 
 		{"proof", "", proven(35 * day), check.OK, "35 days ago"},
-		{"proof", "", proven(35*day + time.Second), check.Warning, "backup-fetch"},
+		{"proof", "", proven(35*day + time.Second), check.Warning, "holdfast drill"},
 		{"proof", "", proven(100 * day), check.Warning, ""},
 		{"proof", "", proven(100*day + time.Second), check.Critical, ""},
-		{"proof", "", func(f *facts) { f.Archive.Backups[1].Failed = ago(time.Hour) }, check.Critical, "did not come up"},
+		{"proof", "", func(f *facts) { f.Archive.Backups[1].Failed = ago(time.Hour) }, check.Critical, "The drill is red"},
 		{"proof", "", func(f *facts) { f.Archive.Backups[0].Failed = ago(2 * day) }, check.OK, "ago"},
 		{"proof", "", func(f *facts) { f.Archive.Backups[0].Proven = time.Time{} }, check.Unknown, "ever proven"},
 		{"proof", "1d", func(f *facts) { f.Archive.Backups[0].Proven = time.Time{} }, check.Warning, "ever proven"},
+		{"proof", "", func(f *facts) { f.Archive.Refused = "a record does not count: it is not signed" }, check.Warning, "it is not signed"},
+		{"proof", "", func(f *facts) { f.Archive.Refused, f.Archive.Backups[0].Proven = "not signed", time.Time{} }, check.Warning, "ever proven by a restore; not signed"},
+		{"proof", "", func(f *facts) { f.Archive.Refused, f.Archive.Backups[0].Failed = "not signed", ago(time.Hour) }, check.Critical, "did not come up"},
 	} {
 		f := healthy()
 		c.fault(f)

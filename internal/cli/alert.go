@@ -40,7 +40,7 @@ func jobOf(cmd *cobra.Command) string {
 		return ""
 	case path == "backup-push", path == "backup-merge", path == "retention apply":
 		return path
-	case path == "verify", first == "delete" && is("confirm"):
+	case path == "verify", path == "drill", first == "delete" && is("confirm"):
 		return strings.Join(words, " ")
 	case path == "wal-verify":
 		slices.Sort(words[1:])
@@ -62,8 +62,11 @@ func jobOf(cmd *cobra.Command) string {
 func (a *app) prepare(cmd *cobra.Command, s *config.Settings) {
 	r := &run{settings: s, job: jobOf(cmd)}
 	first, _, _ := strings.Cut(r.job, " ")
-	if url := map[string]string{"backup-push": s.Alerts.PingBackup, "verify": s.Alerts.PingVerify, "retention": s.Alerts.PingRetention}[first]; url != "" {
+	if url := map[string]string{"backup-push": s.Alerts.PingBackup, "verify": s.Alerts.PingVerify, "retention": s.Alerts.PingRetention, "drill": s.Alerts.PingDrill}[first]; url != "" {
 		r.ping = &notify.Ping{URL: url, Style: s.Alerts.PingStyle, Options: notify.Options{Logger: a.log}}
+		if a.env.Live {
+			r.ping.Options.Try, r.ping.Options.Tries = hurry, 2
+		}
 		r.lines = &recent{}
 		a.alsoTo(r.lines)
 	}
@@ -104,7 +107,7 @@ func (a *app) begins(ctx context.Context) {
 // that is a warning, after a minute at most, of `check` after some seconds: the job is done, or is not, all the same.
 func (a *app) ended(ctx context.Context, err error, status int) {
 	r := a.run
-	if r == nil || r.job == "" || r.skipped {
+	if r == nil || r.job == "" || r.skipped && !a.child.elsewhere() {
 		return
 	}
 	tell, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
@@ -114,72 +117,109 @@ func (a *app) ended(ctx context.Context, err error, status int) {
 	})()
 	var both sync.WaitGroup
 	both.Go(func() { a.tellPeople(tell, r, err, status) })
-	both.Go(func() { a.tellSwitch(tell, r, err) })
+	if !r.skipped {
+		both.Go(func() { a.tellSwitch(tell, r, err) })
+	}
 	both.Wait()
 }
 
-// hurry is how long people are told of a command that somebody stops, or waits for.
+// hurry is how long people are told of a command that somebody stops, or waits for; a dead man's switch twice as long where somebody typed it.
 const hurry = 5 * time.Second
-
-// warns reports whether a check has found something that is short of a failure. It is told of neither way.
-func (r *run) warns(err error) bool {
-	var coded *exit
-	first, _, _ := strings.Cut(r.job, " ")
-	return slices.Contains([]string{"wal-verify", "ribbon", "check"}, first) && errors.As(err, &coded) && coded.code == 1
-}
 
 // tellPeople tells of a failure, or of its end.
 func (a *app) tellPeople(ctx context.Context, r *run, err error, status int) {
-	senders := a.senders(r.settings)
-	if len(senders) == 0 || r.warns(err) {
+	if errors.As(err, new(*warning)) {
 		return
-	}
-	path, pathErr := alertFile(r.settings, r.job)
-	state, stateErr := notify.State{}, pathErr
-	if pathErr == nil {
-		state, stateErr = notify.LoadState(path)
-	}
-	if stateErr != nil {
-		a.log.Warn(fmt.Sprintf("who was told what of %s is not known: %v", r.job, stateErr))
 	}
 	e := newEvent(r.settings, r.job)
 	e.Status = status
-	var due []notify.Sender
-	words := "works again"
-	if err != nil {
-		words = "failed"
+	switch {
+	case err != nil:
 		e.Result, e.Summary = notify.Failed, firstLine(err)
 		e.Detail = strings.TrimSpace(a.explain(err) + "\n\n" + string(r.printed.bytes))
-		due = state.Fail(&e, senders, r.settings.Alerts.Repeat)
-	} else {
+	case r.skipped:
+		e.Result, e.Summary = notify.Recovered, cmp.Or(a.child.end.Host, "another host")+" has done it"
+	default:
 		e.Result, e.Summary = notify.Recovered, "it has succeeded"
-		if due = state.Work(&e, senders); len(due) > 0 {
-			e.Summary += fmt.Sprintf(", after it had failed since %s", e.Since.UTC().Format("2006-01-02 15:04:05Z"))
-		}
 	}
 	patience := notify.Options{Logger: a.log}
 	if first, _, _ := strings.Cut(r.job, " "); first == "check" { // monitoring waits for it, and who was not told now is told by the next
 		patience.Within = hurry
 	}
+	a.inform(ctx, r.settings, r.job, &e, r.settings.Alerts.Repeat, patience)
+}
+
+// always is how often those are told of something bad who know of another one like it.
+const always = time.Duration(0)
+
+// inform tells of e, which it completes, those who do not know: of something bad who was not told of it, or as long ago as repeat, of a recovery who was. What this host remembers of that it
+// remembers of the subject about. It reports whether somebody has heard it, or nobody was to.
+func (a *app) inform(ctx context.Context, s *config.Settings, about string, e *notify.Event, repeat time.Duration, patience notify.Options) bool {
+	senders := a.senders(s)
+	if len(senders) == 0 {
+		return true
+	}
+	state := a.told(s, about)
+	var due []notify.Sender
+	if e.Result != notify.Recovered {
+		due = state.Fail(e, senders, repeat)
+	} else if due = state.Work(e, senders); len(due) > 0 {
+		e.Summary += fmt.Sprintf(", after it had failed since %s", e.Since.UTC().Format("2006-01-02 15:04:05Z"))
+	}
+	return a.hears(ctx, s, about, &state, due, *e, patience)
+}
+
+// informAgain tells everybody of something bad that inform has counted, and that nobody has heard of.
+func (a *app) informAgain(ctx context.Context, s *config.Settings, about string, e notify.Event, patience notify.Options) bool {
+	state := a.told(s, about)
+	return a.hears(ctx, s, about, &state, a.senders(s), e, patience)
+}
+
+// hears tells those who are due, and remembers who has heard it. It reports whether somebody has, or nobody was due.
+func (a *app) hears(ctx context.Context, s *config.Settings, about string, state *notify.State, due []notify.Sender, e notify.Event, patience notify.Options) bool {
+	answers := a.deliver(ctx, due, e, patience)
+	state.Heard(&e, answers)
+	path, err := alertFile(s, about)
+	if err == nil { // otherwise that was said
+		if err := state.Save(path); err != nil {
+			a.log.Warn(fmt.Sprintf("who was told what of %s is not kept: %v", about, err))
+		}
+	}
+	return len(answers) == 0 || slices.ContainsFunc(answers, func(one notify.Answer) bool { return one.Err == nil })
+}
+
+// told is what this host remembers of whom it has told what of the subject about.
+func (a *app) told(s *config.Settings, about string) (state notify.State) {
+	path, err := alertFile(s, about)
+	if err == nil {
+		state, err = notify.LoadState(path)
+	}
+	if err != nil {
+		a.log.Warn(fmt.Sprintf("who was told what of %s is not known: %v", about, err))
+	}
+	return state
+}
+
+// deliver tells all of due, and logs who could not be told.
+func (a *app) deliver(ctx context.Context, due []notify.Sender, e notify.Event, patience notify.Options) []notify.Answer {
 	answers := notify.Deliver(ctx, due, e, patience)
 	for _, one := range answers {
 		if one.Err != nil {
-			a.log.Warn(fmt.Sprintf("could not tell %s that %s %s: %v", one.Sender, r.job, words, one.Err))
+			a.log.Warn(fmt.Sprintf("could not tell %s that %s %s: %v", one.Sender, e.Job, e.Result.Words(), one.Err))
 		}
 	}
-	state.Heard(&e, answers)
-	if pathErr != nil {
-		return
-	}
-	if err := state.Save(path); err != nil {
-		a.log.Warn(fmt.Sprintf("who was told what of %s is not kept: %v", r.job, err))
-	}
+	return answers
 }
 
 // tellSwitch tells the dead man's switch.
 func (a *app) tellSwitch(ctx context.Context, r *run, err error) {
 	if r.ping == nil {
 		return
+	}
+	if a.env.Live {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeoutCause(ctx, 2*hurry, fmt.Errorf("no answer within %s", 2*hurry))
+		defer cancel()
 	}
 	if r.started != nil {
 		select {
@@ -254,18 +294,13 @@ func firstLine(err error) string {
 
 func (a *app) alert() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "alert",
-		Short: "Try whether people are told when something fails",
+		Use:   "alert COMMAND",
+		Short: "Try whether those who are to hear of failures can be reached",
 		Long: "With HOLDFAST_ALERT_SLACK, HOLDFAST_ALERT_WEBHOOK, HOLDFAST_ALERT_MAIL_TO or HOLDFAST_ALERT_COMMAND set people are told when one of these fails, and once when it works\n" +
-			"again: backup-push, backup-merge, `retention apply`, delete (with --confirm), verify, wal-verify, `ribbon --check` and check. docs/runbook.md says more.",
+			"again: backup-push, backup-merge, `retention apply`, delete (with --confirm), verify, drill, wal-verify, `ribbon --check` and check. docs/operations.md says more.",
 		Example: "  holdfast alert test",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"alert " + args[0], "it is `alert test`"})
-		},
+		RunE:    a.onlyBelow("it is `alert test`"),
 	}
 	cmd.AddCommand(a.alertTest())
 	return cmd
@@ -274,7 +309,7 @@ func (a *app) alert() *cobra.Command {
 func (a *app) alertTest() *cobra.Command {
 	return &cobra.Command{
 		Use:   "test",
-		Short: "Tell all of them that nothing is wrong",
+		Short: "Send a test message to each of them",
 		Long: "Sends an event that says it is a test to each that is set, and prints what each answered. Dead man's switches (HOLDFAST_PING_…) are not touched: they are told only\n" +
 			"what is so.\n\n" +
 			"Exit status: 0 all have it; 1 one has not, or none is set.",

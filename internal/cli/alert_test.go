@@ -1,7 +1,10 @@
 package cli_test
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -11,6 +14,9 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/internal/agent"
+	"holdfast/internal/cli"
+	"holdfast/internal/config"
 	"holdfast/internal/notify"
 )
 
@@ -48,6 +54,85 @@ func paths(all []told) (p []string) {
 		p = append(p, one.path)
 	}
 	return p
+}
+
+// handClock waits until a test has it go on.
+type handClock struct {
+	tick   chan time.Time
+	waited chan struct{} // somebody waits
+}
+
+func (handClock) Now() time.Time { return time.Now() }
+
+func (c handClock) After(time.Duration) <-chan time.Time {
+	c.waited <- struct{}{}
+	return c.tick
+}
+
+// Each slot that is absent is told of, also where the one before was told of a moment ago; where nobody heard it, again until somebody does, or the job works.
+func TestEachAbsenceIsHeardOf(t *testing.T) {
+	var mu sync.Mutex
+	status := http.StatusOK
+	answers := func(s int) {
+		mu.Lock()
+		defer mu.Unlock()
+		status = s
+	}
+	got := make(chan string, 100)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var e notify.Event
+		if err := json.NewDecoder(r.Body).Decode(&e); err != nil {
+			t.Error(err)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		w.WriteHeader(status)
+		got <- fmt.Sprintf("%s %s %d", e.Result, e.Summary, e.Times)
+	}))
+	t.Cleanup(server.Close)
+	s, err := config.Load(config.Sources{Environ: []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_ALERT_WEBHOOK=" + server.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	clock := handClock{make(chan time.Time), make(chan struct{}, 100)}
+	ctx, stop := context.WithCancel(t.Context())
+	tell := cli.TellsAgain(ctx, s, clock)
+	<-clock.waited
+	hears := func(what string) {
+		t.Helper()
+		if one := <-got; one != what {
+			t.Errorf("heard %q, want %q", one, what)
+		}
+	}
+	notice := func(kind agent.NoticeKind, text string) {
+		tell(t.Context(), agent.Notice{Job: agent.Job{Name: "backup"}, Kind: kind, Text: text})
+	}
+	pass := func() { clock.tick <- time.Time{}; <-clock.waited } // once all that is due has been told
+	notice(agent.Absent, "monday's")
+	hears("absent monday's 1")
+	notice(agent.Absent, "tuesday's")
+	hears("absent tuesday's 2")
+	answers(http.StatusNotFound)
+	notice(agent.Absent, "wednesday's")
+	hears("absent wednesday's 3")
+	pass()
+	hears("absent wednesday's 3")
+	answers(http.StatusOK)
+	pass()
+	hears("absent wednesday's 3")
+	pass() // everybody knows
+	answers(http.StatusNotFound)
+	notice(agent.Absent, "thursday's")
+	hears("absent thursday's 4")
+	notice(agent.Recovered, "friday's") // of which monday's and the others were told
+	if one := <-got; !strings.HasPrefix(one, "recovered friday's") {
+		t.Errorf("heard %q", one)
+	}
+	pass()
+	stop()
+	if len(got) > 0 {
+		t.Errorf("heard %q, too", <-got)
+	}
 }
 
 // People hear once that a job fails and once that it works again; a dead man's switch hears of every run, and of success only after it.
@@ -115,6 +200,18 @@ func TestCheckDoesNotWaitForPeople(t *testing.T) {
 	status, _, stderr := run(env, "check", "--only", "backup-age")
 	if took := time.Since(begin); status != 2 || len(heard()) == 0 || took > 30*time.Second || !strings.Contains(stderr, "could not tell webhook") {
 		t.Errorf("status %d after %s, %s", status, took, stderr)
+	}
+}
+
+// Who has typed a command is not kept waiting by a dead man's switch that is down: it is tried twice.
+func TestSwitchDoesNotKeepPeopleWaiting(t *testing.T) {
+	t.Parallel()
+	url, heard := people(t, 503)
+	var stdout, stderr bytes.Buffer
+	status := cli.Run(cli.Env{Args: []string{"retention", "apply"}, Stdin: strings.NewReader(""), Stdout: &stdout, Stderr: &stderr, Live: true,
+		Environ: []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_RETENTION={full: 2}", "HOLDFAST_PING_RETENTION=" + url + "/ping"}})
+	if got := strings.Join(paths(heard()), " "); status != 0 || got != "/ping /ping /ping/start" || !strings.Contains(stderr.String(), "could not ping: 127.0.0.1 answered 503") {
+		t.Errorf("status %d, heard %q, %s", status, got, stderr.String())
 	}
 }
 

@@ -54,7 +54,7 @@ func (a *app) backupFetch() *cobra.Command {
 			"written. A restore that was interrupted continues with --resume.\n\n" +
 			"With --delta DIR is a data directory of the same cluster that no server uses: a stale replica, or what is left after a crash. It is\n" +
 			"compared with the backup, all of it; only pages that differ are fetched and written, and what the backup does not have goes, but for\n" +
-			"log/. It is then as if restored anew. Interrupted, the same command continues. See the runbook.\n\n" +
+			"log/. It is then as if restored anew. Interrupted, the same command continues. See docs/operations.md.\n\n" +
 			"With --mask DIR gets only the files that match, for a look at them: PostgreSQL cannot start there. A * matches no slash. Files of\n" +
 			"tablespaces are in DIR/pg_tblspc then, whatever directories the tablespaces had.",
 		Example: "  holdfast backup-fetch --delta /var/lib/postgresql/15/main LATEST --standby --dry-run\n" +
@@ -69,7 +69,7 @@ func (a *app) backupFetch() *cobra.Command {
 			}
 			if len(only) > 0 {
 				return &restore.RefusedError{Reason: "--restore-only is not supported: this release restores whole clusters, or files",
-					Advice: "restore the cluster and pg_dump from it what is needed; for the bare files of one database: --mask 'base/OID/*'"}
+					Advice: "`holdfast recover-table` brings single tables, or a database, into a running server or a file; for the bare files of one database: --mask 'base/OID/*'"}
 			}
 			if reverse || skip {
 				a.log.Info("--reverse-unpack and --skip-redundant-tars change nothing: there is one way to restore, and it does both")

@@ -20,6 +20,7 @@ import (
 	"holdfast/internal/catalog"
 	"holdfast/internal/config"
 	"holdfast/internal/describe"
+	"holdfast/internal/proof"
 	"holdfast/internal/ribbon"
 )
 
@@ -88,6 +89,7 @@ type judged struct {
 	Verified   time.Time      `json:"verified_at,omitzero"`
 	Damaged    string         `json:"damaged,omitempty"`
 	Proven     time.Time      `json:"proven_at,omitzero"`
+	RTO        float64        `json:"rto_seconds,omitempty"` // that the restore took which proved it
 	Failed     time.Time      `json:"proof_failed_at,omitzero"`
 	Condemned  *condemned     `json:"condemned,omitempty"`
 }
@@ -129,7 +131,7 @@ func judge(in *ribbon.Input) map[string]*judged {
 			}
 		}
 		if e, known := in.Backups[b.Name]; known {
-			j.Verified, j.Damaged, j.Proven, j.Failed = e.Verified, e.Damaged, e.Proven, e.Failed
+			j.Verified, j.Damaged, j.Proven, j.RTO, j.Failed = e.Verified, e.Damaged, e.Proven, e.RTO.Seconds(), e.Failed
 		}
 		if v, known := verdicts[b.Name]; known {
 			j.Verdict, j.Why, j.Until = v.Verdict, v.Why, v.UntilTime
@@ -139,6 +141,18 @@ func judge(in *ribbon.Input) map[string]*judged {
 		}
 	}
 	return all
+}
+
+// provenCell is where cells says whether a restore was proven.
+const provenCell = 6
+
+// proof says when a restore of the backup was last proven, and how long it took.
+func (j *judged) proof(now time.Time) string {
+	text := ribbon.Ago(max(0, now.Sub(j.Proven))) + " ago"
+	if j.RTO > 0 {
+		text += ", RTO " + time.Duration(j.RTO*float64(time.Second)).Round(time.Second).String()
+	}
+	return text
 }
 
 // cells returns j's columns: size is bytes as stored, at prints a time and bytes a size.
@@ -178,6 +192,9 @@ func (a *app) list(ctx context.Context, s *config.Settings, ar *archive.Archive,
 		}
 		if c = in.Catalog; c != nil {
 			more = judge(&in)
+			if text := proof.Tell(in.RefusedProofs()); text != "" {
+				a.log.Warn(text)
+			}
 		}
 	}
 	if c == nil { // or it says why nothing is known
@@ -297,7 +314,10 @@ func (a *app) listTable(rows []listed, detail bool) error {
 		}
 		if r.judged != nil {
 			at := func(t time.Time) string { return t.Format(time.DateTime) }
-			for _, text := range r.cells(r.CompressedSize, at, func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }) {
+			for i, text := range r.cells(r.CompressedSize, at, func(n int64) string { return humanize.IBytes(uint64(max(0, n))) }) {
+				if i == provenCell && !r.Proven.IsZero() && r.Failed.IsZero() {
+					text = r.proof(time.Now())
+				}
 				row = append(row, text)
 			}
 		}

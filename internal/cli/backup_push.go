@@ -41,6 +41,11 @@ func (a *app) backupPush() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, name := range composers {
+				if cmd.Flags().Changed(name) {
+					a.log.Info("--" + name + " changes nothing: files are dealt to parts in one way, and the list of files is always written")
+				}
+			}
 			dir := s.Postgres.DataDir
 			if len(args) == 1 {
 				dir = args[0]
@@ -79,9 +84,16 @@ func (a *app) backupPush() *cobra.Command {
 	f.BoolVar(&opts.NoWaitWAL, "no-wait-wal", false, "do not wait for the WAL that the backup needs")
 	f.BoolVar(&wire, "wire", false, "have the server send its files, though PGDATA is set")
 	f.BoolVar(&asJSON, "json", false, "print a report as JSON")
+	for i, name := range composers {
+		f.BoolP(name, []string{"r", "c", "b", ""}[i], false, "accepted for WAL-G's sake")
+		_ = f.MarkHidden(name) // it was made in the line above
+	}
 	targetFlag(cmd)
 	return cmd
 }
+
+// composers are flags of WAL-G that say how it makes parts.
+var composers = [...]string{"rating-composer", "copy-composer", "database-composer", "without-files-metadata"}
 
 // push connects, takes the backup, over the wire where dir is empty, and tells how it goes. Where that is not this host's to do there is no report.
 func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta deltaFlags, opts backup.Options) (*backup.Report, error) {
@@ -104,7 +116,11 @@ func (a *app) push(ctx context.Context, s *config.Settings, dir string, delta de
 		report, err = backUp(ctx, s, ar, dir, opts)
 		if there := (*archive.InUseError)(nil); a.helped != "" && errors.As(err, &there) && there.Backup == a.helped {
 			a.log.Info("a new backup would be the same, as there was no checkpoint since: nothing to do")
+			a.child.made(a.helped)
 			return nil
+		}
+		if err == nil {
+			a.child.made(report.Name)
 		}
 		return err
 	})

@@ -31,7 +31,7 @@ func (a *app) catchupPush() *cobra.Command {
 	var asJSON bool
 	cmd := &cobra.Command{
 		Use:   "catchup-push [PGDATA] --from-lsn LSN",
-		Short: "Store what brings a standby forward that lags behind",
+		Short: "Store what a standby needs that lags too far behind",
 		Long: "Stores what a standby needs that lags behind further than WAL reaches: of the running server with the data directory PGDATA (or the\n" +
 			"setting of that name), a primary or another standby, the pages of relations that have changed since LSN, and all other files.\n" +
 			"It is no backup: nothing but catchup-fetch restores it.\n\n" +
@@ -140,7 +140,7 @@ func (a *app) catchupFetch() *cobra.Command {
 	var dryRun, asJSON, printLSN, newUnwrap bool
 	cmd := &cobra.Command{
 		Use:   "catchup-fetch PGDATA NAME | catchup-fetch PGDATA --print-lsn",
-		Short: "Bring a standby forward that lags behind",
+		Short: "Bring a standby that lags behind forward, in place",
 		Long: "Brings the standby with the data directory PGDATA forward, in place, by what catchup-push stored under NAME (LATEST: the newest). Its server\n" +
 			"must be stopped. Afterwards start it: it replays WAL from where the push began, from the archive or from its primary.\n\n" +
 			"Refused are a directory of another cluster, one that is before the position the push was for (the error says which one would do), one that\n" +
@@ -304,7 +304,7 @@ func (a *app) printCatchUp(c *restore.CatchUp, asJSON bool) error {
 }
 
 func (a *app) catchupList() *cobra.Command {
-	return a.listing("catchup-list", "List what brings standbys forward", "Lists what catchup-push has stored, oldest first, as backup-list lists backups.",
+	return a.listing("catchup-list", "List what catchup-push has stored", "Lists what catchup-push has stored, oldest first, as backup-list lists backups.",
 		"  holdfast catchup-list --detail", (*archive.Archive).CatchUps)
 }
 

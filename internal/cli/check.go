@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -31,8 +32,8 @@ type checkFlags struct {
 // add adds those that both commands have.
 func (o *checkFlags) add(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringSliceVar(&o.only, "only", nil, "make only these checks, `NAME,…`")
-	f.StringSliceVar(&o.except, "except", nil, "leave these out, `NAME,…`")
+	f.StringSliceVar(&o.only, "only", nil, "make only the checks of these `NAMES`, separated by commas")
+	f.StringSliceVar(&o.except, "except", nil, "leave out the checks of these `NAMES`, separated by commas")
 	f.DurationVar(&o.timeout, "timeout", 30*time.Second, "what has not answered by then is UNKNOWN")
 	f.BoolVar(&o.json, "json", false, "print all that was found as JSON")
 	o.limits = map[string]*string{}
@@ -56,7 +57,7 @@ func (a *app) check() *cobra.Command {
 	var o checkFlags
 	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Judge archive and server for Nagios, Icinga and their kin",
+		Short: "Check archive and server, for Nagios, Icinga and the like",
 		Long: "Asks server, pg_wal, archive, storages and keys, and prints one line with the status and the numbers, behind it one for each check that is not well. Nothing\n" +
 			"is waited for longer than --timeout.\n\n" + checkGathers +
 			"With --submit the text goes to the standard input of a command of the shell, for passive results; its environment has CHECK_STATUS (0 to 3) and CHECK_WORD.\n" +
@@ -74,6 +75,9 @@ func (a *app) check() *cobra.Command {
 					return &exit{err, int(check.Unknown)}
 				}
 				return nil
+			}
+			if a.child.inSlot() {
+				a.logFindings(cmd.Context(), r)
 			}
 			if o.json {
 				err = a.printJSON(r)
@@ -108,12 +112,26 @@ func (a *app) notChecked(err error) error {
 	return &exit{errors.Join(err, printed), int(check.Unknown)}
 }
 
+// logFindings logs what is not well: of a check that an agent has started people read nothing but the log.
+func (a *app) logFindings(ctx context.Context, r *check.Report) {
+	for _, f := range r.Findings {
+		level := slog.LevelWarn
+		switch f.Status {
+		case check.OK:
+			continue
+		case check.Critical:
+			level = slog.LevelError
+		}
+		a.log.Log(ctx, level, fmt.Sprintf("%s %s: %s", f.Status, f.Check, f.Text))
+	}
+}
+
 // checkStatus makes the exit status of a report.
 func checkStatus(r *check.Report) error {
 	if r.Status == check.OK {
 		return nil
 	}
-	return &exit{fmt.Errorf("the checks are %s", r.Status), int(r.Status)}
+	return judgement(fmt.Errorf("the checks are %s", r.Status), int(r.Status))
 }
 
 // runChecks makes the checks.
@@ -158,15 +176,12 @@ func (a *app) checkSources(s *config.Settings) check.Sources {
 		src.Local = isLocal(src.Server["host"]) && !named("PGSERVICE")
 	}
 	src.Archive = func(ctx context.Context) (check.Loaded, error) {
-		keys, err := a.openKeys(ctx, s)
-		if err != nil {
+		var l check.Loaded
+		var err error
+		if l.Encrypted, l.WriteOnly, err = a.encrypts(ctx, s); err != nil {
 			return check.Loaded{}, err
 		}
-		l := check.Loaded{Encrypted: keys != nil}
-		if keys != nil {
-			l.WriteOnly, _, _ = writes(keys) // an error is that nothing can be encrypted here, as where backups are restored
-		}
-		l.Input, err = a.loadRibbon(ctx, s, ribbonFlags{brief: true})
+		l.Input, err = a.loadRibbon(ctx, s, ribbonFlags{brief: true, shallow: true})
 		return l, err
 	}
 	src.Storages = func(ctx context.Context) (all []check.Storage, err error) {

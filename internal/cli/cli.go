@@ -25,6 +25,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"holdfast/internal/agent"
 	"holdfast/internal/archive"
 	"holdfast/internal/config"
 	"holdfast/internal/metrics"
@@ -45,10 +46,11 @@ type Env struct {
 	Stdin   io.Reader
 	Stdout  io.Writer
 	Stderr  io.Writer
-	Live    bool // standard error is a terminal: progress bars
+	Live    bool        // standard error is a terminal: progress bars
+	Clock   agent.Clock // of the agent's schedule; nil is the real one
 }
 
-// What the process ends with. Those of wal-fetch are PostgreSQL's business: docs/runbook.md.
+// What the process ends with. Those of wal-fetch are PostgreSQL's business: docs/operations.md.
 const (
 	exitOK      = 0
 	exitFailed  = 1 // and usage errors, as WAL-G
@@ -68,13 +70,19 @@ func Run(env Env) int {
 	root.SetIn(env.Stdin)
 	root.SetOut(env.Stdout)
 	root.SetErr(env.Stderr)
-	err := root.ExecuteContext(ctx)
+	var err error
+	if a.child, err = adopted(&a.env); err == nil {
+		stop := a.child.every(trafficEvery, func() said { c := a.traffic.Read(); return said{Traffic: &c} })
+		err = root.ExecuteContext(ctx)
+		stop()
+	}
 	if stopped := (*interruptedError)(nil); errors.Is(err, context.Canceled) && errors.As(context.Cause(ctx), &stopped) {
 		err = fmt.Errorf("%w: %w", stopped, err)
 	}
 	a.tellTraffic()
 	status := a.report(err)
 	a.tellMonitors(err, status)
+	a.tellAgent(err, status)
 	a.ended(ctx, err, status)
 	if a.logTo != nil {
 		_ = a.logTo.Close() // each line was sent for itself
@@ -127,6 +135,7 @@ type app struct {
 	settingFlags map[string]string // the setting of each hidden flag
 
 	stays atomic.Bool // what goes on does not end with SIGHUP
+	child *child      // what an agent has said that has started this; nil where none has
 
 	log     *slog.Logger
 	logFile *os.File
@@ -156,11 +165,15 @@ func (a *app) report(err error) int {
 	if a.log != nil && away {
 		logs = append(logs, a.log)
 	}
+	level := slog.LevelError
+	if errors.As(err, new(*warning)) {
+		level = slog.LevelWarn
+	}
 	for _, log := range logs {
 		for _, one := range parts(err) {
-			log.Error(one.Error())
+			log.Log(context.Background(), level, one.Error())
 			if hint := a.hint(one); hint != "" {
-				log.Error("hint: " + hint)
+				log.Log(context.Background(), level, "hint: "+hint)
 			}
 		}
 	}
@@ -209,6 +222,9 @@ func parts(err error) []error {
 	if coded, ok := err.(*exit); ok {
 		err = coded.error
 	}
+	if found, ok := err.(*warning); ok {
+		err = found.error
+	}
 	// An error of fmt.Errorf has parts too, and text of its own around them.
 	if joined, ok := err.(interface{ Unwrap() []error }); ok && err.Error() == errors.Join(joined.Unwrap()...).Error() {
 		var all []error
@@ -228,16 +244,32 @@ type exit struct {
 
 func (e *exit) Unwrap() error { return e.error }
 
+// warning is that a check has found something short of a failure. The log has it as a warning; it is no failure to those who are told of such, nor the end of one.
+type warning struct{ error }
+
+func (e *warning) Unwrap() error { return e.error }
+
+// judgement makes what a check has found, which is err, the end of its command, with the status by which monitoring knows it. 1 is short of a failure.
+func judgement(err error, status int) error {
+	if status == 1 {
+		err = &warning{err}
+	}
+	return &exit{err, status}
+}
+
 // root is the command above all others.
 func (a *app) root() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "holdfast",
 		Short: "Archives PostgreSQL's WAL, takes base backups, restores to any moment",
 		Long: "holdfast archives PostgreSQL's WAL, takes base backups and restores a cluster to any moment.\n" +
-			"Archive, commands and settings are those of WAL-G; docs/settings.md lists the settings.",
-		Example: "  export WALG_FILE_PREFIX=/srv/archive\n" +
+			"Layout of the archive, commands and settings are those of WAL-G. Settings come from the environment or from a file (~/.holdfast.yaml, ~/.walg.json\n" +
+			"and the like, or --config); each is a flag, too: WALG_LOG_LEVEL is --walg-log-level. `holdfast settings` shows what is in force.\n" +
+			"When you do not know what is wrong: `holdfast doctor`.",
+		Example: "  export WALG_FILE_PREFIX=/srv/archive PGHOST=/var/run/postgresql\n" +
 			"  holdfast backup-push /var/lib/postgresql/15/main\n" +
-			"  holdfast backup-fetch /var/lib/postgresql/15/restored LATEST",
+			"  holdfast backup-fetch /var/lib/postgresql/15/restored --target latest --dry-run\n" +
+			"  holdfast help backup-fetch",
 		Version:           a.version(),
 		SilenceErrors:     true,
 		SilenceUsage:      true,
@@ -263,8 +295,27 @@ func (a *app) root() *cobra.Command {
 		}
 		return a.usage(cmd, err)
 	})
-	root.AddCommand(a.commands()...)
+	for _, g := range a.groups() {
+		g.addTo(root)
+	}
+	root.SetHelpCommandGroupID("run")
+	root.SetUsageTemplate(usageOnce(root.UsageTemplate()))
+	onceBelow(root)
 	return root
+}
+
+// usageOnce changes cobra's template of a usage so that of a command that only stands for those below it there is one line, and not one more of itself alone.
+func usageOnce(template string) string {
+	template = strings.Replace(template, "{{end}}{{if .HasAvailableSubCommands}}\n  {{.CommandPath}}", "{{end}}{{if and .HasAvailableSubCommands (not .DisableFlagsInUseLine)}}\n  {{.CommandPath}}", 1)
+	return strings.ReplaceAll(template, "[command]", "COMMAND")
+}
+
+// onceBelow has the usage of such commands end in COMMAND.
+func onceBelow(cmd *cobra.Command) {
+	cmd.DisableFlagsInUseLine = cmd.DisableFlagsInUseLine || strings.HasSuffix(cmd.Use, " COMMAND")
+	for _, c := range cmd.Commands() {
+		onceBelow(c)
+	}
 }
 
 // targetStorage is the flag that is short for WALG_TARGET_STORAGE, as in WAL-G.
@@ -321,6 +372,17 @@ func (a *app) unknown(root *cobra.Command, name string) error {
 	return &exit{a.usage(root, &unknownError{name, hint}), exitUnknown}
 }
 
+// onlyBelow is what a command does that only stands for those below it, which hint names.
+func (a *app) onlyBelow(hint string) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
+		}
+		name := strings.TrimPrefix(cmd.CommandPath(), cmd.Root().Name()+" ")
+		return a.usage(cmd, &unknownError{name + " " + args[0], hint})
+	}
+}
+
 // args makes a wrong number of arguments a usage error.
 func (a *app) args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
@@ -367,8 +429,11 @@ func release() string {
 // load reads the settings and opens the log. Commands call it first.
 func (a *app) load(cmd *cobra.Command) (*config.Settings, error) {
 	src := config.Sources{Turbo: a.turbo, Environ: a.env.Environ, File: a.config, Home: a.env.Home, Cores: runtime.GOMAXPROCS(0), Command: cmd.Name()}
-	if src.Command == "settings" { // judges them for every command
+	if src.Command == "settings" || src.Command == "agent" { // judge them for every command
 		src.Command = ""
+	}
+	if a.child != nil {
+		src.Content = a.child.config
 	}
 	cmd.Flags().Visit(func(f *pflag.Flag) {
 		name, ok := a.settingFlags[f.Name]

@@ -277,6 +277,9 @@ func (a *app) printCopy(p *transfer.Plan, from, to string, asJSON bool) error {
 		}
 		line("WAL", "timeline %d, %s to %s: %s", uint32(r.Timeline), r.First, r.Last, amount(r.Amount))
 	}
+	if p.Pieces.Objects > 0 {
+		line("WAL", "pieces of segments that are being written: %s", amount(p.Pieces))
+	}
 	if p.Other.Objects > 0 {
 		line("the rest", "%s", amount(p.Other))
 	}

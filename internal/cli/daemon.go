@@ -37,7 +37,7 @@ func (a *app) daemon() *cobra.Command {
 		Long: "Listens at the Unix socket SOCKET and does what holdfast-client, or WAL-G's client, asks for: what wal-push and wal-fetch do, for the\n" +
 			"data directory PGDATA, without a start, settings, keys and connections for each segment. Only the account that runs it, and root, may ask.\n\n" +
 			"SIGHUP reads the settings anew, and keeps those it had where the new ones are wrong; it opens the log anew, as SIGUSR1 does.\n" +
-			"SIGTERM ends what is being done in order. docs/runbook.md has more, deploy/systemd a unit.",
+			"SIGTERM ends what is being done in order. docs/operations.md has more, deploy/systemd a unit.",
 		Example: "  PGDATA=/var/lib/postgresql/17/main holdfast daemon /run/holdfast/wal.sock\n" +
 			"  archive_command = 'holdfast-client /run/holdfast/wal.sock wal-push %p'\n" +
 			"  restore_command = 'holdfast-client /run/holdfast/wal.sock wal-fetch %f %p'",
@@ -94,14 +94,8 @@ func (a *app) serveWAL(cmd *cobra.Command, s *config.Settings, path string) erro
 	a.log.Info(fmt.Sprintf("listening at %s for %s; the archive is %s", path, s.Postgres.DataDir, s.Location()))
 	a.notify(daemon.SdNotifyReady)
 
-	var dog <-chan time.Time
-	if every, err := daemon.SdWatchdogEnabled(false); err != nil {
-		a.log.Warn("systemd's watchdog", "error", err)
-	} else if every > 0 {
-		tick := time.NewTicker(every / 3)
-		defer tick.Stop()
-		dog = tick.C
-	}
+	dog, quiet := a.watchdog()
+	defer quiet()
 	for {
 		select {
 		case order := <-orders:
@@ -240,15 +234,7 @@ func (o *opened) repay(ctx context.Context, begin time.Time) {
 
 // reload reads the settings anew and has the daemon work by them, if they make sense.
 func (a *app) reload(cmd *cobra.Command, old *config.Settings, server *archiver.Server) {
-	next := &app{env: a.env, config: a.config, turbo: a.turbo, settingFlags: a.settingFlags}
-	s, err := next.load(cmd)
-	if next.logFile != nil {
-		err = errors.Join(err, next.logFile.Close())
-	}
-	if next.logTo != nil {
-		err = errors.Join(err, next.logTo.Close())
-	}
-	next.log, next.logFile, next.logTo = a.log, nil, nil
+	next, s, err := a.loadAnew(cmd)
 	if err == nil && s.Postgres.DataDir != old.Postgres.DataDir {
 		err = fmt.Errorf("PGDATA has become %s: for another cluster another daemon has to be started", s.Postgres.DataDir)
 	}
@@ -265,6 +251,20 @@ func (a *app) reload(cmd *cobra.Command, old *config.Settings, server *archiver.
 	}
 	server.Employ(cmd.Context(), jobs)
 	a.log.Info("settings read anew; the archive is " + s.Location())
+}
+
+// loadAnew reads the settings anew, for an app of its own that logs where a does.
+func (a *app) loadAnew(cmd *cobra.Command) (*app, *config.Settings, error) {
+	next := &app{env: a.env, config: a.config, turbo: a.turbo, settingFlags: a.settingFlags}
+	s, err := next.load(cmd)
+	if next.logFile != nil {
+		err = errors.Join(err, next.logFile.Close())
+	}
+	if next.logTo != nil {
+		err = errors.Join(err, next.logTo.Close())
+	}
+	next.log, next.logFile, next.logTo = a.log, nil, nil
+	return next, s, err
 }
 
 // reopenLog goes on in the file that is at the log's path now, as after somebody has renamed it.
@@ -292,6 +292,19 @@ func (a *app) explain(err error) string {
 		}
 	}
 	return strings.Join(lines, "\n")
+}
+
+// watchdog says when systemd wants to hear that this process is alive, never where it does not want that, until stop is called.
+func (a *app) watchdog() (dog <-chan time.Time, stop func()) {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		a.log.Warn("systemd's watchdog", "error", err)
+	}
+	if err != nil || every <= 0 {
+		return nil, func() {}
+	}
+	tick := time.NewTicker(every / 3)
+	return tick.C, tick.Stop
 }
 
 // notify tells systemd how the daemon is, if systemd has started it and wants to know.

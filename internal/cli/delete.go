@@ -31,7 +31,7 @@ type deleteFlags struct {
 func (a *app) delete() *cobra.Command {
 	f := &deleteFlags{}
 	cmd := &cobra.Command{
-		Use:   "delete",
+		Use:   "delete COMMAND",
 		Short: "Remove backups and the WAL that nothing needs any more",
 		Long: "Removes what one of its commands names, as WAL-G's do; `holdfast retention` does it by a policy. Without --confirm it says what would be\n" +
 			"removed, object by object, and why, and removes nothing.\n\n" +
@@ -46,12 +46,7 @@ func (a *app) delete() *cobra.Command {
 			"Exit status: 0 done, or there was nothing to do, also where the storage refused to let some objects go: the log says so; 1 it failed.",
 		Example: "  holdfast delete retain FULL 7\n  holdfast delete retain FULL 7 --after 2026-11-01T00:00:00Z --confirm",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"delete " + args[0], "it is `delete retain`, `before`, `everything`, `target` or `garbage`"})
-		},
+		RunE:    a.onlyBelow("it is `delete retain`, `before`, `everything`, `target` or `garbage`"),
 	}
 	p := cmd.PersistentFlags()
 	p.BoolVar(&f.confirm, "confirm", false, "do it")
@@ -233,7 +228,7 @@ func (a *app) deleteBy(cmd *cobra.Command, f *deleteFlags, rule retention.Rule, 
 	if f.confirm {
 		a.starts(leaseDelete)
 	}
-	ar, err := a.openArchive(ctx, s, toRead)
+	ar, err := a.openToRemove(ctx, s)
 	if err != nil {
 		return err
 	}

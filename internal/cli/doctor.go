@@ -2,6 +2,7 @@ package cli
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -13,9 +14,9 @@ func (a *app) doctor() *cobra.Command {
 	var o checkFlags
 	cmd := &cobra.Command{
 		Use:   "doctor",
-		Short: "Say in sentences what ails archive and server, and what to type next",
+		Short: "Say what is wrong with archive and server, and what to type next",
 		Long: "Makes the checks of `check` and tells what it found for people: first what is not well, the gravest first, each with the next command to type; then what could\n" +
-			"not be judged; then what is fine.\n\n" + checkGathers + checkStatuses,
+			"not be judged; then what is fine. Last, where the settings name nobody who would hear that backups fail, that.\n\n" + checkGathers + checkStatuses,
 		Example: "  PGDATA=/var/lib/postgresql/17/main holdfast doctor",
 		Args:    a.args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -26,7 +27,11 @@ func (a *app) doctor() *cobra.Command {
 			if o.json {
 				err = a.printJSON(r)
 			} else {
-				_, err = fmt.Fprint(a.env.Stdout, diagnosis(r))
+				text := diagnosis(r)
+				if len(o.only) == 0 {
+					text += a.unheard()
+				}
+				_, err = fmt.Fprint(a.env.Stdout, text)
 			}
 			if err != nil {
 				return err
@@ -37,6 +42,21 @@ func (a *app) doctor() *cobra.Command {
 	o.add(cmd)
 	a.usageIsUnknown(cmd)
 	return cmd
+}
+
+// unheard is a line for people where the settings have neither a schedule of backups nor anybody who would hear that they fail; "" where they have.
+func (a *app) unheard() string {
+	s := a.inForce
+	for _, set := range []string{s.Agent.Backup, s.Agent.Full} {
+		if set != "" && set != "off" {
+			return "" // its agent serves metrics, and shows what it does
+		}
+	}
+	to := []string{s.Alerts.PingBackup, s.Metrics.Pushgateway, s.Metrics.TextfileDir, s.Metrics.StatsD}
+	if len(a.senders(s)) > 0 || slices.ContainsFunc(to, func(address string) bool { return address != "" }) {
+		return ""
+	}
+	return "\nhint: by these settings nobody would hear if backups failed or were not made: set HOLDFAST_ALERT_…, HOLDFAST_PING_BACKUP or HOLDFAST_SCHEDULE_BACKUP (docs/operations.md)\n"
 }
 
 // diagnosis is a report in sentences.

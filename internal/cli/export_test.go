@@ -42,3 +42,6 @@ func RibbonText(r ribbon.Ribbon) string {
 	ribbonText(&b, &r, false)
 	return b.String()
 }
+
+// Unheard is what doctor says where nobody would hear that backups fail.
+func Unheard(s *config.Settings) string { return (&app{inForce: s}).unheard() }

@@ -21,18 +21,13 @@ import (
 
 func (a *app) hold() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "hold",
+		Use:   "hold COMMAND",
 		Short: "Keep backups, or moments, from being removed",
 		Long: "What is held neither `delete` nor `retention` removes, whatever a policy or a person says: a legal hold. It is a record in the archive with who,\n" +
 			"when and why. WAL-G does not know of it; against that and against the storage's own users only the storage's object lock helps.",
 		Example: "  holdfast hold add base_000000010000000000000042 --reason 'case 7'\n  holdfast hold list",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"hold " + args[0], "it is `hold add`, `hold list` or `hold release`"})
-		},
+		RunE:    a.onlyBelow("it is `hold add`, `hold list` or `hold release`"),
 	}
 	cmd.AddCommand(a.holdAdd(), a.holdList(), a.holdRelease())
 	return cmd

@@ -56,7 +56,7 @@ func (a *app) tellMonitors(err error, status int) {
 			job.Read = traffic.Read
 		}
 		job.Result = metrics.Failed
-		if status == exitOK || job.Name == leasePush && status == exitCorrupt || a.run != nil && a.run.warns(err) {
+		if status == exitOK || job.Name == leasePush && status == exitCorrupt || errors.As(err, new(*warning)) {
 			job.Result = metrics.Succeeded
 		}
 	}

@@ -49,20 +49,25 @@ func writes(keys *crypt.Keyring) (only, public bool, err error) {
 	return !slices.ContainsFunc(ids, func(id crypt.ID) bool { return id.Write && id.Read }), public, nil
 }
 
+// encrypts reports whether there are keys here, and whether they can only encrypt.
+func (a *app) encrypts(ctx context.Context, s *config.Settings) (encrypted, only bool, err error) {
+	keys, err := a.openKeys(ctx, s)
+	if err != nil || keys == nil {
+		return false, false, err
+	}
+	only, _, _ = writes(keys) // an error is that nothing can be encrypted here, as where backups are restored
+	return true, only, nil
+}
+
 func (a *app) key() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "key",
+		Use:   "key COMMAND",
 		Short: "Make keys, and check those that are set",
 		Long: "Keys encrypt what is archived. We recommend age: the host of the database needs the public key alone, so that it can archive and\n" +
 			"cannot read what it archived. docs/security.md says how to go about it.",
 		Example: "  holdfast key generate /media/safe/identity\n  holdfast key check",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"key " + args[0], "it is `key generate` or `key check`"})
-		},
+		RunE:    a.onlyBelow("it is `key generate` or `key check`"),
 	}
 	cmd.AddCommand(a.keyGenerate(), a.keyCheck())
 	return cmd

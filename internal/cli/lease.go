@@ -20,6 +20,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"holdfast/internal/agent"
 	"holdfast/internal/archive"
 	"holdfast/internal/config"
 	"holdfast/internal/lease"
@@ -38,50 +39,70 @@ const (
 	leaseMerge     = "backup-merge"
 	leaseRetention = "retention"
 	leaseVerify    = "verify"
+	leaseDrill     = "drill"
 )
 
-// alone runs what only one of several hosts is to do: where the server's role and the lease of job let it. Otherwise it says why not, and that is no error. run
-// works with the archive that it is given: what it commits there counts only as long as the lease is ours.
+// alone runs what only one of several hosts is to do: where the server's role and the lease of job let it, and where it is for a slot of the schedule that nobody has
+// done. Otherwise it says why not, and that is no error. run works with the archive that it is given: what it commits there counts only as long as the lease is ours.
 func (a *app) alone(ctx context.Context, s *config.Settings, job string, ar *archive.Archive, run func(ctx context.Context, ar *archive.Archive) error) error {
+	host, err := leaseHost(s)
+	if err != nil {
+		return err
+	}
+	run = a.inSlot(host, run)
+	if done, err := a.slotIsDone(ctx, ar); err != nil || done {
+		return err
+	}
 	switch not, err := a.notHere(ctx, s); {
 	case err != nil:
 		return err
 	case not != "":
 		a.log.Info(not)
 		a.passes()
+		a.child.settles(agent.NotHere, "")
 		return nil
 	}
 	if s.Lease.Service() == "none" {
 		a.begins(ctx)
 		return run(ctx, ar)
 	}
-	host, err := leaseHost(s)
-	if err != nil {
-		return err
-	}
 	k, err := a.leases(ctx, s, ar, host)
 	if err != nil {
 		return err
 	}
 	me := lease.Holder{Host: host, PID: os.Getpid(), Job: job, Since: time.Now().UTC().Truncate(time.Second)}
+	var verdict error // with which a job ends that is done
 	err = lease.Hold(ctx, k, job, me, s.Lease.TTL, func(ctx context.Context, g lease.Grant) error {
+		if done, err := a.slotIsDone(ctx, ar); err != nil || done { // by who had the lease until now
+			return cmp.Or(err, errSlotDone)
+		}
+		if err := a.slotHasCome(ctx, ar); err != nil {
+			return err
+		}
 		fence := g.(*object.Grant)
 		a.begins(ctx)
 		a.log.Debug("holding the lease " + fence.ID())
-		return run(ctx, ar.Fenced(fence))
+		err := run(ctx, ar.Fenced(fence))
+		if a.found(ctx, err) {
+			verdict, err = err, nil
+		}
+		return err
 	})
 	var held *lease.HeldError
 	var kept *lease.ReleaseError
 	switch {
+	case errors.Is(err, errSlotDone):
+		return nil
 	case errors.As(err, &held):
 		a.log.Info(held.Error())
 		a.passes()
+		a.child.settles(agent.Held, held.Holder.Host)
 		return nil
 	case errors.As(err, &kept):
 		a.log.Warn(fmt.Sprintf("%v; it ends by itself in %s", kept, s.Lease.TTL))
-		return nil
+		return verdict
 	}
-	return err
+	return cmp.Or(err, verdict)
 }
 
 // leaseHost is the name of this host in leases.
@@ -237,19 +258,14 @@ func (a *app) notHere(ctx context.Context, s *config.Settings) (string, error) {
 
 func (a *app) lease() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "lease",
-		Short: "Show which host does a job, or take it away from it",
+		Use:   "lease COMMAND",
+		Short: "Show which host does which job, or take a job away from its host",
 		Long: "Where several hosts have the same line of cron one of them is to do what it says. With HOLDFAST_LEASE or HOLDFAST_ROLE set each asks for the lease of the\n" +
-			"job first: backup-push, backup-merge, retention (for `retention apply`), delete (with --confirm) and verify. Who has it renews it until the job is done;\n" +
-			"who dies or stands still loses it after HOLDFAST_LEASE_TTL, and can commit no backup from then on. docs/runbook.md says more.",
+			"job first: backup-push, backup-merge, retention (for `retention apply`), delete (with --confirm), verify and drill. Who has it renews it until the job is done;\n" +
+			"who dies or stands still loses it after HOLDFAST_LEASE_TTL, and can commit no backup from then on. docs/operations.md says more.",
 		Example: "  holdfast lease show\n  holdfast lease release backup-push",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"lease " + args[0], "it is `lease show` or `lease release`"})
-		},
+		RunE:    a.onlyBelow("it is `lease show` or `lease release`"),
 	}
 	cmd.AddCommand(a.leaseShow(), a.leaseRelease())
 	return cmd
@@ -348,14 +364,14 @@ func (a *app) showLeases(ctx context.Context, k *object.Keeper, jobs []string, a
 func (a *app) leaseRelease() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "release JOB",
-		Short: "Take a lease away from who has it",
+		Short: "Take a lease away from the host that has it",
 		Long: "Ends the lease of that job, whoever has it: its holder commits nothing any more, and stops as soon as it notices. The next one that asks gets it at\n" +
 			"once, without waiting for HOLDFAST_LEASE_TTL. Where a service keeps leases its own entry stays until that ends.\n\n" +
 			"Exit status: 0 nobody has it now; 1 it could not be ended.",
 		Example: "  holdfast lease release backup-push",
 		Args:    a.args(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if jobs := []string{leasePush, leaseMerge, leaseRetention, leaseDelete, leaseVerify}; !slices.Contains(jobs, args[0]) {
+			if jobs := []string{leasePush, leaseMerge, leaseRetention, leaseDelete, leaseVerify, leaseDrill}; !slices.Contains(jobs, args[0]) {
 				return a.usage(cmd, fmt.Errorf("%q has no lease: it is one of %s", args[0], jobs))
 			}
 			k, host, err := a.openLeases(cmd)

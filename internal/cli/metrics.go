@@ -118,6 +118,11 @@ func twoDashes(args []string) []string {
 
 // printMetrics prints the samples, or writes them to a file.
 func (a *app) printMetrics(ctx context.Context, s *config.Settings, textfile string) error {
+	if a.child != nil { // the agent hands it to Prometheus
+		facts, err := a.look(ctx, s)
+		a.child.end.Archive = facts
+		return err
+	}
 	version, revision, _ := build()
 	o := metrics.Options{Release: version, Revision: revision}
 	if textfile == "" {
@@ -128,7 +133,7 @@ func (a *app) printMetrics(ctx context.Context, s *config.Settings, textfile str
 	r := metrics.New(o)
 	facts, failed := a.look(ctx, s)
 	if failed != nil {
-		r.ArchiveDown(a.waiting(s))
+		r.ArchiveDown(a.waiting(s), a.answering(ctx, s)...)
 	} else {
 		r.SetArchive(*facts)
 	}
@@ -180,7 +185,44 @@ func (a *app) lookAtArchive(ctx context.Context, s *config.Settings) (*metrics.A
 		return nil, nil, err
 	}
 	out.Waiting = a.waiting(s)
+	if out.Leases, err = a.leaseHolders(ctx, s); err != nil {
+		a.log.Warn(fmt.Sprintf("who holds which lease is not known: %v", err))
+	}
 	return &out, at, nil
+}
+
+// leaseHolders returns the host that has the lease, by job, where there are leases.
+func (a *app) leaseHolders(ctx context.Context, s *config.Settings) (map[string]string, error) {
+	if s.Lease.Service() == "none" {
+		return nil, nil
+	}
+	host, err := leaseHost(s)
+	if err != nil {
+		return nil, err
+	}
+	ar, err := a.openArchive(ctx, s, toRead)
+	if err != nil {
+		return nil, err
+	}
+	k, err := a.leases(ctx, s, ar, host)
+	if err != nil {
+		return nil, err
+	}
+	jobs, err := k.Jobs(ctx)
+	if err != nil {
+		return nil, err
+	}
+	holders := map[string]string{}
+	for _, job := range jobs {
+		st, err := k.Look(ctx, job)
+		if err != nil {
+			return nil, err
+		}
+		if st.Held {
+			holders[job] = st.Host
+		}
+	}
+	return holders, nil
 }
 
 // waiting counts the segments of the server here that wait; nil where there is none, or it is not known.
@@ -259,6 +301,15 @@ func archiveFacts(in *ribbon.Input) metrics.Archive {
 	return out
 }
 
+// answering asks each storage of an archive that could not be looked at; nil where that is not known.
+func (a *app) answering(ctx context.Context, s *config.Settings) []metrics.Storage {
+	all, err := a.askStorages(ctx, s)
+	if err != nil {
+		return nil // why was told of the archive
+	}
+	return all
+}
+
 // askStorages asks each storage whether an object is there.
 func (a *app) askStorages(ctx context.Context, s *config.Settings) (all []metrics.Storage, err error) {
 	members, err := a.stores(ctx, s, brief)
@@ -317,12 +368,7 @@ func (a *app) serveMetrics(ctx context.Context, s *config.Settings, f metricsFla
 	}
 	version, revision, _ := build()
 	r := metrics.New(metrics.Options{Release: version, Revision: revision, Store: &a.traffic, Process: true})
-	mux := http.NewServeMux()
-	mux.Handle("GET "+f.path, r.Handler())
-	if f.path != "/" {
-		mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "holdfast: see %s\n", f.path) })
-	}
-	web := &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 16 << 10}
+	web := metricsServer(r, f.path)
 	served := make(chan error, 1)
 	go func() { served <- web.Serve(socket) }()
 	a.log.Info(fmt.Sprintf("serving metrics of %s at http://%s%s", s.Location(), socket.Addr(), f.path))
@@ -342,6 +388,16 @@ func (a *app) serveMetrics(ctx context.Context, s *config.Settings, f metricsFla
 	return err
 }
 
+// metricsServer answers Prometheus at path.
+func metricsServer(r *metrics.Registry, path string) *http.Server {
+	mux := http.NewServeMux()
+	mux.Handle("GET "+path, r.Handler())
+	if path != "/" {
+		mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintf(w, "holdfast: see %s\n", path) })
+	}
+	return &http.Server{Handler: mux, ReadTimeout: 10 * time.Second, WriteTimeout: time.Minute, IdleTimeout: 5 * time.Minute, MaxHeaderBytes: 16 << 10}
+}
+
 // keepLooking looks at the archive again and again. That it cannot is logged once, and so is that it can again.
 func (a *app) keepLooking(ctx context.Context, s *config.Settings, r *metrics.Registry, f metricsFlags) {
 	tick := time.NewTicker(f.interval)
@@ -356,7 +412,7 @@ func (a *app) keepLooking(ctx context.Context, s *config.Settings, r *metrics.Re
 		}
 		switch {
 		case err != nil:
-			r.ArchiveDown(a.waiting(s))
+			r.ArchiveDown(a.waiting(s), a.answering(ctx, s)...)
 			if err.Error() != failing {
 				a.log.Warn(fmt.Sprintf("the archive cannot be looked at: %v", err))
 			}

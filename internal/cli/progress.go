@@ -20,7 +20,9 @@ type progress interface {
 func (a *app) progress(ctx context.Context, what string, p progress) (stop func()) {
 	begin := time.Now()
 	if !a.env.Live {
-		return a.lines(ctx, func() string { return progressLine(what, p, time.Since(begin)) })
+		heard := a.child.notices(p)
+		said := a.lines(ctx, func() string { return progressLine(what, p, time.Since(begin)) })
+		return func() { said(); heard() }
 	}
 	bars := mpb.New(mpb.WithOutput(a.env.Stderr), mpb.WithRefreshRate(200*time.Millisecond))
 	bar := bars.AddBar(0,

@@ -2,7 +2,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -12,12 +15,13 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/config"
+	"holdfast/internal/lease/object"
 	"holdfast/internal/retention"
 )
 
 func (a *app) retention() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "retention",
+		Use:   "retention COMMAND",
 		Short: "Keep the backups and the WAL that a policy wants",
 		Long: "HOLDFAST_RETENTION says which backups are wanted. What one of its rules wants stays:\n\n" +
 			"  recovery_window: 14d      every moment of that time can be restored\n" +
@@ -34,12 +38,7 @@ func (a *app) retention() *cobra.Command {
 			"hold` keeps it.",
 		Example: "  export HOLDFAST_RETENTION='{recovery_window: 14d, gfs: {monthly: 12}, minimum: 2}'\n  holdfast retention plan\n  holdfast retention apply",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"retention " + args[0], "it is `retention plan` or `retention apply`"})
-		},
+		RunE:    a.onlyBelow("it is `retention plan` or `retention apply`"),
 	}
 	cmd.AddCommand(a.retentionPlanCmd(), a.retentionApply())
 	return cmd
@@ -121,8 +120,15 @@ func (a *app) retentionApply() *cobra.Command {
 				if err != nil {
 					return err
 				}
+				if err := object.Sweep(ctx, ar.Store()); err != nil && !errors.Is(err, fs.ErrPermission) {
+					a.log.Warn(fmt.Sprintf("what is history of leases stays: %v", err))
+				}
 				if len(report.Condemned)+report.Objects+report.Refused == 0 {
-					a.log.Info("nothing is to go")
+					text := "nothing is to go"
+					if slices.ContainsFunc(plan.WAL, func(w retention.WALVerdict) bool { return !w.Keep }) {
+						text += " now: the WAL that no backup needs goes once it has been condemned for " + s.Retention.Grace.String()
+					}
+					a.log.Info(text)
 				}
 				if asJSON {
 					return a.printJSON(report)
@@ -146,8 +152,16 @@ func (a *app) openRetention(cmd *cobra.Command) (*config.Settings, *archive.Arch
 	if err != nil {
 		return nil, nil, p, err
 	}
-	ar, err := a.openArchive(cmd.Context(), s, toRead)
+	ar, err := a.openToRemove(cmd.Context(), s)
 	return s, ar, p, err
+}
+
+// openToRemove opens the archive for who may remove backups from it. Without the keys that tell a proof nobody does: the last proven one would be none.
+func (a *app) openToRemove(ctx context.Context, s *config.Settings) (*archive.Archive, error) {
+	if _, err := proofKeys(s); err != nil {
+		return nil, err
+	}
+	return a.openArchive(ctx, s, toRead)
 }
 
 // printRetention prints a plan for people: a sentence, then what goes and what stays.
@@ -198,8 +212,11 @@ func (a *app) printRetention(p *retention.Plan) error {
 		}
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n  %s\n", mark[v.Keep], segmentsText(v.First, v.Last), count, size(v.Bytes), v.Why)
 	}
-	if len(p.Histories)+len(p.Leftovers) > 0 {
+	if len(p.Pieces)+len(p.Histories)+len(p.Leftovers) > 0 {
 		fmt.Fprintln(w, "\nFURTHER")
+	}
+	for _, v := range p.Pieces {
+		fmt.Fprintf(w, "%s\tpieces of %s\t%s\t%s\n  %s\n", mark[v.Keep], v.Segment, manyOf(uint64(v.Objects), "object"), size(v.Bytes), v.Why)
 	}
 	for _, v := range p.Histories {
 		fmt.Fprintf(w, "%s\thistory of timeline %d\n  %s\n", mark[v.Keep], v.Timeline, v.Why)
@@ -240,7 +257,7 @@ func retentionWhy(v retention.Verdict, now time.Time) string {
 func (a *app) undelete() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "undelete NAME…|all",
-		Short: "Take back that backups are condemned",
+		Short: "Keep condemned backups after all",
 		Long: "Takes back what `retention apply` or `delete` with HOLDFAST_DELETE_GRACE has condemned and not removed yet: the backups of these names with what they\n" +
 			"build on, or all. A policy that does not want them condemns them again; `holdfast hold add` keeps them from that.\n\n" +
 			"Exit status: 0 they stay; 1 one of them is not condemned, or is gone.",

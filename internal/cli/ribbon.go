@@ -23,6 +23,7 @@ type ribbonFlags struct {
 	maxAge                time.Duration
 	ask                   bool // the live server, which timeline it is on
 	brief                 bool // only the verdict is wanted: see ribbon.Options
+	shallow               bool // likewise
 }
 
 func (a *app) ribbon() *cobra.Command {
@@ -33,13 +34,15 @@ func (a *app) ribbon() *cobra.Command {
 		Long: "Looks at backups and what they build on, at WAL and timelines, at what `verify` found, at storages and keys, and says in the first line\n" +
 			"for which moments the cluster can be restored. The table has one line for each stretch of WAL, along all timelines that lead to the\n" +
 			"cluster's. With PGHOST or its like set the live server says which that is, else the archive does; --timeline names another. Nothing\n" +
-			"but listings and small documents is read.\n\n" +
+			"but listings, small documents and what wal-receive has stored of the segment that the server is writing is read.\n\n" +
 			"  restorable   a backup was finished before, and all WAL from its start is there\n" +
 			"  broken       something is missing or damaged: the line below says what, and what to do next\n" +
 			"  unknown      something could not be looked at: a document, a storage, a key; with --verified also what `verify` has not read yet\n" +
 			"  accepted     `wal-gap accept` says that the WAL is lost, and a later backup made up for it; or retention removed it between backups that stay\n" +
 			"  uncovered    WAL that is older than the oldest backup: nothing needs it\n\n" +
-			"Positions are exact. Times are those at which backups were finished and segments were archived: a segment holds nothing newer.\n\n" +
+			"Positions are exact. Times are those at which backups were finished and segments were archived: a segment holds nothing newer. Of the segment\n" +
+			"that the server is writing it is told when the last transaction in it was committed. A host that has public keys only\n" +
+			"cannot read what is encrypted: that counts as good where it is there, and a note says so.\n\n" +
 			"Exit status: 0; with --check 0 OK, 1 WARNING (the newest state can be restored, something else is wrong, or it could not be judged),\n" +
 			"2 FAILURE (the newest state that was archived cannot be restored, or is older than --max-age).",
 		Example: "  holdfast ribbon\n  holdfast ribbon --check --max-age 15m\n  holdfast ribbon --json | jq .restorable_until",
@@ -75,13 +78,19 @@ func (a *app) loadRibbon(ctx context.Context, s *config.Settings, o ribbonFlags)
 			return ribbon.Input{}, err
 		}
 	}
-	opts := ribbon.Options{Live: wal.Timeline(o.timeline), ProvenOnly: o.verified, Brief: o.brief}
+	opts := ribbon.Options{Live: wal.Timeline(o.timeline), ProvenOnly: o.verified, Brief: o.brief, Shallow: o.shallow}
 	for _, st := range s.InUse() {
 		opts.Storages = append(opts.Storages, st.Name)
 	}
 	in, err := ribbon.Load(ctx, strict, lenient, opts)
 	if err != nil || in.Catalog == nil {
 		return in, err
+	}
+	switch _, only, err := a.encrypts(ctx, s); {
+	case err != nil:
+		return in, err
+	case only:
+		in.WithoutKey()
 	}
 	q, err := timelines.LoadQuarantines(ctx, lenient)
 	if err != nil {
@@ -123,7 +132,7 @@ func (a *app) showRibbon(ctx context.Context, s *config.Settings, o ribbonFlags)
 		_, err = fmt.Fprint(a.env.Stdout, b.String())
 	}
 	if err == nil && o.check && r.Status != ribbon.OK {
-		err = &exit{errors.New("the ribbon is " + r.Status.String()), int(r.Status)}
+		err = judgement(errors.New("the ribbon is "+r.Status.String()), int(r.Status))
 	}
 	return err
 }

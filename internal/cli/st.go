@@ -34,18 +34,13 @@ type stFlags struct {
 func (a *app) st() *cobra.Command {
 	f := &stFlags{}
 	cmd := &cobra.Command{
-		Use:   "st",
+		Use:   "st COMMAND",
 		Short: "Look at the storage, and move objects in it and between storages",
 		Long: "Tools that work on the objects of a storage, whatever they mean: nothing here knows of backups, but `st transfer backups`. Paths are\n" +
 			"relative to the root of the archive. With -g they are patterns, in which * and ? match no slash.",
 		Example: "  holdfast st check\n  holdfast st ls -r basebackups_005\n  holdfast st cat basebackups_005/base_000000010000000000000003/metadata.json",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"st " + args[0], "`holdfast help st` lists the tools"})
-		},
+		RunE:    a.onlyBelow("`holdfast help st` lists the tools"),
 	}
 	p := cmd.PersistentFlags()
 	p.StringVarP(&f.target, "target", "t", config.Default, "storage to work on, by name; all for each of them")
@@ -671,19 +666,14 @@ func (a *app) stTransfer(f *stFlags) *cobra.Command {
 	var source string
 	var o failover.TransferOptions
 	cmd := &cobra.Command{
-		Use:   "transfer",
+		Use:   "transfer COMMAND",
 		Short: "Move objects from one storage to another",
 		Long: "Moves objects between the storages of WALG_FAILOVER_STORAGES or HOLDFAST_MIRRORS, as when the primary storage is back and what was\n" +
 			"written elsewhere meanwhile is to go there: each is copied, seen to be in the target, and then removed from the source. What the\n" +
 			"target has already is compared and counts as copied when it is the same.",
 		Example: "  holdfast st transfer pg-wals --source second\n  holdfast st transfer backups --source second --target default",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"st transfer " + args[0], "it is `st transfer files`, `pg-wals` or `backups`"})
-		},
+		RunE:    a.onlyBelow("it is `st transfer files`, `pg-wals` or `backups`"),
 	}
 	p := cmd.PersistentFlags()
 	p.StringVarP(&source, "source", "s", "", "storage to move from")

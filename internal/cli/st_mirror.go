@@ -113,16 +113,7 @@ func (a *app) stAudit() *cobra.Command {
 // audit prints where mirrors differ. Without owe that is an error, and always where nothing can be owed.
 func (a *app) audit(ctx context.Context, m *mirror.Mirror, dir string, owe bool) error {
 	missing, conflicts := 0, 0
-	for d, err := range m.Audit(ctx, dir) {
-		if err != nil {
-			return err
-		}
-		if strings.HasPrefix(d.Name, archive.RestoreDir) && dir == "" {
-			continue // one who restores from a single mirror says so there, for a while
-		}
-		if strings.HasPrefix(d.Name, object.Dir) && dir == "" {
-			continue // leases lie in the first storage alone
-		}
+	tell := func(d *mirror.Difference) error {
 		var has []string
 		for _, h := range d.Holders {
 			has = append(has, fmt.Sprintf("%s: %d bytes", h.Mirror, h.Size))
@@ -142,9 +133,40 @@ func (a *app) audit(ctx context.Context, m *mirror.Mirror, dir string, owe bool)
 		} else if len(d.Missing) > 0 {
 			missing++
 			if owe {
-				if err := m.Owe(d); err != nil {
-					return err
-				}
+				return m.Owe(d)
+			}
+		}
+		return nil
+	}
+	pieces := map[string]bool{} // of segments, which come and go every second
+	for d, err := range m.Audit(ctx, dir) {
+		if err != nil {
+			return err
+		}
+		if strings.HasPrefix(d.Name, archive.RestoreDir) && dir == "" {
+			continue // one who restores from a single mirror says so there, for a while
+		}
+		if strings.HasPrefix(d.Name, object.Dir) && dir == "" {
+			continue // leases lie in the first storage alone
+		}
+		if strings.HasPrefix(d.Name, archive.TailDir) {
+			pieces[d.Name] = true
+			continue
+		}
+		if err := tell(d); err != nil {
+			return err
+		}
+	}
+	if len(pieces) > 0 { // those that differ still
+		for d, err := range m.Audit(ctx, archive.TailDir) {
+			if err != nil {
+				return err
+			}
+			if !pieces[d.Name] {
+				continue
+			}
+			if err := tell(d); err != nil {
+				return err
 			}
 		}
 	}

@@ -3,6 +3,7 @@ package cli
 import (
 	"cmp"
 	"context"
+	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -20,6 +21,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/compress"
 	"holdfast/internal/config"
+	"holdfast/internal/proof"
 	"holdfast/internal/store"
 	"holdfast/internal/store/azure"
 	"holdfast/internal/store/failover"
@@ -382,7 +384,44 @@ func (a *app) openArchive(ctx context.Context, s *config.Settings, p purpose) (*
 		return nil, err
 	}
 	o.Parallel = runtime.GOMAXPROCS(0)
+	if o.ProofKeys, err = proofKeys(s); err != nil { // who restores must be able to, whatever else is set
+		a.log.Warn(err.Error() + ": no record of a drill counts")
+		nobody, _, err := ed25519.GenerateKey(nil)
+		if err != nil {
+			return nil, err
+		}
+		o.ProofKeys = []ed25519.PublicKey{nobody}
+	}
 	return archive.New(st, o), nil
+}
+
+// proofKeys returns the public keys of whoever may vouch for records of drills: those that are set, or else that of the private one; none where neither is.
+func proofKeys(s *config.Settings) ([]ed25519.PublicKey, error) {
+	d := &s.Drill
+	if d.PublicKeys != "" {
+		keys, err := proof.ParsePublicKeys(d.PublicKeys)
+		if err != nil {
+			return nil, &config.Problem{What: s.Called("HOLDFAST_PROOF_PUBLIC_KEY"), Why: err.Error(), Do: "make it of the private one with `openssl pkey -pubout`"}
+		}
+		return keys, nil
+	}
+	if d.Key == "" {
+		return nil, nil
+	}
+	key, err := proofKey(s)
+	if err != nil {
+		return nil, err
+	}
+	return []ed25519.PublicKey{key.Public().(ed25519.PublicKey)}, nil
+}
+
+// proofKey returns the private key that signs records of drills.
+func proofKey(s *config.Settings) (ed25519.PrivateKey, error) {
+	key, err := proof.ParseKey(s.Drill.Key)
+	if err != nil {
+		return nil, &config.Problem{What: s.Called("HOLDFAST_PROOF_KEY"), Why: err.Error(), Do: "make one with `openssl genpkey -algorithm ed25519`"}
+	}
+	return key, nil
 }
 
 // archiveOptions says how the settings want new objects compressed, on one core, and encrypted.

@@ -192,7 +192,7 @@ func (a *app) tellTimeline(choice catalog.Choice) {
 func (a *app) timeline() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "timeline",
-		Short: "Show timelines, put one aside that a stray clone pushed, bring it back",
+		Short: "List timelines; put one that a stray clone pushed aside, or bring it back",
 		Long: "A copy of the cluster that was started for a test and archives into the cluster's archive begins a timeline of its own there.\n" +
 			"Restores do not follow it, but standbys and other programs that look for the latest timeline do. `timeline forget` puts it aside:\n" +
 			"all that the archive has of it moves below holdfast/quarantined, where nothing looks, and `timeline recall` brings it back.",

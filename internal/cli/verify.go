@@ -154,7 +154,7 @@ func (a *app) verifies(ctx context.Context, s *config.Settings, ar *archive.Arch
 	}
 	switch report.Result {
 	case verify.Damage:
-		return &exit{&advised{errors.New(damages(report) + " in the archive"), "each says above what it means, and what to do; docs/runbook.md has more"}, exitDamaged}
+		return &exit{&advised{errors.New(damages(report) + " in the archive"), "each says above what it means, and what to do; docs/operations.md has more"}, exitDamaged}
 	case verify.Unknown:
 		return &exit{errors.New("not all could be looked at"), exitUnjudged}
 	}

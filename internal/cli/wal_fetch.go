@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"holdfast/internal/config"
+	"holdfast/internal/drill"
 	"holdfast/internal/walfetch"
 )
 
@@ -22,7 +23,7 @@ func (a *app) walFetch() *cobra.Command {
 		Long: "Brings the WAL file NAME to DEST, whole or not at all. While PostgreSQL replays, the next segments are fetched ahead into\n" +
 			".wal-g/prefetch beside DEST, or below WALG_PREFETCH_DIR; WALG_DOWNLOAD_CONCURRENCY=1 switches that off.\n\n" +
 			"Exit status: 0; 74 the archive does not have the file; any other failure 75 on a standby, so that PostgreSQL tries again, and\n" +
-			"else 200, so that PostgreSQL stops rather than take the failure for the end of the archive. docs/runbook.md says why.",
+			"else 200, so that PostgreSQL stops rather than take the failure for the end of the archive. docs/operations.md says why.",
 		Example: "  restore_command = 'holdfast wal-fetch \"%f\" \"%p\"'",
 		RunE: func(cmd *cobra.Command, args []string) error {
 			// Should the program itself break, PostgreSQL must not take the runtime's status 2 for the end of the archive:
@@ -60,6 +61,9 @@ func (a *app) fetchWAL(cmd *cobra.Command, args []string) (*config.Settings, err
 	open := func(ctx context.Context) (walfetch.Archive, error) { return a.openArchive(ctx, s, toRead) }
 	report, err := walfetch.Fetch(cmd.Context(), open, args[0], args[1], o)
 	if err == nil {
+		if err := drill.Guard(a.env.Environ, args[0], args[1]); err != nil {
+			return s, &exit{err, walfetch.StatusStop}
+		}
 		a.log.Debug(fmt.Sprintf("%s: %d bytes, fetched ahead: %t", report.Name, report.Bytes, report.Ahead))
 	}
 	return s, err
@@ -87,6 +91,9 @@ func (a *app) toRestoreCommand(ctx context.Context, s *config.Settings, args []s
 				dirs = append(dirs, dir)
 			}
 		}
+	}
+	if stop := (*exit)(nil); errors.As(err, &stop) && stop.code == walfetch.StatusStop {
+		return err
 	}
 	reason := err
 	if ctx.Err() != nil { // whatever came of that

@@ -20,19 +20,14 @@ import (
 
 func (a *app) walGap() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "wal-gap",
+		Use:   "wal-gap COMMAND",
 		Short: "Accept that WAL is lost, so that checks look ahead again",
 		Long: "A segment that was lost for good stays a hole in what can be restored, and `ribbon` and `wal-verify` go on telling. `wal-gap accept` notes\n" +
 			"in the archive that this is known: who says so, when and why. What the hole makes unrestorable stays unrestorable; it is shown as\n" +
 			"accepted, and is no failure any more once there is a backup behind it.",
 		Example: "  holdfast wal-gap accept 00000003000000160000009A --reason 'disk of db1 was full'\n  holdfast wal-gap list",
 		Args:    cobra.ArbitraryArgs,
-		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) == 0 {
-				return cmd.Help()
-			}
-			return a.usage(cmd, &unknownError{"wal-gap " + args[0], "it is `wal-gap accept`, `wal-gap list` or `wal-gap revoke`"})
-		},
+		RunE:    a.onlyBelow("it is `wal-gap accept`, `wal-gap list` or `wal-gap revoke`"),
 	}
 	cmd.AddCommand(a.walGapAccept(), a.walGapList(), a.walGapRevoke())
 	return cmd
@@ -179,7 +174,7 @@ func (a *app) walGapRevoke() *cobra.Command {
 	var by string
 	cmd := &cobra.Command{
 		Use:     "revoke FIRST [LAST]",
-		Short:   "Take back that segments are accepted as lost",
+		Short:   "Undo wal-gap accept",
 		Long:    "FIRST and LAST are as `wal-gap list` shows them. The record stays in the archive, and a second one that takes it back.",
 		Example: "  holdfast wal-gap revoke 00000003000000160000009A",
 		Args:    a.args(cobra.RangeArgs(1, 2)),

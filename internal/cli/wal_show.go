@@ -78,6 +78,7 @@ type shown struct {
 	Lead         []shownHoles `json:"missing_from_branch,omitempty"`
 	Beyond       uint64       `json:"segments_beyond_branch,omitempty"`
 	Partial      []string     `json:"partial_segments,omitempty"`
+	Pieces       []shownTail  `json:"segments_in_pieces,omitempty"`
 	Storages     []string     `json:"storages,omitempty"`
 	HistoryError string       `json:"history_error,omitempty"`
 }
@@ -92,6 +93,16 @@ type shownHoles struct {
 	By       string     `json:"accepted_by,omitempty"`
 	At       *time.Time `json:"accepted_at,omitempty"`
 	Reason   string     `json:"reason,omitempty"`
+}
+
+type shownTail struct {
+	Segment string    `json:"segment"`
+	Until   string    `json:"until_lsn,omitempty"` // without a gap; "" where the first bytes are missing
+	Lost    int64     `json:"bytes_behind_a_gap,omitempty"`
+	Objects int       `json:"objects"`
+	Bytes   int64     `json:"stored_bytes"`
+	Newest  time.Time `json:"newest"`
+	Whole   bool      `json:"whole_segment_archived,omitempty"`
 }
 
 type shownBackup struct {
@@ -134,6 +145,13 @@ func (h *history) shown(infos []timelines.Info, backups bool, storage string) []
 		}
 		for _, p := range i.Partial {
 			r.Partial = append(r.Partial, size.Name(i.Timeline, p.Segment)+".partial")
+		}
+		for _, p := range i.Tails {
+			t := shownTail{Segment: p.Name, Lost: p.Top - p.Held, Objects: p.Pieces, Bytes: p.Bytes, Newest: p.Modified.UTC(), Whole: p.Whole}
+			if p.Held > 0 {
+				t.Until = p.End(size).String()
+			}
+			r.Pieces = append(r.Pieces, t)
 		}
 		if i.Bad != nil {
 			r.HistoryError = i.Bad.Error()
@@ -351,10 +369,34 @@ func (w *treeWriter) below(i *timelines.Info) (lines []string) {
 	if len(i.Empty) > 0 {
 		lines = append(lines, fmt.Sprintf("empty objects, which hold no WAL: %s, first %s", manyOf(uint64(len(i.Empty)), "segment"), w.h.wal.SegmentSize.Name(i.Timeline, i.Empty[0])))
 	}
+	for n, p := range i.Tails {
+		if n == maxHolesShown {
+			lines = append(lines, fmt.Sprintf("and %d more in pieces: --detailed-json has all", len(i.Tails)-n))
+			break
+		}
+		lines = append(lines, w.tail(&p))
+	}
 	if i.Beyond > 0 {
 		lines = append(lines, fmt.Sprintf("it went on for %s beyond the last branch, with what no later timeline has", manyOf(i.Beyond, "segment")))
 	}
 	return lines
+}
+
+// tail says what there is of a segment in pieces.
+func (w *treeWriter) tail(p *catalog.Tail) string {
+	size := w.h.wal.SegmentSize
+	end, top := p.End(size), size.Start(p.Segment)+wal.LSN(p.Top)
+	switch {
+	case p.Whole:
+		return fmt.Sprintf("%s is there whole and in pieces: `holdfast delete garbage ARCHIVES` removes these", p.Name)
+	case p.Top == 0:
+		return fmt.Sprintf("%s in pieces: not even its header is there", p.Name)
+	case p.Held == 0:
+		return fmt.Sprintf("%s in pieces: its first bytes are MISSING, and without them those up to %s are of no use", p.Name, top)
+	case p.Held < p.Top:
+		return fmt.Sprintf("%s in pieces, up to %s; some are MISSING behind that, and those up to %s are of no use", p.Name, end, top)
+	}
+	return fmt.Sprintf("%s in pieces, up to %s, the youngest of %s", p.Name, end, p.Modified.UTC().Format(moments))
 }
 
 func (w *treeWriter) hole(hole timelines.Hole, why string) string {

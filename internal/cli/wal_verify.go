@@ -16,6 +16,7 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/pg/server"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/retention"
 	"holdfast/internal/walverify"
 )
 
@@ -38,9 +39,10 @@ func (a *app) walVerify() *cobra.Command {
 		Short: "Check that no WAL is missing, and that nobody else writes to the archive",
 		Long: "integrity looks, in all storages, for every WAL segment from the start of the oldest backup to the one that the server is writing; of\n" +
 			"the newest some may be late (WALG_INTEGRITY_MAX_DELAYED_WALS). Segments that somebody has accepted as lost (`wal-gap accept`), or that\n" +
-			"retention has removed, count as fine. It goes by names: `verify` reads what is in them. How far all was found is kept in the archive, and\n" +
-			"the next call goes on there; of what lies before it asks again for 10,000 segments, which may be all, and once a day, or with --full, for\n" +
-			"everything.\n\n" +
+			"retention has removed, count as fine. Of backups that HOLDFAST_RETENTION keeps for their own moment (gfs beside recovery_window or full) their\n" +
+			"own WAL is looked for, and none behind it. It goes by names: `verify` reads what is in them. How far all was found is kept in the archive,\n" +
+			"and the next call goes on there; of what lies before it asks again for 10,000 segments, which may be all, and once a day, or with --full,\n" +
+			"for everything.\n\n" +
 			"timeline compares the highest timeline in the archive with the server's: where they differ another server archives there too, or did.\n\n" +
 			"The server is asked for its timeline and position, unless --timeline and --lsn say them. The exit status is that of the worse check, as\n" +
 			"Nagios has it: 0 OK, 1 WARNING or not judged, 2 FAILURE.",
@@ -187,6 +189,17 @@ func (a *app) checkIntegrity(ctx context.Context, s *config.Settings, ar *archiv
 	if r.System == 0 {
 		r.System = cluster(c)
 	}
+	keep, err := policy(s)
+	if err != nil {
+		return nil, err
+	}
+	if keep.Moments() {
+		damaged, err := retention.LoadDamaged(ctx, ar, c)
+		if err != nil {
+			return nil, err
+		}
+		r.Since = keep.Continuous(c, damaged, r.Now)
+	}
 	found, err := walverify.Check(ctx, ar, c, accepted, r)
 	if err != nil {
 		return nil, err
@@ -261,7 +274,7 @@ func (v verifiedJSON) verdict() error {
 		switch {
 		case i.Status == walverify.Failure:
 			errs = append(errs, &advised{fmt.Errorf("%s of WAL missing, the first is %s: what was written from there on cannot be restored by an older backup", manyOf(lost, "segment"), first),
-				"they may still lie in the pg_wal of the primary or of a standby: `holdfast wal-push --repair` there. Where they are gone take a backup, then `holdfast wal-gap accept`"})
+				"they may still lie in the pg_wal of the primary or of a standby: `holdfast wal-push --repair` there. Where they are gone take a backup, then `holdfast wal-gap accept`, as also where they were removed on purpose"})
 		case lost > 0:
 			errs = append(errs, &advised{errors.New("there is no backup that the archived WAL belongs to"), "take one: `holdfast backup-push`"})
 		case late == 0:
@@ -287,5 +300,5 @@ func (v verifiedJSON) verdict() error {
 	if worst == walverify.OK {
 		return nil
 	}
-	return &exit{errors.Join(errs...), int(worst)}
+	return judgement(errors.Join(errs...), int(worst))
 }

@@ -1,7 +1,6 @@
 package compress_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"encoding/binary"
@@ -14,6 +13,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/iotest"
 
@@ -23,6 +23,7 @@ import (
 	"pgregory.net/rapid"
 
 	"holdfast/internal/compress"
+	"holdfast/test/foreign"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -252,28 +253,14 @@ func TestReadsOthers(t *testing.T) {
 // What WAL-G itself wrote is read to its end, where archives of it are at hand.
 func TestReadsWALG(t *testing.T) {
 	for _, name := range []string{"pg15-zstd-full", "pg17-zstd-timeline", "pg15-lz4-delta", "pg15-lz4-remote", "pg15-brotli-full", "wale-pg13-lzo"} {
-		f, err := os.Open("../../../shared/archives/" + name + ".tar.gz")
-		if err != nil {
-			t.Skip(err)
-		}
-		defer f.Close()
-		gz, err := gzip.NewReader(f)
-		if err != nil {
-			t.Fatal(err)
-		}
 		objects := 0
-		for archive := tar.NewReader(gz); ; objects++ {
-			h, err := archive.Next()
-			if err == io.EOF {
-				break
-			} else if err != nil {
-				t.Fatal(err)
+		foreign.Each(t, name, func(path string, r io.Reader) {
+			objects++
+			_, m := compress.Split(path)
+			if got, err := drain(compress.Decompress(r, m), true); err != nil {
+				t.Errorf("%s: %s: %v after %d bytes", name, path, err, len(got))
 			}
-			_, m := compress.Split(h.Name)
-			if got, err := drain(compress.Decompress(archive, m), true); h.Typeflag == tar.TypeReg && err != nil {
-				t.Errorf("%s: %s: %v after %d bytes", name, h.Name, err, len(got))
-			}
-		}
+		})
 		if objects == 0 {
 			t.Errorf("%s holds nothing", name)
 		}
@@ -782,5 +769,47 @@ func BenchmarkDecompress(b *testing.B) {
 				z.Close()
 			}
 		})
+	}
+}
+
+// However many streams there are, no more frames are compressed at once than there are turns, and all of them are in the end.
+func TestFramesAreCompressedInTurns(t *testing.T) {
+	const turns, streams = 3, 10
+	working, goOn := make(chan struct{}), make(chan struct{})
+	compressed, most := compress.CompressInTurns(turns, working, goOn)
+	content := bytes.Repeat([]byte("a page of WAL "), 3*compress.FrameSize/14)
+	var all sync.WaitGroup
+	for i := range streams {
+		all.Go(func() {
+			z := compressed(bytes.NewReader(content), compress.Options{Parallel: 1 + i%2})
+			defer z.Close()
+			r := compress.Decompress(z, compress.Zstd)
+			defer r.Close()
+			if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("read %d bytes of %d: %v", len(got), len(content), err)
+			}
+		})
+	}
+	ended := make(chan struct{})
+	go func() { all.Wait(); close(ended) }()
+	for range turns { // as many as may are at work before the first of them is done
+		<-working
+	}
+	for waiting := turns; ; {
+		var done chan<- struct{}
+		if waiting > 0 {
+			done = goOn
+		}
+		select {
+		case <-working:
+			waiting++
+		case done <- struct{}{}:
+			waiting--
+		case <-ended:
+			if got := most.Load(); got != turns {
+				t.Errorf("%d frames were compressed at once, want %d", got, turns)
+			}
+			return
+		}
 	}
 }

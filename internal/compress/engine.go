@@ -42,6 +42,25 @@ func newEngine(enc func() encoder, dec func() decoder) *engine {
 	}
 }
 
+// inTurns has at most n of the encoders that enc makes at work at once, each frame in the order in which they came. That is for those of C, of which Go's runtime
+// would else run one for each goroutine: it takes them for system calls. With more of them than processors they push each other out of the caches, and others
+// that wait for a processor, such as a request that could be answered at once, wait for all of them.
+func inTurns(n int, enc func() encoder) func() encoder {
+	turns := make(chan struct{}, n)
+	return func() encoder { return turned{enc(), turns} }
+}
+
+type turned struct {
+	encoder
+	turns chan struct{}
+}
+
+func (e turned) encode(dst, src []byte, l Level) ([]byte, error) {
+	e.turns <- struct{}{}
+	defer func() { <-e.turns }()
+	return e.encoder.encode(dst, src, l)
+}
+
 // pureEncoder is the encoder of builds without cgo.
 type pureEncoder struct {
 	level Level

@@ -2,10 +2,14 @@
 
 package compress
 
-import "github.com/DataDog/zstd"
+import (
+	"runtime"
+
+	"github.com/DataDog/zstd"
+)
 
 // native is the engine of this build: libzstd.
-var native = newEngine(newLibEncoder, newLibDecoder)
+var native = newEngine(inTurns(runtime.GOMAXPROCS(0), newLibEncoder), newLibDecoder)
 
 type libEncoder struct{ ctx zstd.Ctx }
 

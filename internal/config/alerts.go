@@ -25,8 +25,8 @@ type Alerts struct {
 	Cluster       string        // name for people, "" for the archive's location; HOLDFAST_ALERT_CLUSTER
 	Link          string        // HOLDFAST_ALERT_LINK
 
-	PingBackup, PingVerify, PingRetention string // secret addresses of dead man's switches, "" for none; HOLDFAST_PING_…
-	PingStyle                             string // healthchecks or snitch; HOLDFAST_PING_STYLE
+	PingBackup, PingVerify, PingRetention, PingDrill string // secret addresses of dead man's switches, "" for none; HOLDFAST_PING_…
+	PingStyle                                        string // healthchecks or snitch; HOLDFAST_PING_STYLE
 }
 
 // Secrets returns the names under which the environment may hold a secret, those of files with secrets not among them.

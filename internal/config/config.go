@@ -2,7 +2,7 @@
 //
 // A setting has WAL-G's name where WAL-G has one (WALG_S3_PREFIX) and a name of ours (HOLDFAST_S3_PREFIX). Its value comes from a
 // command-line flag, else from the environment, else from a settings file (YAML, JSON or TOML), else it is the default.
-// An empty value counts as not given. Load collects everything that is wrong, so that nothing starts with settings
+// An empty value counts as not given, unless what was to be encrypted by it would be stored in clear. Load collects everything that is wrong, so that nothing starts with settings
 // that do not mean what the operator wrote: a file that does not parse, an unknown name, a value out of range, a setting that
 // this release cannot honour are errors. Settings of WAL-G that have nothing to act on here are named in notices.
 //
@@ -10,7 +10,11 @@
 package config
 
 import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -19,6 +23,7 @@ import (
 // Settings is what the sources say, as plain values. Fields have the setting's name in their comment.
 type Settings struct {
 	File         string    // the settings file that was read, or ""; WALG_CONFIG_PATH
+	Content      []byte    // of that file: with secrets
 	Storage      Storage   // the one called default
 	Failover     []Storage // further ones of the same archive, by name; WALG_FAILOVER_STORAGES
 	Health       Health    // of the storages, where there are Failover
@@ -35,8 +40,10 @@ type Settings struct {
 	Backup       Backup
 	Restore      Restore
 	Verify       Verify
+	Drill        Drill
 	Retention    Retention
 	Lease        Lease
+	Agent        Agent
 	Alerts       Alerts
 	Metrics      Metrics
 	Stanza       string // of pgBackRest; PGBACKREST_STANZA
@@ -44,6 +51,7 @@ type Settings struct {
 	Log          Log
 	MemoryBudget int64 // bytes the whole process should stay below; HOLDFAST_MEMORY_BUDGET
 
+	rows    []Setting
 	values  []Value
 	notices []string
 	given   given
@@ -181,6 +189,11 @@ type Encryption struct {
 	KMSKeyID, KMSRegion                                                string // WALG_CSE_KMS_…
 }
 
+// encrypts reports whether a key is named by which what is stored is encrypted, or nothing is stored at all: one that only decrypts stores nothing in clear.
+func (e *Encryption) encrypts() bool {
+	return cmp.Or(e.AgeRecipients, e.AgeRecipientsPath, e.AgeIdentities, e.AgeIdentitiesPath, e.PGPKey, e.PGPKeyPath, e.GPGKeyID, e.SodiumKey, e.SodiumKeyPath, e.KMSKeyID) != ""
+}
+
 // Compression says how new objects are compressed.
 type Compression struct {
 	Method string // zstd, lz4, brotli, lzma or none; WALG_COMPRESSION_METHOD
@@ -251,6 +264,21 @@ type Lease struct {
 	TTL    time.Duration // how long a lease lasts without a sign of life; HOLDFAST_LEASE_TTL
 	Host   string        // name of this host there, "" for its own; HOLDFAST_LEASE_HOST
 	Secret string        // for the service, or ""; HOLDFAST_LEASE_SECRET
+}
+
+// Agent says what `holdfast agent` has done when, and what it runs itself.
+type Agent struct {
+	Backup, Full, Retention, Verify, Check string // schedules, see internal/agent; "" and off are never; HOLDFAST_SCHEDULE_…
+	Drill, DrillRandom, DrillOldest        string // likewise
+
+	Zone    string        // of the schedules, "" for the host's; HOLDFAST_SCHEDULE_ZONE
+	Jitter  time.Duration // HOLDFAST_SCHEDULE_JITTER
+	CatchUp time.Duration // HOLDFAST_SCHEDULE_CATCH_UP
+
+	Listen   string        // address of /metrics, or off; HOLDFAST_AGENT_LISTEN
+	Socket   string        // of the daemon, "" for none; HOLDFAST_AGENT_SOCKET
+	Receive  string        // off, on or synchronous; HOLDFAST_AGENT_RECEIVE
+	Interval time.Duration // between two looks at the archive; 0 is never; HOLDFAST_AGENT_INTERVAL
 }
 
 // Metrics says who is told what jobs came to.
@@ -371,6 +399,17 @@ const Hidden = "--HIDDEN--"
 
 // Effective returns every setting with its value and where that came from, in the order of the table.
 func (s *Settings) Effective() []Value { return s.values }
+
+// Fingerprint stands for what a command is told by the settings, secrets included: it is another one where that has changed.
+func (s *Settings) Fingerprint(command string) string {
+	h := sha256.New()
+	for i := range s.rows {
+		if row := &s.rows[i]; row.Used == nil || slices.Contains(row.Used, command) {
+			fmt.Fprintf(h, "%s=%q\n", row.Name, row.get())
+		}
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
 
 // Notices returns a line for each reason why settings that were given do nothing in the command that runs.
 func (s *Settings) Notices() []string { return s.notices }

@@ -82,7 +82,7 @@ func effective(t *testing.T, s *config.Settings, name string) config.Value {
 
 func TestTableIsConsistent(t *testing.T) {
 	kinds := map[string][]config.Kind{
-		"string": {config.String, config.Path, config.Enum, config.Rules}, "bool": {config.Bool}, "int": {config.Int}, "int64": {config.Size}, "float64": {config.Fraction},
+		"string": {config.String, config.Path, config.Enum, config.Rules, config.List}, "bool": {config.Bool}, "int": {config.Int}, "int64": {config.Size}, "float64": {config.Fraction},
 		"time.Duration": {config.Duration}, "json.RawMessage": {config.JSON}, "map[string]string": {config.Map}, "config.storages": {config.Storages},
 	}
 	seen := map[string]string{}
@@ -137,7 +137,9 @@ func TestDefaults(t *testing.T) {
 			Delta: config.Delta{Origin: "LATEST", Source: "auto", Sample: 0.001}},
 		Retention:    config.Retention{Grace: 72 * time.Hour},
 		Verify:       config.Verify{MaxAge: 30 * 24 * time.Hour},
+		Drill:        config.Drill{Dir: "/var/tmp", Memory: 512 << 20, Nice: 10, Budget: 30 * time.Minute, Beat: "off"},
 		Lease:        config.Lease{TTL: time.Minute},
+		Agent:        config.Agent{Check: "*/10 * * * *", CatchUp: 12 * time.Hour, Listen: "127.0.0.1:9351", Receive: "off", Interval: 5 * time.Minute},
 		Alerts:       config.Alerts{Repeat: 24 * time.Hour, PingStyle: "healthchecks"},
 		Stanza:       "main",
 		Postgres:     config.Postgres{Vars: map[string]string{"PGAPPNAME": "holdfast"}},
@@ -201,12 +203,41 @@ func sample(s config.Setting) string {
 		"HOLDFAST_AZURE_ENDPOINT": "https://h", "HOLDFAST_STATE_DIR": "/s", "HOLDFAST_MIRRORS_JOURNAL": "/j", "HOLDFAST_RECEIVE_DIR": "/r", "WALG_TARGET_STORAGE": "default",
 		"HOLDFAST_LEASE": "archive", "HOLDFAST_PUSHGATEWAY": "http://h:9091", "HOLDFAST_PUSHGATEWAY_LABELS": "tier=gold", "HOLDFAST_METRICS_TEXTFILE_DIR": "/t", "WALG_STATSD_ADDRESS": "h:8125",
 		"HOLDFAST_ALERT_SLACK": "https://h/s", "HOLDFAST_ALERT_WEBHOOK": "https://h/w", "HOLDFAST_ALERT_LINK": "https://h/l",
-		"HOLDFAST_PING_BACKUP": "https://h/b", "HOLDFAST_PING_VERIFY": "https://h/v", "HOLDFAST_PING_RETENTION": "https://h/r",
-		"HOLDFAST_ALERT_MAIL_TO": "a@h, b@h", "HOLDFAST_ALERT_MAIL_FROM": "c@h", "HOLDFAST_ALERT_MAIL_SERVER": "smtp://h", "HOLDFAST_LOG_TO": "syslog",
+		"HOLDFAST_PING_BACKUP": "https://h/b", "HOLDFAST_PING_VERIFY": "https://h/v", "HOLDFAST_PING_DRILL": "https://h/p", "HOLDFAST_PING_RETENTION": "https://h/r",
+		"HOLDFAST_SCHEDULE_ZONE": "UTC", "HOLDFAST_AGENT_LISTEN": ":7", "HOLDFAST_AGENT_SOCKET": "/a.sock",
+		"HOLDFAST_ALERT_MAIL_TO": "a@h, b@h", "HOLDFAST_ALERT_MAIL_FROM": "c@h", "HOLDFAST_ALERT_MAIL_SERVER": "smtp://h", "HOLDFAST_LOG_TO": "syslog", "HOLDFAST_DRILL_DIR": "/srv/drills", "HOLDFAST_DRILL_HEARTBEAT": "postgres:select now()",
 	}[s.Name]; special != "" {
 		return special
 	}
 	return "seven"
+}
+
+// What a command is told has another fingerprint when it has changed, secrets included, and not when something else has.
+func TestFingerprints(t *testing.T) {
+	of := func(command string, environ ...string) string {
+		return load(t, config.Sources{Environ: append(environ, "WALG_S3_PREFIX=s3://b/c", "AWS_ACCESS_KEY_ID=k")}).Fingerprint(command)
+	}
+	before := of("daemon", "AWS_SECRET_ACCESS_KEY=one", "HOLDFAST_SCHEDULE_BACKUP=@daily")
+	for environ, same := range map[string]bool{"AWS_SECRET_ACCESS_KEY=one": true, "AWS_SECRET_ACCESS_KEY=two": false} {
+		if got := of("daemon", environ, "HOLDFAST_SCHEDULE_BACKUP=@hourly"); (got == before) != same {
+			t.Errorf("with %s: %s; before it was %s", environ, got, before)
+		}
+	}
+}
+
+// Where the content of the settings file was read before it is not read again.
+func TestContentStandsForTheFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.yaml")
+	if err := os.WriteFile(path, []byte("WALG_FILE_PREFIX: /new\nNO_SETTING: 1\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := load(t, config.Sources{File: path, Content: []byte("WALG_FILE_PREFIX: /old\n")})
+	if s.Storage.Dir != "/old" || s.File != path {
+		t.Errorf("the archive is %s, of %s", s.Storage.Dir, s.File)
+	}
+	if again := load(t, config.Sources{File: path, Content: s.Content}); again.Storage.Dir != "/old" {
+		t.Errorf("by what was read the archive is %s", again.Storage.Dir)
+	}
 }
 
 func TestLabelsAreRead(t *testing.T) {
@@ -758,7 +789,7 @@ func TestPrintedSettingsReadTheSame(t *testing.T) {
 			t.Fatalf("%s\n%v", again.String(), err)
 		}
 		second.File = ""
-		if d := cmp.Diff(first, second, cmpopts.IgnoreFields(config.Settings{}, "values", "notices", "given"),
+		if d := cmp.Diff(first, second, cmpopts.IgnoreFields(config.Settings{}, "Content", "rows", "values", "notices", "given"),
 			cmp.Exporter(func(reflect.Type) bool { return true })); d != "" {
 			t.Errorf("%s\n%s", again.String(), d)
 		}
@@ -813,4 +844,59 @@ func FuzzParseFile(f *testing.F) {
 			t.Errorf("%q: %s", data, d)
 		}
 	})
+}
+
+// An empty value counts as none, but for one by which the file means to encrypt: nothing is stored in clear for a variable that was not filled in.
+func TestEmptyRecipients(t *testing.T) {
+	const key = "age1qyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqszqgpqyqs3290gq"
+	for _, c := range []struct {
+		name, text string
+		environ    []string
+		refused    bool
+	}{
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS:\n", nil, true},
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS: ''\n", nil, true},
+		{"a.yaml", "holdfast_age_recipients: null\n", nil, true},
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS_PATH: ''\n", nil, true},
+		{"a.json", `{"HOLDFAST_AGE_RECIPIENTS": ""}`, nil, true},
+		{"a.json", `{"HOLDFAST_AGE_RECIPIENTS": null}`, nil, true},
+		{"a.json", `{"HOLDFAST_AGE_RECIPIENTS": "\n"}`, nil, true},
+		{"a.json", `{"HOLDFAST_AGE_RECIPIENTS_PATH": "\r\n"}`, nil, true},
+		{"a.toml", "HOLDFAST_AGE_RECIPIENTS = ''\n", nil, true},
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS: ''\n", []string{"HOLDFAST_AGE_RECIPIENTS="}, true},
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS: ''\n", []string{"HOLDFAST_AGE_RECIPIENTS=" + key}, false},
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS: ''\nWALG_LIBSODIUM_KEY_PATH: /k\n", nil, false},
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS: " + key + "\nHOLDFAST_AGE_RECIPIENTS_PATH:\n", nil, false},
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS: " + key + "\n", []string{"HOLDFAST_AGE_RECIPIENTS="}, false},
+		{"a.yaml", "WALG_LIBSODIUM_KEY: ''\nWALG_PGP_KEY:\nnothing_of_ours:\n", nil, false},
+		{"a.yaml", "PGHOST: ''\n", []string{"HOLDFAST_AGE_RECIPIENTS="}, false},
+		// Where backups are restored: with a key that only decrypts nothing is stored.
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS: ''\nHOLDFAST_AGE_IDENTITIES_PATH: /k\n", nil, false},
+		{"a.yaml", "HOLDFAST_AGE_RECIPIENTS: ''\n", []string{"HOLDFAST_AGE_IDENTITIES=AGE-SECRET-KEY-1"}, false},
+	} {
+		s, err := config.Load(config.Sources{File: file(t, c.name, c.text), Environ: c.environ})
+		switch {
+		case c.refused && (err == nil || !strings.Contains(err.Error(), "stored in clear")):
+			t.Errorf("%q, %q: %v", c.text, c.environ, err)
+		case !c.refused && err != nil:
+			t.Errorf("%q, %q: %v", c.text, c.environ, err)
+		case !c.refused && strings.Contains(c.text, key) && s.Encryption.AgeRecipients != key:
+			t.Errorf("%q, %q: recipients are %q", c.text, c.environ, s.Encryption.AgeRecipients)
+		}
+	}
+	// What only reads is not refused for it: a recovery would end.
+	empty := file(t, "b.yaml", "HOLDFAST_AGE_RECIPIENTS: ''\n")
+	for _, command := range []string{"wal-fetch", "wal-prefetch", "backup-fetch"} {
+		s, err := config.Load(config.Sources{File: empty, Command: command})
+		if err != nil {
+			t.Errorf("%s: %v", command, err)
+		} else if n := s.Notices(); len(n) != 1 || !strings.Contains(n[0], "HOLDFAST_AGE_RECIPIENTS ("+empty+":1)") {
+			t.Errorf("%s: notices are %q", command, n)
+		}
+	}
+	for _, command := range []string{"wal-push", "backup-push", "daemon", "backup-list"} {
+		if _, err := config.Load(config.Sources{File: empty, Command: command}); err == nil {
+			t.Errorf("%s: not refused", command)
+		}
+	}
 }

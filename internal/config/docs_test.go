@@ -23,7 +23,7 @@ Made by ` + "`make docs`" + ` from the table in internal/config. ` + "`holdfast 
 
 ## Where a value comes from
 
-The first of these that gives a value counts; an empty value counts as none:
+The first of these that gives a value counts; an empty value counts as none, as with WAL-G:
 
 1. a flag: the setting's name in lower case with dashes, ` + "`--walg-s3-prefix s3://bucket/path`" + `. Secrets cannot be flags, everybody on the machine would see them;
 2. the environment;
@@ -36,7 +36,9 @@ one place are an error. Those of one kind of storage (` + "`AWS_…`, `S3_…`, 
 names the file.
 
 It is an error, before anything else happens: a file that cannot be read, an unknown name in the file, an unknown name in the environment that begins
-with ` + "`WALG_` or `HOLDFAST_`" + `, a value of the wrong type or out of range, two storage prefixes, and what this release cannot honour (see the end).
+with ` + "`WALG_` or `HOLDFAST_`" + `, a value of the wrong type or out of range, two storage prefixes, what this release cannot honour (see the end), and ` + "`HOLDFAST_AGE_RECIPIENTS`" + ` or
+` + "`HOLDFAST_AGE_RECIPIENTS_PATH`" + ` without a value in the file where no other key encrypts, nor one only decrypts (then storing fails): all would be stored in clear, and who has written that line
+believes that it is not. backup-fetch and wal-fetch, which store nothing, only say so.
 
 Sizes are bytes, or have a unit: ` + "`k`, `M`, `G`, `T`, also as `MB` or `MiB`" + `, in steps of 1024 as in PostgreSQL. Durations are written ` + "`30s`, `1h30m`" + `.
 Booleans are ` + "`true` and `false`" + `.

@@ -30,10 +30,11 @@ type entry struct {
 	key        string
 	text       string // the value; JSON when structured
 	structured bool   // a list or a map
-	line       int    // from 1; 0 when not known
+	null       bool
+	line       int // from 1; 0 when not known
 }
 
-// parseFile reads the settings in data, which the file called name holds: a map from names to values. A null counts as not there.
+// parseFile reads the settings in data, which the file called name holds: a map from names to values.
 func parseFile(name string, data []byte) ([]entry, error) {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	switch ext := strings.ToLower(filepath.Ext(name)); {
@@ -92,7 +93,7 @@ func parseJSON(data []byte) (entries []entry, err error) {
 		case '{', '[':
 			e.text, e.structured = string(raw), true
 		case 'n':
-			continue
+			e.null = true
 		default:
 			e.text = string(raw)
 		}
@@ -148,7 +149,7 @@ func parseYAML(data []byte) ([]entry, error) {
 			}
 			e.text, e.structured = string(b), true
 		case v.Tag == "!!null":
-			continue
+			e.text, e.null = "", true
 		}
 		entries = append(entries, e)
 	}

@@ -17,6 +17,7 @@ type Sources struct {
 	Turbo   bool     // --turbo: no rate limits
 	Environ []string // as os.Environ returns it
 	File    string   // --config, or ""
+	Content []byte   // of the settings file, where it was read already; nil reads it
 	Home    string   // directory with .walg.json and the like; "" when there is none
 	Cores   int      // default number of workers; 0 means 1
 	Command string   // that the settings are for; "" stands for every command
@@ -58,6 +59,7 @@ type loader struct {
 	command   string
 	problems  []*Problem
 	conflicts []conflict
+	hollow    []value             // settings that encrypt, without a value in the file
 	ignored   map[string][]string // what was given and does nothing, and where, by the reason
 	order     []string            // the keys of ignored as they came up
 }
@@ -155,7 +157,7 @@ func Load(src Sources) (*Settings, error) {
 	layers := []map[int]value{l.layer(flagValues(src.Flags)), l.layer(environValues(src.Environ))}
 	path, where := l.settingsFile(src, layers[1])
 	if path != "" {
-		layers = append(layers, l.layer(l.read(path, where)))
+		layers = append(layers, l.layer(l.read(path, where, src.Content)))
 	}
 	s.given = l.fill(layers)
 	s.File = path
@@ -170,6 +172,15 @@ func Load(src Sources) (*Settings, error) {
 		*m.into = l.storages(m.all, v.where)
 	}
 	l.problems = append(l.problems, s.resolve()...)
+	if !s.Encryption.encrypts() { // who has written that line believes that it does
+		for _, v := range l.hollow {
+			if slices.Contains(readers, l.command) { // and a recovery must not end for it
+				l.ignore("it is empty, and nothing else encrypts; commands that store are refused, as all would be stored in clear", v.name+" ("+v.where+")")
+				continue
+			}
+			l.problem(v, "it is empty, and nothing else encrypts: all would be stored in clear", "give it a public key; where that is meant, remove the line")
+		}
+	}
 	if s.StateDir == "" && src.Home != "" {
 		s.StateDir = filepath.Join(src.Home, ".holdfast")
 	}
@@ -184,6 +195,7 @@ func Load(src Sources) (*Settings, error) {
 		}
 		return nil, errors.Join(errs...)
 	}
+	s.rows = l.table
 	for i := range l.table {
 		s.values = append(s.values, l.effective(&l.table[i], src, where))
 	}
@@ -375,15 +387,18 @@ func (l *loader) settingsFile(src Sources, env map[int]value) (path, where strin
 	return "", ""
 }
 
-// read returns what the settings file says; where tells who named it.
-func (l *loader) read(path, where string) []value {
+// read returns what the settings file says; where tells who named it. A content that is not nil is that of the file.
+func (l *loader) read(path, where string, b []byte) []value {
 	file := &Problem{What: path, Where: where}
-	b, err := readBounded(path, maxFile)
-	if err != nil {
-		file.Why, file.Do = err.Error(), "create it, make it readable, or name another one with --config"
-		l.problems = append(l.problems, file)
-		return nil
+	if b == nil {
+		var err error
+		if b, err = readBounded(path, maxFile); err != nil {
+			file.Why, file.Do = err.Error(), "create it, make it readable, or name another one with --config"
+			l.problems = append(l.problems, file)
+			return nil
+		}
 	}
+	l.settings.Content = b
 	entries, err := parseFile(path, b)
 	if err != nil {
 		file.Why, file.Do = err.Error(), "correct it; settings files are YAML, JSON or TOML, by extension"
@@ -396,7 +411,14 @@ func (l *loader) read(path, where string) []value {
 		if e.line > 0 {
 			v.where = fmt.Sprintf("%s:%d", path, e.line)
 		}
-		if i, ok := l.byName[strings.ToUpper(e.key)]; ok && e.structured && !slices.Contains([]Kind{JSON, Map, Rules, Storages}, l.table[i].Type) {
+		i, ok := l.byName[strings.ToUpper(e.key)]
+		if ok && l.table[i].encrypts && strings.TrimRight(e.text, "\r\n") == "" { // as layer sees it
+			l.hollow = append(l.hollow, v)
+		}
+		if e.null { // it counts as not there
+			continue
+		}
+		if ok && e.structured && !slices.Contains([]Kind{JSON, Map, Rules, List, Storages}, l.table[i].Type) {
 			l.problem(v, "must be one value, not a list or a map", "write it as a string")
 			continue
 		}

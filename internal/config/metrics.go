@@ -31,7 +31,7 @@ func parseLabels(text string) (map[string]string, error) {
 		if !ok || !labelName.MatchString(name) || strings.HasPrefix(name, "__") || value == "" {
 			return nil, fmt.Errorf("must be labels such as shard=1,tier=gold: %q is none", pair)
 		}
-		if slices.Contains([]string{"operation", "phase", "le", "version", "revision", "storage", "kind", "error_type"}, name) {
+		if slices.Contains([]string{"operation", "phase", "le", "version", "revision", "storage", "kind", "error_type", "holder"}, name) {
 			return nil, fmt.Errorf("%s is a label that samples have", name)
 		}
 		if _, twice := labels[name]; twice {

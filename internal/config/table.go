@@ -27,6 +27,8 @@ type Setting struct {
 
 	Min, Max int64 // of numbers, bytes and nanoseconds; Max 0 is no bound
 
+	encrypts bool // an empty value in a settings file is an error where nothing else encrypts
+
 	into  any                // points to where the value goes, or is a variable of libpq's
 	check func(string) error // further than its type says
 }
@@ -74,12 +76,16 @@ var (
 	fetch    = []string{"backup-fetch"}
 	walPush  = []string{"wal-push", "daemon"}
 	walFetch = []string{"wal-fetch", "daemon"}
+	readers  = []string{"wal-fetch", "wal-prefetch", "backup-fetch"} // which store nothing, and which a restore needs
 	receive  = []string{"wal-receive"}
-	jobs     = []string{"backup-push", "backup-fetch", "backup-merge", "catchup-push", "copy", "delete", "retention", "verify", "wal-verify"}
-	leased   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "lease"}
-	alerts   = []string{"backup-push", "backup-merge", "delete", "retention", "verify", "wal-verify", "ribbon", "check", "alert"}
+	jobs     = []string{"backup-push", "backup-fetch", "backup-merge", "catchup-push", "copy", "delete", "drill", "retention", "verify", "wal-verify"}
+	agents   = []string{"agent"}
+	leased   = []string{"backup-push", "backup-merge", "delete", "drill", "retention", "verify", "agent", "metrics", "lease"}
+	drills   = []string{"drill"}
+	proofs   = []string{"drill", "backup-list", "backup-show", "ribbon", "check", "doctor", "metrics", "agent", "retention", "delete"}
+	alerts   = []string{"drill", "backup-push", "backup-merge", "delete", "retention", "verify", "wal-verify", "ribbon", "check", "agent", "alert"}
 	asks     = []string{"backup-push", "catchup-push", "wal-receive", "wal-verify", "wal-show", "timeline"}
-	server   = []string{"backup-push", "catchup-push", "wal-receive", "backup-fetch", "wal-show", "wal-verify", "timeline", "check", "doctor"}
+	server   = []string{"backup-push", "catchup-push", "wal-receive", "heartbeat", "backup-fetch", "drill", "wal-show", "wal-verify", "timeline", "check", "doctor"}
 )
 
 // Table returns all settings, by section. Defaults of how much is done at once follow from the number of cores.
@@ -131,7 +137,8 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "HOLDFAST_MIRRORS_PAUSE", Default: "1m0s", Min: int64(time.Second), into: &s.Mirroring.Pause,
 				Meaning: "With the rule `any`: how long a mirror that failed is left alone."},
 			{Name: "HOLDFAST_STATE_DIR", Type: Path, check: absolutePath, into: &s.StateDir,
-				Meaning: "Directory for what this host remembers of several storages: which are alive, and what is owed to mirrors. The default is `.holdfast` in the account's home directory."},
+				Meaning: "Directory for what this host remembers: which storages are alive, what is owed to mirrors, who was told of which failure; and where `agent status` finds the agent. " +
+					"All commands of one archive should have the same. The default is `.holdfast` in the account's home directory."},
 			{Name: "WALG_TARGET_STORAGE", into: &s.Target,
 				Meaning: "Use the storage of this name alone, `default` or one of the maps; `all` is as if it were not set."},
 		}),
@@ -266,9 +273,9 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Further attempts after a call failed in a way that may pass."},
 		}),
 		section("Encryption", []Setting{
-			{Name: "HOLDFAST_AGE_RECIPIENTS", into: &enc.AgeRecipients,
+			{Name: "HOLDFAST_AGE_RECIPIENTS", encrypts: true, into: &enc.AgeRecipients,
 				Meaning: "Public keys of age, several between commas: `age1…`, `ssh-ed25519 …`, `ssh-rsa …`. Each of them can decrypt what is written; none is secret. `holdfast key generate` makes one."},
-			{Name: "HOLDFAST_AGE_RECIPIENTS_PATH", Type: Path, into: &enc.AgeRecipientsPath, Meaning: "A file of such keys, one a line."},
+			{Name: "HOLDFAST_AGE_RECIPIENTS_PATH", Type: Path, encrypts: true, into: &enc.AgeRecipientsPath, Meaning: "A file of such keys, one a line."},
 			{Name: "HOLDFAST_AGE_IDENTITIES", Secret: true, into: &enc.AgeIdentities,
 				Meaning: "Secret keys of age, `AGE-SECRET-KEY-1…`, which decrypt. A host that only writes needs none."},
 			{Name: "HOLDFAST_AGE_IDENTITIES_PATH", Type: Path, into: &enc.AgeIdentitiesPath,
@@ -305,7 +312,7 @@ func table(s *Settings, cores int) []Setting {
 			{Name: "TOTAL_BG_UPLOADED_LIMIT", Default: "32", Min: 1, Max: 1 << 20, Used: walPush, into: &s.WAL.Limit,
 				Meaning: "WAL files that one call stores at most, the one asked for included."},
 			{Name: "PG_READY_RENAME", Default: "false", Used: walPush, into: &s.WAL.ReadyRename,
-				Meaning: "Rename `.ready` to `.done` for a file stored ahead of being asked, so that PostgreSQL does not ask for it."},
+				Meaning: "Rename `.ready` to `.done` for a file stored ahead of being asked, so that PostgreSQL does not ask for it. Where the archive is another one by the next push, PostgreSQL is made to ask for what went to the old one and is still in pg_wal."},
 			{Name: "HOLDFAST_WAL_SUMMARIES", Default: "auto", Values: []string{"auto", "on", "off"}, Used: walPush, into: &s.WAL.Summaries,
 				Meaning: "Store with each segment which blocks it changes, so that a delta backup need not read the segment to know: `auto` is `on` where WALG_USE_WAL_DELTA is, or WALG_DELTA_MAX_STEPS is above 0."},
 			{Name: "WALG_USE_WAL_DELTA", Default: "false", Used: walPush, into: &s.WAL.Deltas,
@@ -368,7 +375,7 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Restore the backup with this user data."},
 		}),
 		section("Retention", []Setting{
-			{Name: "HOLDFAST_RETENTION", Type: Rules, Used: []string{"retention"}, into: &s.Retention.Policy,
+			{Name: "HOLDFAST_RETENTION", Type: Rules, Used: []string{"retention", "wal-verify"}, into: &s.Retention.Policy,
 				Meaning: "Which backups `retention` keeps: a map of `recovery_window` (a duration such as 14d), `full` (a number), `gfs` (a map of `daily`, `weekly`, `monthly` and `yearly` numbers), `minimum` (a number) and `keep_last_proven` (true or false). What one rule wants stays. Without it nothing goes."},
 			{Name: "HOLDFAST_RETENTION_GRACE", Default: "72h0m0s", Max: int64(10 * 365 * 24 * time.Hour), Used: []string{"retention"}, into: &s.Retention.Grace,
 				Meaning: "How long `retention apply` leaves what it has condemned, so that `undelete` can take that back."},
@@ -380,6 +387,38 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Bytes a second that `verify` reads from the storage at most; 0 is no limit but WALG_NETWORK_RATE_LIMIT."},
 			{Name: "HOLDFAST_VERIFY_MAX_AGE", Default: "720h0m0s", Min: int64(time.Second), Used: []string{"verify"}, into: &s.Verify.MaxAge,
 				Meaning: "How long it counts what `verify` has found of an object. It is not read again until then, unless its size or time has changed."},
+		}),
+		section("Proof", []Setting{
+			{Name: "HOLDFAST_DRILL_DIR", Type: Path, Default: "/var/tmp", check: absolutePath, Used: drills, into: &s.Drill.Dir,
+				Meaning: "Directory below which `drill` makes its copy of the cluster, tablespaces included, and removes it. Its file system needs room for all of it, and the account of the copy must be let into it."},
+			{Name: "HOLDFAST_DRILL_USER", Used: drills, into: &s.Drill.User,
+				Meaning: "Account as which PostgreSQL runs the copy where root makes the drill; the default is `postgres`. It must be able to read the archive, as it fetches WAL."},
+			{Name: "HOLDFAST_DRILL_ROLE", Used: drills, into: &s.Drill.Role,
+				Meaning: "Superuser of the cluster, as whom the copy is asked; where it is not set PGUSER, `postgres` and the accounts are tried."},
+			{Name: "HOLDFAST_PG_BIN", Used: drills, into: &s.Drill.Programs,
+				Meaning: "Directories of PostgreSQL's server programs with colons between them, perhaps with `*`, where they are in no usual place: the major version of the backup is chosen among them, and those of Debian, RHEL, SUSE, Alpine, Homebrew and PATH."},
+			{Name: "HOLDFAST_DRILL_MEMORY", Default: "512MiB", Min: 32 << 20, Used: drills, into: &s.Drill.Memory,
+				Meaning: "Memory that PostgreSQL gets for the copy, about: shared buffers are half of it at most."},
+			{Name: "HOLDFAST_DRILL_NICE", Default: "10", Max: 19, Used: drills, into: &s.Drill.Nice,
+				Meaning: "How far a drill steps back behind other processes: as nice(1) has it, and at the lowest priority for disks. 0 is not at all."},
+			{Name: "HOLDFAST_DRILL_BUDGET", Default: "30m0s", Used: drills, into: &s.Drill.Budget,
+				Meaning: "How long a drill verifies indexes and tables with amcheck at most, and then pages; each drill begins elsewhere. 0 verifies all."},
+			{Name: "HOLDFAST_DRILL_TIMEOUT", Default: "0s", Used: drills, into: &s.Drill.Timeout,
+				Meaning: "How long a drill may take; after that it counts as failed. 0 is no limit."},
+			{Name: "HOLDFAST_DRILL_RTO", Default: "0s", Used: drills, into: &s.Drill.RTO,
+				Meaning: "How long it may take, from the begin of the drill, until the copy takes writes: a drill that takes longer fails. 0 is no limit."},
+			{Name: "HOLDFAST_DRILL_RPO", Default: "0s", Used: drills, into: &s.Drill.RPO,
+				Meaning: "How much may be lost: a drill to the end of the WAL fails where the last commit, and the last segment that was archived, or the heartbeat, is older than this when it begins. 0 is no limit."},
+			{Name: "HOLDFAST_DRILL_HEARTBEAT", check: heartbeat, Used: drills, into: &s.Drill.Heartbeat,
+				Meaning: "What tells how old the copy's data is: a database, a colon, and a statement that returns a timestamptz, such as `postgres:select max(at) from heartbeat`."},
+			{Name: "HOLDFAST_DRILL_CHECKS", Type: List, Used: drills, into: &s.Drill.Checks,
+				Meaning: "Questions that the copy is asked: a list of maps of `database`, `sql` (or `table`, for the number of its rows), `expect` (what the first column of the first row must be, perhaps `null`; or a number behind `<`, `<=`, `>`, `>=`, `!=`) and `name`. What is answered is in the record, which is not encrypted."},
+			{Name: "HOLDFAST_HEARTBEAT", Default: "off", Used: []string{"heartbeat", "agent", "drill"}, into: &s.Drill.Beat,
+				Meaning: "Database in which the agent, or `holdfast heartbeat` from cron, leaves a sign of life each minute: time and position, in the table `holdfast.heartbeat`, one row for each host that was the primary. A drill reads that where HOLDFAST_DRILL_HEARTBEAT is not set, so that what would have been lost is measured also of a cluster in which nothing happens. With an `archive_timeout` such a cluster archives a segment for each then, where it archived none: with one of a minute 1440 a day. Not a database of which a publication sends all tables. `off` is none."},
+			{Name: "HOLDFAST_PROOF_KEY", Secret: true, Used: proofs, into: &s.Drill.Key,
+				Meaning: "Private key that signs what a drill has found: Ed25519 in PEM, as `openssl genpkey -algorithm ed25519` writes it. Where it is set only records that it has signed count as proof, unless HOLDFAST_PROOF_PUBLIC_KEY says otherwise."},
+			{Name: "HOLDFAST_PROOF_PUBLIC_KEY", Secret: true, Used: proofs, into: &s.Drill.PublicKeys,
+				Meaning: "Public keys, one behind another, as `openssl pkey -pubout` writes them: only records of drills that one of them has signed count as proof, for backup-list, ribbon, check, metrics and retention. It is for hosts without the private key, and for a change of keys."},
 		}),
 		section("Checks", []Setting{
 			{Name: "HOLDFAST_CHECK", Used: []string{"check", "doctor"}, into: &s.Checks,
@@ -396,6 +435,38 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "Name of this host in leases, where its own does not tell it from others."},
 			{Name: "HOLDFAST_LEASE_SECRET", Secret: true, Used: leased, into: &s.Lease.Secret,
 				Meaning: "What the service that keeps leases wants: `user:password` for etcd, a token for Consul."},
+		}),
+		section("Agent", []Setting{
+			{Name: "HOLDFAST_SCHEDULE_BACKUP", Used: agents, into: &s.Agent.Backup,
+				Meaning: "When `holdfast agent` has backup-push run: a cron expression of five fields, or of six with the seconds first, or `@daily` and the like, perhaps with `by=06:00` (or `by=3h`: until when it is to be done), and `jitter=10m` behind it. `off`, or not set, is never. It is the same on all hosts; one of them does it."},
+			{Name: "HOLDFAST_SCHEDULE_FULL", Used: agents, into: &s.Agent.Full,
+				Meaning: "When it takes a full backup (`backup-push --full`). At an instant that is of HOLDFAST_SCHEDULE_BACKUP too there is this one alone."},
+			{Name: "HOLDFAST_SCHEDULE_RETENTION", Used: agents, into: &s.Agent.Retention,
+				Meaning: "When it has `retention apply` run."},
+			{Name: "HOLDFAST_SCHEDULE_VERIFY", Used: agents, into: &s.Agent.Verify,
+				Meaning: "When it has `verify` run."},
+			{Name: "HOLDFAST_SCHEDULE_DRILL", Used: agents, into: &s.Agent.Drill,
+				Meaning: "When it has the latest backup proven: `drill`. One drill runs at a time on a host; it needs HOLDFAST_DRILL_DIR."},
+			{Name: "HOLDFAST_SCHEDULE_DRILL_RANDOM", Used: agents, into: &s.Agent.DrillRandom,
+				Meaning: "When it has a random moment proven: `drill random`."},
+			{Name: "HOLDFAST_SCHEDULE_DRILL_OLDEST", Used: agents, into: &s.Agent.DrillOldest,
+				Meaning: "When it has the backup proven that is the oldest without a drill, or whose drill is the longest ago: `drill oldest`."},
+			{Name: "HOLDFAST_SCHEDULE_CHECK", Default: "*/10 * * * *", Used: agents, into: &s.Agent.Check,
+				Meaning: "When it has `check` run, on each host for itself."},
+			{Name: "HOLDFAST_SCHEDULE_ZONE", check: zone, Used: agents, into: &s.Agent.Zone,
+				Meaning: "Time zone of these, such as `Europe/Berlin`; the default is the host's."},
+			{Name: "HOLDFAST_SCHEDULE_JITTER", Default: "0s", Max: int64(24 * time.Hour), Used: agents, into: &s.Agent.Jitter,
+				Meaning: "How long after its instant something is begun at the latest, where `jitter=` does not say it: not every cluster of a storage at once. How long it is follows from the archive and the job, and is the same on all hosts."},
+			{Name: "HOLDFAST_SCHEDULE_CATCH_UP", Default: "12h0m0s", Min: int64(time.Second), Max: int64(31 * 24 * time.Hour), Used: agents, into: &s.Agent.CatchUp,
+				Meaning: "How long after its instant something may still be begun, as after the hosts were down; but not behind the next instant of the same."},
+			{Name: "HOLDFAST_AGENT_LISTEN", Default: "127.0.0.1:9351", check: listenAddress, Used: agents, into: &s.Agent.Listen,
+				Meaning: "Where the agent serves /metrics, or `off`."},
+			{Name: "HOLDFAST_AGENT_SOCKET", Type: Path, check: absolutePath, Used: agents, into: &s.Agent.Socket,
+				Meaning: "Has the agent run `holdfast daemon` at this socket, for holdfast-client."},
+			{Name: "HOLDFAST_AGENT_RECEIVE", Default: "off", Values: []string{"off", "on", "synchronous"}, Used: agents, into: &s.Agent.Receive,
+				Meaning: "Has the agent run `holdfast wal-receive`, perhaps with `--synchronous`."},
+			{Name: "HOLDFAST_AGENT_INTERVAL", Default: "5m0s", Used: agents, into: &s.Agent.Interval,
+				Meaning: "How often the agent has the archive looked at, for /metrics; 0 is never."},
 		}),
 		section("Metrics", []Setting{
 			{Name: "HOLDFAST_PUSHGATEWAY", Secret: true, check: webAddress, Used: jobs, into: &s.Metrics.Pushgateway,
@@ -440,7 +511,9 @@ func table(s *Settings, cores int) []Setting {
 				Meaning: "The same of verify, which hears of runs that found all well."},
 			{Name: "HOLDFAST_PING_RETENTION", Secret: true, check: hook, Used: []string{"retention"}, into: &s.Alerts.PingRetention,
 				Meaning: "The same of `retention apply`."},
-			{Name: "HOLDFAST_PING_STYLE", Default: "healthchecks", Values: []string{"healthchecks", "snitch"}, Used: []string{"backup-push", "verify", "retention"}, into: &s.Alerts.PingStyle,
+			{Name: "HOLDFAST_PING_DRILL", Secret: true, check: hook, Used: drills, into: &s.Alerts.PingDrill,
+				Meaning: "The same of drill, which hears of backups that were proven."},
+			{Name: "HOLDFAST_PING_STYLE", Default: "healthchecks", Values: []string{"healthchecks", "snitch"}, Used: []string{"backup-push", "verify", "retention", "drill"}, into: &s.Alerts.PingStyle,
 				Meaning: "How these are told: as healthchecks.io has it, start, success and failure with a report, or as Dead Man's Snitch has it, success alone."},
 		}),
 		section("pgBackRest", []Setting{

@@ -30,6 +30,7 @@ const (
 	JSON     Kind = "JSON"         // in a file also as it is, not as a string
 	Map      Kind = "map"          // of strings, in JSON or YAML; in a file also as it is
 	Rules    Kind = "map of rules" // in JSON or YAML; in a file also as it is
+	List     Kind = "list of maps" // in JSON or YAML; in a file also as it is
 	Storages Kind = "map of maps"  // of settings, in JSON or YAML; in a file also as it is
 )
 

@@ -1,14 +1,11 @@
 package crypt_test
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -17,6 +14,7 @@ import (
 
 	"holdfast/internal/compress"
 	"holdfast/internal/crypt"
+	"holdfast/test/foreign"
 )
 
 // sizes of plain text: around the borders of what the formats cut it into.
@@ -542,10 +540,6 @@ func TestProbeAndIDs(t *testing.T) {
 
 // The archives that WAL-G wrote can be read with the keys beside them, and so can no damaged copy.
 func TestForeignArchives(t *testing.T) {
-	const dir = "../../../shared/archives"
-	if _, err := os.Stat(dir); err != nil {
-		t.Skip("the archives of other programs are not beside the repository")
-	}
 	for _, c := range []struct {
 		archive string
 		o       func(key func(string) string) crypt.Options
@@ -558,11 +552,18 @@ func TestForeignArchives(t *testing.T) {
 		}},
 	} {
 		t.Run(c.archive, func(t *testing.T) {
-			files := untar(t, dir+"/"+c.archive+".tar.gz")
-			k := open(t, c.o(func(name string) string { return string(files[c.archive+"/"+name]) }))
+			files := map[string][]byte{}
+			foreign.Each(t, c.archive, func(path string, r io.Reader) {
+				b, err := io.ReadAll(r)
+				if err != nil {
+					t.Fatal(err)
+				}
+				files[path] = b
+			})
+			k := open(t, c.o(func(name string) string { return string(files[name]) }))
 			read, damaged := 0, 0
 			for name, sealed := range files {
-				if !strings.HasSuffix(name, ".lz4") || !strings.Contains(name, "/archive/") {
+				if !strings.HasSuffix(name, ".lz4") || !strings.HasPrefix(name, "archive/") {
 					continue
 				}
 				plain, err := decrypt(k, sealed)
@@ -602,31 +603,4 @@ func setting(env, name string) string {
 		}
 	}
 	return ""
-}
-
-// untar returns the files of a .tar.gz by name.
-func untar(t *testing.T, path string) map[string][]byte {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := map[string][]byte{}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if err == io.EOF {
-			return files
-		}
-		if err == nil {
-			files[h.Name], err = io.ReadAll(r)
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 }

@@ -2,7 +2,6 @@ package daemon_test
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"io"
 	"log/slog"
@@ -21,6 +20,8 @@ import (
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/walfetch"
 	"holdfast/internal/walpush"
+	"holdfast/test/pgtest"
+	"holdfast/test/waltest"
 )
 
 const size = wal.MinSegmentSize
@@ -37,14 +38,7 @@ func content(t *testing.T, dir, name string) []byte {
 		t.Fatal(err)
 	}
 	b := make([]byte, size)
-	le := binary.LittleEndian
-	le.PutUint16(b, 0xD110)
-	le.PutUint16(b[2:], 2)
-	le.PutUint32(b[4:], uint32(timeline))
-	le.PutUint64(b[8:], uint64(size.Start(no)))
-	le.PutUint64(b[24:], data.SystemIdentifier)
-	le.PutUint32(b[32:], uint32(size))
-	le.PutUint32(b[36:], 8192)
+	waltest.PutHeader(b, size, timeline, no, data.SystemIdentifier)
 	return b
 }
 
@@ -229,7 +223,7 @@ func (d *down) PutWAL(ctx context.Context, name string, open func() (io.ReadClos
 
 // While the store is down pushes end in time, and the log says what waits and when the disk is full; then it says that it is over.
 func TestStoreIsDown(t *testing.T) {
-	dir, m, log := dataDir(t), &storetest.Memory{}, &logged{}
+	dir, m, log := dataDir(t), &storetest.Memory{}, &pgtest.Log{}
 	names := finish(t, dir, 2)
 	a := &down{archive.New(m, archive.Options{}), make(chan struct{})}
 	j := work(t, dir, a, m, log, func(o *daemon.JobOptions) {
@@ -239,9 +233,9 @@ func TestStoreIsDown(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "longer than 300ms (WALG_DAEMON_WAL_UPLOAD_TIMEOUT)") {
 		t.Errorf("got %v", err)
 	}
-	eventually(t, "the log tells what waits", func() bool { return strings.Contains(log.String(), "2 segments wait to be archived") })
+	pgtest.Eventually(t, "the log tells what waits", func() bool { return strings.Contains(log.String(), "2 segments wait to be archived") })
 	close(a.up)
-	eventually(t, "it works again", func() bool { return j.Push(t.Context(), names[0], dir) == nil })
+	pgtest.Eventually(t, "it works again", func() bool { return j.Push(t.Context(), names[0], dir) == nil })
 	if !strings.Contains(log.String(), "WAL is being archived again") {
 		t.Errorf("the log does not say that it is over:\n%s", log)
 	}
@@ -252,7 +246,7 @@ func TestStoreIsDown(t *testing.T) {
 
 // What an archive needs and does not find, such as a key, is not a segment that is not there: that nothing is archived shows.
 func TestArchiveLacksSomething(t *testing.T) {
-	dir, log := dataDir(t), &logged{}
+	dir, log := dataDir(t), &pgtest.Log{}
 	names := finish(t, dir, 1)
 	j := work(t, dir, nil, &storetest.Memory{}, log, func(o *daemon.JobOptions) {
 		o.Every = 10 * time.Millisecond
@@ -271,7 +265,7 @@ func TestArchiveLacksSomething(t *testing.T) {
 	if err := j.Push(t.Context(), names[0], dir); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v", err)
 	}
-	eventually(t, "the log tells what waits", func() bool { return strings.Contains(log.String(), "1 segment waits to be archived") })
+	pgtest.Eventually(t, "the log tells what waits", func() bool { return strings.Contains(log.String(), "1 segment waits to be archived") })
 }
 
 // What the jobs worked with may be closed once nothing is at work.
@@ -334,10 +328,10 @@ func TestFetchesAhead(t *testing.T) {
 		if b, err := os.ReadFile(dest); err != nil || string(b) != string(content(t, dir, name)) {
 			t.Errorf("%s: %d bytes, %v", name, len(b), err)
 		}
-		eventually(t, names[i+1]+" is fetched ahead", func() bool { _, err := os.Stat(filepath.Join(ahead, names[i+1])); return err == nil })
+		pgtest.Eventually(t, names[i+1]+" is fetched ahead", func() bool { _, err := os.Stat(filepath.Join(ahead, names[i+1])); return err == nil })
 	}
 	if err := os.Remove(filepath.Join(dir, "recovery.signal")); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "nothing stays once the recovery is over", func() bool { _, err := os.Stat(ahead); return errors.Is(err, os.ErrNotExist) })
+	pgtest.Eventually(t, "nothing stays once the recovery is over", func() bool { _, err := os.Stat(ahead); return errors.Is(err, os.ErrNotExist) })
 }

@@ -232,32 +232,12 @@ func (s *Server) answer(work context.Context, c *client, kind wire.Type, body []
 	ctx, cancel := context.WithCancelCause(work)
 	defer cancel(nil)
 	if c.told {
-		done := make(chan struct{})
-		var aside sync.WaitGroup
-		defer aside.Wait()
-		defer c.conn.SetReadDeadline(time.Unix(1, 0)) // ends the wait below
-		defer close(done)
-		aside.Go(func() {
-			tick := time.NewTicker(wire.Alive)
-			defer tick.Stop()
-			for {
-				select {
-				case <-tick.C:
-					c.say(wire.Working)
-				case <-done:
-					return
-				}
-			}
-		})
-		c.conn.SetReadDeadline(time.Time{})
-		aside.Go(func() {
-			// A file that nobody waits for any more must not turn up later. A push may go on: it is asked for again.
-			// That it has gone is io.EOF, or a reset where it has not read all that it was told; the deadline is ours.
-			_, err := c.conn.Read(make([]byte, 1))
-			if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) && kind == wire.Fetch {
-				cancel(context.Canceled)
-			}
-		})
+		// A file that nobody waits for any more must not turn up later. A push may go on: it is asked for again.
+		gone := func() {}
+		if kind == wire.Fetch {
+			gone = func() { cancel(context.Canceled) }
+		}
+		defer c.attend(gone)()
 	}
 	begin := time.Now()
 	w, leave := s.onDuty()
@@ -288,6 +268,44 @@ func (s *Server) answer(work context.Context, c *client, kind wire.Type, body []
 			status = w.Status(err)
 		}
 		c.fail(status, s.opts.Explain(err))
+	}
+}
+
+// unattended is how long a request may take until somebody attends to its client. Most take less, and are not to wait for that.
+const unattended = 20 * time.Millisecond
+
+// attend tells the client that its request is at work, every wire.Alive, and calls gone once it has hung up, until stop is called.
+func (c *client) attend(gone func()) (stop func()) {
+	done := make(chan struct{})
+	var aside sync.WaitGroup
+	aside.Add(1)
+	c.conn.SetReadDeadline(time.Time{})
+	begin := time.AfterFunc(unattended, func() {
+		defer aside.Done()
+		aside.Go(func() {
+			tick := time.NewTicker(wire.Alive - unattended)
+			defer tick.Stop()
+			for {
+				select {
+				case <-tick.C:
+					c.say(wire.Working)
+				case <-done:
+					return
+				}
+			}
+		})
+		// That it has hung up is io.EOF, or a reset where it has not read all that it was told; the deadline is ours.
+		if _, err := c.conn.Read(make([]byte, 1)); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			gone()
+		}
+	})
+	return func() {
+		close(done)
+		if begin.Stop() {
+			aside.Done()
+		}
+		c.conn.SetReadDeadline(time.Unix(1, 0)) // ends the reading
+		aside.Wait()
 	}
 }
 

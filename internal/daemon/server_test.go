@@ -1,7 +1,6 @@
 package daemon_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -12,7 +11,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -20,6 +18,7 @@ import (
 	"holdfast/internal/daemon"
 	"holdfast/internal/daemon/wire"
 	"holdfast/internal/walfetch"
+	"holdfast/test/pgtest"
 )
 
 const segment = "00000001000000000000002A"
@@ -72,25 +71,7 @@ type house struct {
 	server *daemon.Server
 	stop   context.CancelFunc
 	served chan error
-	log    *logged
-}
-
-// logged is a log that several write and one reads.
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log    *pgtest.Log
 }
 
 // serve starts a daemon. Its directory's path is short, as that of a socket has to be.
@@ -100,7 +81,7 @@ func serve(t *testing.T, w daemon.Worker, o daemon.Options) *house {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, path: filepath.Join(dir, "sock"), served: make(chan error, 1), log: &logged{}}
+	h := &house{t: t, path: filepath.Join(dir, "sock"), served: make(chan error, 1), log: &pgtest.Log{}}
 	l, err := daemon.Listen(h.path)
 	if err != nil {
 		t.Fatal(err)
@@ -308,21 +289,11 @@ func TestHostileMessages(t *testing.T) {
 			t.Cleanup(func() { conn.Close() }) // and says no more
 		}
 	}
-	eventually(t, "the daemon takes clients in again", func() bool { return daemon.Alive(t.Context(), h.path) == nil })
+	pgtest.Eventually(t, "the daemon takes clients in again", func() bool { return daemon.Alive(t.Context(), h.path) == nil })
 	select {
 	case path := <-w.begun:
 		t.Errorf("was taken for a request of %q", path)
 	default:
-	}
-}
-
-// eventually waits until cond holds.
-func eventually(t *testing.T, what string, cond func() bool) {
-	t.Helper()
-	for begin := time.Now(); !cond(); time.Sleep(5 * time.Millisecond) {
-		if time.Since(begin) > time.Minute {
-			t.Fatalf("not within a minute: %s", what)
-		}
 	}
 }
 
@@ -365,7 +336,7 @@ func TestFetchEndsWithItsClient(t *testing.T) {
 			}
 		}
 		c.Close()
-		eventually(t, "the fetch is given up", func() bool { return strings.Count(h.log.String(), "nobody waits any more") == i+1 })
+		pgtest.Eventually(t, "the fetch is given up", func() bool { return strings.Count(h.log.String(), "nobody waits any more") == i+1 })
 	}
 }
 

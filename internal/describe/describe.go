@@ -26,6 +26,7 @@ import (
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/page"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/proof"
 	"holdfast/internal/retention"
 	"holdfast/internal/ribbon"
 	"holdfast/internal/store"
@@ -332,12 +333,27 @@ func (d *describer) wal() {
 		}
 		for _, r := range runs {
 			if r.Last >= next && r.First <= end {
-				w.lack(size, s.Timeline, next, r.First)
+				d.lack(size, s.Timeline, next, r.First)
 				next = r.Last + 1
 			}
 		}
-		w.lack(size, s.Timeline, next, end+1)
+		d.lack(size, s.Timeline, next, end+1)
 	}
+}
+
+// lack notes that the segments from first to before end are missing, if there are such: not those whose pieces have what the backup needs.
+func (d *describer) lack(size wal.SegmentSize, t wal.Timeline, first, end wal.SegmentNo) {
+	w := &d.Report.WAL
+	finish, _ := d.backup.FinishLSN()
+	if of := d.in.WAL.Timeline(t); of != nil {
+		for i := range of.Tails {
+			if p := &of.Tails[i]; !p.Whole && p.Segment >= first && p.Segment < end && finish > 0 && p.End(size) >= min(finish, size.Start(p.Segment+1)) {
+				w.lack(size, t, first, p.Segment)
+				first = p.Segment + 1
+			}
+		}
+	}
+	w.lack(size, t, first, end)
 }
 
 // lack notes that the segments from first to before end are missing, if there are such.
@@ -561,7 +577,6 @@ func (d *describer) proofs() {
 	type doc struct {
 		archive.RecordHead
 		Result string `json:"result"`
-		OK     *bool  `json:"ok"`
 	}
 	for _, of := range []struct{ dir, what string }{{archive.VerifiedDir(d.Name), "verify"}, {archive.ProvenDir(d.Name), "restore"}} {
 		var objects []store.Object
@@ -581,13 +596,32 @@ func (d *describer) proofs() {
 				continue
 			}
 			result := r.Doc.Result
-			if r.Doc.OK != nil {
-				result = map[bool]string{true: "ok", false: "failed"}[*r.Doc.OK]
+			if of.dir == archive.ProvenDir(d.Name) {
+				result = d.proof(o)
 			}
 			p.Records = append(p.Records, Record{r.Doc.At, r.Doc.By, r.Doc.Version, of.what, result})
 		}
 	}
 	slices.SortStableFunc(p.Records, func(x, y Record) int { return x.At.Compare(y.At) })
+}
+
+// proof says what the record of a drill came to.
+func (d *describer) proof(o store.Object) string {
+	sum := ""
+	if b, err := d.in.Catalog.Find(d.Name); err == nil && b.Sentinel != nil {
+		sum = b.Sentinel.Sum
+	}
+	p, err := proof.Read(d.ctx, d.archive, d.Name, sum, o)
+	var refused *proof.RefusedError
+	switch {
+	case errors.As(err, &refused):
+		return "does not count: " + refused.Err.Error()
+	case err != nil:
+		return err.Error()
+	case p.OK:
+		return "ok"
+	}
+	return "failed"
 }
 
 // cost works out what a restore would take.

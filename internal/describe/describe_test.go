@@ -188,16 +188,21 @@ func TestBackupRecords(t *testing.T) {
 		t.Fatal(err)
 	}
 	head := archive.NewRecordHead("ann@db1", "1.0")
+	sentinel, err := a.Sentinel(t.Context(), name)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for dir, doc := range map[string]any{
 		archive.TombstoneDir:      archive.Tombstone{RecordHead: head, Backups: []string{name}, PurgeAfter: now.Add(time.Hour), Request: "delete target"},
 		archive.HoldDir:           archive.Hold{RecordHead: head, Backup: name, Reason: "case 17"},
 		archive.VerifiedDir(name): map[string]any{"at": now, "by": "bob@db1", "version": "1.1", "backup": name, "result": "ok"},
-		archive.ProvenDir(name):   map[string]any{"at": now.Add(time.Minute), "by": "drill@db1", "version": "1.2", "ok": true},
+		archive.ProvenDir(name):   map[string]any{"at": now.Add(time.Minute), "by": "drill@db1", "version": "1.2", "ok": true, "backup": name, "sentinel_sha256": sentinel.Sum},
 	} {
 		if _, err := a.AddRecord(t.Context(), dir, "", doc); err != nil {
 			t.Fatal(err)
 		}
 	}
+	put(t, disk, archive.ProvenDir(name)+"20000101T000000.000000Z-x.json", `{"ok":true,"at":"2000-01-01T00:00:00Z"}`)
 	r := show(t, a, name)
 	if w := r.WAL; w.Lacks != 1 || !slices.Equal(w.Missing, []string{segmentSize.Name(1, 3)}) || w.Verdict != ribbon.Broken || w.Why == "" {
 		t.Errorf("%+v", w)
@@ -221,7 +226,8 @@ func TestBackupRecords(t *testing.T) {
 		t.Errorf("%+v", r.Holds)
 	}
 	p := r.Proofs
-	if p.Verified.IsZero() || p.Proven.IsZero() || len(p.Records) != 2 || p.Records[0].What != "verify" || p.Records[0].Result != "ok" || p.Records[1].By != "drill@db1" {
+	if p.Verified.IsZero() || p.Proven.IsZero() || len(p.Records) != 3 || p.Records[0].Result != "does not count: it is of another backup, \"\"" ||
+		p.Records[1].What != "verify" || p.Records[1].Result != "ok" || p.Records[2].By != "drill@db1" || p.Records[2].Result != "ok" {
 		t.Errorf("%+v", p)
 	}
 }

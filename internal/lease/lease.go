@@ -10,6 +10,7 @@ package lease
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"sync"
@@ -23,6 +24,16 @@ type Holder struct {
 	Job   string    `json:"job"`
 	Since time.Time `json:"since"` // by the host's clock; for people
 	Token uint64    `json:"token"` // higher than that of any holder before; 0 before there is one
+}
+
+// ReadHolder reads who holds the lease of job from what a service keeps with it, a Holder in JSON. Of what is not understood nobody knows who it is.
+func ReadHolder(text []byte, job string, token uint64) *Holder {
+	var h Holder
+	if json.Unmarshal(text, &h) != nil {
+		h = Holder{}
+	}
+	h.Job, h.Token = job, token
+	return &h
 }
 
 // Keeper gives leases. There is one implementation a service.
@@ -68,6 +79,11 @@ func (e *HeldError) Error() string {
 	return who + " holds the lease" + since + ": nothing to do."
 }
 
+// Held returns the error of one who asks for a lease that holder has.
+func Held(holder *Holder, asks Holder) *HeldError {
+	return &HeldError{Holder: *holder, Here: holder.Host != "" && holder.Host == asks.Host}
+}
+
 // LostError says that a lease that was ours is not any more, or may not be.
 type LostError struct {
 	Job string
@@ -80,6 +96,14 @@ func (e *LostError) Error() string {
 }
 
 func (e *LostError) Unwrap() error { return e.Err }
+
+// Taken returns the error of one who had the lease of job and finds that holder has it; where nobody has, why is the reason.
+func Taken(job string, holder *Holder, why string) *LostError {
+	if holder != nil {
+		why = holder.Host + " has it by now"
+	}
+	return &LostError{Job: job, Why: why}
+}
 
 // ReleaseError says that the job was done, and the lease could not be given up. It ends by itself.
 type ReleaseError struct{ Err error }

@@ -23,7 +23,8 @@ type Archive struct {
 	Check      *WALCheck // nil where it was not made
 	Waiting    *Waiting  // nil where this host has no server that is known of
 	CheckTook  time.Duration
-	TimelineOK map[uint32]bool // whether no segment of a timeline is lost, of those that Check looked at
+	Leases     map[string]string // the host that has the lease, by job; of those that somebody has
+	TimelineOK map[uint32]bool   // whether no segment of a timeline is lost, of those that Check looked at
 }
 
 // Backup is a backup of it.
@@ -99,17 +100,7 @@ func (a *Archive) Samples(now time.Time) []Sample {
 	add("holdfast_archive_look_duration_seconds", a.Took.Seconds())
 	add("walg_backup_list_duration_seconds", a.Took.Seconds())
 
-	up, slowest := len(a.Storages) > 0, time.Duration(0)
-	for _, s := range a.Storages {
-		add("holdfast_storage_up", one(s.Up), s.Name)
-		if s.Up {
-			add("holdfast_storage_latency_seconds", s.Latency.Seconds(), s.Name)
-		}
-		up, slowest = up && s.Up, max(slowest, s.Latency)
-	}
-	add("walg_storage_up", one(up))
-	add("walg_storage_latency_seconds", slowest.Seconds())
-
+	all = append(all, storageSamples(a.Storages)...)
 	all = append(all, a.backupSamples(now)...)
 
 	since("holdfast_wal_last_archived", a.NewestWAL)
@@ -131,6 +122,9 @@ func (a *Archive) Samples(now time.Time) []Sample {
 	add("holdfast_ribbon_holes", float64(a.Holes))
 	add("holdfast_ribbon_missing_segments", float64(a.Missing))
 	add("holdfast_ribbon_unknown", float64(a.Unknown))
+	for job, host := range a.Leases {
+		add("holdfast_lease_holder", 1, job, host)
+	}
 
 	check := WALCheck{NotKnown, NotKnown}
 	if a.Check != nil {
@@ -145,6 +139,19 @@ func (a *Archive) Samples(now time.Time) []Sample {
 
 	all = append(all, a.Waiting.samples()...)
 	return all
+}
+
+// storageSamples returns what there is to tell of storages.
+func storageSamples(storages []Storage) (all []Sample) {
+	up, slowest := len(storages) > 0, time.Duration(0)
+	for _, s := range storages {
+		all = append(all, Sample{"holdfast_storage_up", []string{s.Name}, one(s.Up)})
+		if s.Up {
+			all = append(all, Sample{"holdfast_storage_latency_seconds", []string{s.Name}, s.Latency.Seconds()})
+		}
+		up, slowest = up && s.Up, max(slowest, s.Latency)
+	}
+	return append(all, Sample{"walg_storage_up", nil, one(up)}, Sample{"walg_storage_latency_seconds", nil, slowest.Seconds()})
 }
 
 // backupSamples returns what there is to tell of the backups.

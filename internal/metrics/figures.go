@@ -11,6 +11,7 @@ type Section string
 const (
 	Jobs    Section = "jobs"    // what the last run of a command came to
 	Holding Section = "archive" // what the archive holds
+	Agents  Section = "agent"   // what an agent has to do
 	Storing Section = "store"   // what this process did with the store
 	Exposed Section = "walg"    // the archive by the names of WAL-G's exporter
 	Built   Section = "build"
@@ -69,6 +70,15 @@ var figures = [...]Figure{
 	{"holdfast_wal_ready_bytes", false, nil, Holding, "Bytes of these."},
 	{"holdfast_wal_ready_since_timestamp_seconds", false, nil, Holding, "When the oldest of these was finished; not there where none waits."},
 	{"holdfast_wal_free_bytes", false, nil, Holding, "Bytes that are free where this host's server writes its WAL."},
+
+	{"holdfast_lease_holder", false, []string{"operation", "holder"}, Holding, "Always 1; which host has the lease of a job, of the jobs whose lease somebody has."},
+
+	{"holdfast_agent_slot_next_timestamp_seconds", false, []string{"schedule"}, Agents, "When something of the schedule is due next."},
+	{"holdfast_agent_slot_last_done_timestamp_seconds", false, []string{"schedule"}, Agents, "When the newest was due of what is known to be done, on whatever host."},
+	{"holdfast_agent_slot_running", false, []string{"schedule"}, Agents, "1 while this agent has a process at work on it."},
+	{"holdfast_agent_slots_missed_total", true, []string{"schedule"}, Agents, "How often it was not done before its time was over, on whatever host, as far as this agent knows."},
+	{"holdfast_agent_service_up", false, []string{"service"}, Agents, "1 while the daemon, or wal-receive, runs."},
+	{"holdfast_agent_service_restarts_total", true, []string{"service"}, Agents, "How often it had to be started again."},
 
 	{"holdfast_store_requests_total", true, []string{"operation"}, Storing, "Calls of the store that have ended: open, put, stat, list, delete, copy. What is tried again within one of them counts once, but for directories."},
 	{"holdfast_store_errors_total", true, []string{"operation"}, Storing, "Those that failed. That an object is missing, or there already, is an answer and no failure."},

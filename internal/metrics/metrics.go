@@ -21,11 +21,15 @@ import (
 	"holdfast/internal/store/meter"
 )
 
+// Traffic is what was done with stores: *meter.Counters, or the sum of several.
+type Traffic interface{ Read() meter.Counts }
+
 // Options says what a Registry is to tell.
 type Options struct {
 	Release, Revision string            // "" is left out
-	Store             *meter.Counters   // what was done with stores; nil is left out
+	Store             Traffic           // what was done with stores; nil is left out
 	Process           bool              // the Go runtime's figures and those of the process too: of one that stays
+	Agent             func() Agent      // what an agent has to do; nil is left out
 	Labels            map[string]string // that every sample gets
 	Now               func() time.Time  // nil is time.Now
 }
@@ -35,18 +39,25 @@ type Registry struct {
 	prom *prometheus.Registry
 	now  func() time.Time
 
-	mu      sync.Mutex
-	archive *Archive // nil until it was looked at
-	waiting *Waiting // until then
-	down    bool     // it could not be looked at last time
-	failed  int      // how often not
-	tried   bool
-	job     *Job // nil where there is none to tell of
+	mu       sync.Mutex
+	archive  *Archive  // nil until it was looked at
+	waiting  *Waiting  // until then
+	storages []Storage // likewise
+	down     bool      // it could not be looked at last time
+	failed   int       // how often not
+	tried    bool
+	jobs     map[string]runs
+}
+
+// runs are the last run of a job, and the last that succeeded, nil where there was none.
+type runs struct {
+	last Job
+	good *Job
 }
 
 // New returns a Registry.
 func New(o Options) *Registry {
-	r := &Registry{prom: prometheus.NewRegistry(), now: o.Now}
+	r := &Registry{prom: prometheus.NewRegistry(), now: o.Now, jobs: map[string]runs{}}
 	if r.now == nil {
 		r.now = time.Now
 	}
@@ -58,6 +69,9 @@ func New(o Options) *Registry {
 	reg.MustRegister(&collector{section: Jobs, collect: r.jobSamples})
 	reg.MustRegister(&collector{section: Holding, collect: func() []Sample { return r.archiveSamples(Holding) }})
 	reg.MustRegister(&collector{section: Exposed, collect: func() []Sample { return append(r.archiveSamples(Exposed), storeErrors(o.Store)...) }})
+	if o.Agent != nil {
+		reg.MustRegister(&collector{section: Agents, collect: func() []Sample { return o.Agent().samples() }})
+	}
 	if o.Store != nil {
 		reg.MustRegister(&storeCollector{collector{section: Storing, collect: func() []Sample { return storeSamples(o.Store.Read()) }}, o.Store})
 	}
@@ -74,32 +88,52 @@ func (r *Registry) SetArchive(a Archive) {
 	r.archive, r.down, r.tried = &a, false, true
 }
 
-// ArchiveDown notes that the archive could not be looked at. What was seen of it before stays, but for what waits here, which heaps up just then; nil is not known.
-func (r *Registry) ArchiveDown(w *Waiting) {
+// ArchiveDown notes that the archive could not be looked at. What was seen of it before stays, but for what waits here, which heaps up just then, nil is not known; and
+// for which storages answer, none is not known.
+func (r *Registry) ArchiveDown(w *Waiting, storages ...Storage) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.waiting = w; r.archive != nil {
+	if r.waiting, r.storages = w, storages; r.archive != nil {
 		a := *r.archive
-		a.Waiting, r.archive = w, &a
+		a.Waiting, a.Storages, r.archive = w, storages, &a
 	}
 	r.down, r.tried = true, true
 	r.failed++
 }
 
-// SetJob has r tell of a job's run.
+// SetJob has r tell of a job's run. Of a job that fails it goes on to tell what it knows of the last success. One that was skipped, as another host has done it, takes a
+// failure before it back.
 func (r *Registry) SetJob(j Job) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.job = &j
+	of := r.jobs[j.Name]
+	if j.Result == Skipped {
+		if of.last.Result != Succeeded {
+			delete(r.jobs, j.Name)
+		}
+		return
+	}
+	if of.last = j; j.Result == Succeeded {
+		of.good = &j
+	}
+	r.jobs[j.Name] = of
 }
 
-func (r *Registry) jobSamples() []Sample {
+func (r *Registry) jobSamples() (all []Sample) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.job == nil {
-		return nil
+	for _, of := range r.jobs {
+		all = append(all, of.last.Samples()...)
+		if of.good == nil || of.last.Result == Succeeded {
+			continue
+		}
+		for _, s := range of.good.Samples() {
+			if strings.HasPrefix(s.Name, lastSuccess) {
+				all = append(all, s)
+			}
+		}
 	}
-	return r.job.Samples()
+	return all
 }
 
 // archiveSamples returns what of the archive's samples is of a section.
@@ -115,7 +149,7 @@ func (r *Registry) archiveSamples(of Section) []Sample {
 	if r.archive != nil {
 		all = append(all, r.archive.Samples(r.now())...)
 	} else {
-		all = append(all, r.waiting.samples()...)
+		all = append(all, slices.Concat(r.waiting.samples(), storageSamples(r.storages))...)
 	}
 	exposed := of == Exposed
 	return slices.DeleteFunc(all, func(s Sample) bool { return strings.HasPrefix(s.Name, "walg_") != exposed })

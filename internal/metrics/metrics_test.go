@@ -47,6 +47,15 @@ func all() metrics.Archive {
 		NewestWAL: at(99_900), Until: at(99_880), From: at(20), Status: 1, Holes: 2, Missing: 17, Unknown: 3,
 		Check: &metrics.WALCheck{Integrity: metrics.OK, Timeline: metrics.Failure}, CheckTook: 2 * time.Second, TimelineOK: map[uint32]bool{1: true, 26: false},
 		Waiting: &metrics.Waiting{Segments: 4, Bytes: 64 << 20, Since: at(99_950), Free: 1 << 30},
+		Leases:  map[string]string{"backup-push": "db3"},
+	}
+}
+
+// scheduled is an agent that has something to do.
+func scheduled() metrics.Agent {
+	return metrics.Agent{
+		Jobs:     []metrics.Scheduled{{Name: "backup", Next: at(200_000), LastDone: at(90_000), Running: true, Missed: 2}, {Name: "verify"}},
+		Services: []metrics.Service{{Name: "daemon", Up: true, Restarts: 3}},
 	}
 }
 
@@ -86,10 +95,36 @@ func text(t *testing.T, r *metrics.Registry) string {
 }
 
 func full(t *testing.T) *metrics.Registry {
-	r := metrics.New(metrics.Options{Release: "v1", Revision: "abc", Store: counted(t), Now: now})
+	r := metrics.New(metrics.Options{Release: "v1", Revision: "abc", Store: counted(t), Agent: scheduled, Now: now})
 	r.SetArchive(all())
 	r.SetJob(job())
 	return r
+}
+
+// Of several jobs each is told, and of one that failed also its last success.
+func TestWhatSeveralJobsCameTo(t *testing.T) {
+	r := metrics.New(metrics.Options{Now: now})
+	r.SetJob(job())
+	r.SetJob(metrics.Job{Name: "verify", Result: metrics.Failed, Start: at(1), End: at(2), ExitStatus: 2})
+	failed := job()
+	failed.Result, failed.End, failed.ExitStatus = metrics.Failed, at(90), 1
+	r.SetJob(failed)
+	got := text(t, r)
+	for _, line := range []string{
+		`holdfast_job_succeeded{operation="backup-push"} 0`, `holdfast_job_succeeded{operation="verify"} 0`, `holdfast_job_end_timestamp_seconds{operation="backup-push"} 1.70000009e+09`,
+		`holdfast_job_last_success_timestamp_seconds{operation="backup-push"} 1.70000005e+09`, `holdfast_job_last_success_read_bytes{operation="backup-push"} 5000`,
+	} {
+		if !strings.Contains(got, line+"\n") {
+			t.Errorf("no %s in\n%s", line, got)
+		}
+	}
+	if strings.Contains(got, `holdfast_job_last_success_timestamp_seconds{operation="verify"}`) {
+		t.Errorf("a job that never succeeded has succeeded:\n%s", got)
+	}
+	r.SetJob(metrics.Job{Name: "backup-push", Result: metrics.Skipped})
+	if got := text(t, r); strings.Contains(got, `"backup-push"`) {
+		t.Errorf("another host has done it, and it has failed still:\n%s", got)
+	}
 }
 
 // Each figure has a sample where all is known, and there is no sample that is not among the figures.
@@ -180,12 +215,19 @@ func TestWhatIsNotKnownIsNotTold(t *testing.T) {
 			t.Errorf("an empty archive has no %s", line)
 		}
 	}
+	r.ArchiveDown(nil, metrics.Storage{Name: "far"})
+	if got := text(t, r); !strings.Contains(got, "holdfast_storage_up{storage=\"far\"} 0\n") || strings.Contains(got, "default") || !strings.Contains(got, "walg_storage_up 0\n") {
+		t.Errorf("with a storage that does not answer:\n%s", got)
+	}
 	r.SetArchive(all())
 	for _, w := range []*metrics.Waiting{{Segments: 77}, nil} { // WAL heaps up while the archive is down
 		r.ArchiveDown(w)
 		got := text(t, r)
 		if !strings.Contains(got, "holdfast_archive_up 0\n") || !strings.Contains(got, "holdfast_ribbon_holes 2\n") {
 			t.Error("what was seen last is not told when the archive is down")
+		}
+		if strings.Contains(got, "holdfast_storage_up") { // nobody asked them since
+			t.Errorf("which storages answer is told as it was:\n%s", got)
 		}
 		if strings.Contains(got, "holdfast_wal_ready_segments 77\n") != (w != nil) || strings.Contains(got, "holdfast_wal_ready_segments") != (w != nil) {
 			t.Errorf("with %v waiting:\n%s", w, got)

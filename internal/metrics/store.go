@@ -36,7 +36,7 @@ func storeSamples(c meter.Counts) []Sample {
 }
 
 // storeErrors returns failed calls by the name that WAL-G's exporter has for errors; c may be nil.
-func storeErrors(c *meter.Counters) (all []Sample) {
+func storeErrors(c Traffic) (all []Sample) {
 	if c == nil {
 		return nil
 	}
@@ -51,7 +51,7 @@ func storeErrors(c *meter.Counters) (all []Sample) {
 // storeCollector adds the histogram to the samples of a store.
 type storeCollector struct {
 	collector
-	counters *meter.Counters
+	counters Traffic
 }
 
 // Describe implements prometheus.Collector.

@@ -27,9 +27,16 @@ type Result string
 const (
 	Failed    Result = "failed"
 	Recovered Result = "recovered" // it succeeded, after it had failed
-	Absent    Result = "absent"    // it did not run when it should have
+	Late      Result = "late"      // it will not be done when it should be
+	Absent    Result = "absent"    // it was not done when it should have been
 	Succeeded Result = "succeeded"
 )
+
+// Words says the same behind the name of a job.
+func (r Result) Words() string {
+	words := map[Result]string{Failed: "failed", Recovered: "works again", Late: "will be late", Absent: "did not run", Succeeded: "succeeded"}[r]
+	return cmp.Or(words, string(r))
+}
 
 // Event is what people are told. As JSON it is what the webhook and the command get.
 type Event struct {
@@ -49,8 +56,7 @@ type Event struct {
 
 // Title is the event in one line, at most 200 characters of it.
 func (e *Event) Title() string {
-	verb := map[Result]string{Failed: "failed", Recovered: "works again", Absent: "did not run", Succeeded: "succeeded"}[e.Result]
-	title := fmt.Sprintf("%s %s on %s: %s", e.Job, cmp.Or(verb, string(e.Result)), e.Host, e.Summary)
+	title := fmt.Sprintf("%s %s on %s: %s", e.Job, e.Result.Words(), e.Host, e.Summary)
 	if e.Test {
 		title = fmt.Sprintf("test from %s: %s", e.Host, e.Summary)
 	}
@@ -124,6 +130,7 @@ func (e *FinalError) Unwrap() error { return e.Err }
 type Options struct {
 	Try    time.Duration // how long one try may take; 0 means 15 s
 	Within time.Duration // how long all tries of a sender may take together; 0 means a minute
+	Tries  int           // how often a sender is tried at most; 0: as often as there is time
 	Pause  time.Duration // after the first try; twice as long after each further one; 0 means 1 s
 	Logger *slog.Logger  // is told of tries that failed; nil discards
 }
@@ -160,12 +167,12 @@ func again(ctx context.Context, name string, o Options, send func(context.Contex
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(o.Within, time.Minute))
 	defer cancel()
 	pause := cmp.Or(o.Pause, time.Second)
-	for {
+	for tried := 1; ; tried++ {
 		said, err := once(ctx, cmp.Or(o.Try, defaultTry), send)
 		if err == nil {
 			return said, nil
 		}
-		if final := (*FinalError)(nil); errors.As(err, &final) || ctx.Err() != nil {
+		if final := (*FinalError)(nil); errors.As(err, &final) || ctx.Err() != nil || tried == o.Tries {
 			return said, err
 		}
 		logger.Debug(name+": tried in vain", "error", err)

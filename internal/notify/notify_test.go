@@ -70,6 +70,15 @@ func TestDeliverTriesAgainWithinBounds(t *testing.T) {
 	}
 }
 
+// Where somebody waits a sender is tried so often and no more.
+func TestTriesAreCounted(t *testing.T) {
+	down := errors.New("down")
+	s := &sender{name: "dead", errs: []error{down, down, down}}
+	if a := notify.Deliver(t.Context(), []notify.Sender{s}, event(), notify.Options{Tries: 2, Pause: time.Millisecond}); !errors.Is(a[0].Err, down) || len(s.got) != 2 {
+		t.Errorf("%d tries, %v", len(s.got), a[0].Err)
+	}
+}
+
 // stuck answers when it is given up.
 type stuck struct{}
 

@@ -95,7 +95,7 @@ func (*Slack) Name() string { return "slack" }
 
 // Send implements Sender.
 func (s *Slack) Send(ctx context.Context, e *Event) (string, error) {
-	sign := map[Result]string{Failed: ":red_circle:", Absent: ":red_circle:", Recovered: ":large_green_circle:", Succeeded: ":large_green_circle:"}[e.Result]
+	sign := map[Result]string{Failed: ":red_circle:", Absent: ":red_circle:", Late: ":large_yellow_circle:", Recovered: ":large_green_circle:", Succeeded: ":large_green_circle:"}[e.Result]
 	// What stands between < and > is a link or calls people, and & begins an entity; a row of ` would end the block.
 	plain := strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", "```", "'''")
 	text := fmt.Sprintf("%s *%s*\n```\n%s\n```", sign, strings.ReplaceAll(plain.Replace(e.Title()), "*", "·"), plain.Replace(cut(strings.TrimSpace(e.Text()), 3000)))

@@ -2,7 +2,6 @@ package restore
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -603,23 +602,7 @@ const catchUpMarker = "holdfast_catchup.json"
 
 // readCatchUpMarker reads the marker in dir, whose form is that of a restore's. fs.ErrNotExist where there is none, errTorn where it is not whole.
 func readCatchUpMarker(dir string) (*marker, error) {
-	f, err := os.Open(filepath.Join(dir, catchUpMarker))
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close() // only read
-	b, err := io.ReadAll(io.LimitReader(f, maxMarker))
-	if err != nil {
-		return nil, err
-	}
-	var m marker
-	if json.Unmarshal(b, &m) != nil {
-		return nil, errTorn
-	}
-	if m.Version != 1 {
-		return nil, &RefusedError{fmt.Sprintf("%s is of another release", f.Name()), "complete what that one has begun with it"}
-	}
-	return &m, nil
+	return loadMarker(filepath.Join(dir, catchUpMarker), "is of another release", "complete what that one has begun with it")
 }
 
 // Line sums up what will be done.

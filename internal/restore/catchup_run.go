@@ -209,25 +209,7 @@ type catchUpSweep struct {
 
 // dir sweeps the directory rel of root, which is the path name of the data directory.
 func (s *catchUpSweep) dir(root *os.Root, rel, name string) error {
-	dir, err := root.Open(rel)
-	if err != nil {
-		return err
-	}
-	defer dir.Close() // only read
-	for {
-		entries, err := dir.ReadDir(1024)
-		for _, e := range entries {
-			if err := s.entry(root, path.Join(rel, e.Name()), path.Join(name, e.Name())); err != nil {
-				return err
-			}
-		}
-		if err == io.EOF {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
+	return eachEntry(root, rel, name, s.entry)
 }
 
 // entry judges what is in a directory.

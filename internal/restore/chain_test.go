@@ -21,7 +21,6 @@ import (
 	"pgregory.net/rapid"
 
 	"holdfast/internal/archive"
-	"holdfast/internal/catalog"
 	"holdfast/internal/compress"
 	"holdfast/internal/increment"
 	"holdfast/internal/pg/control"
@@ -213,26 +212,7 @@ func restored(dir string) map[string]string {
 
 // fetch restores a backup of g into a new directory and returns it.
 func (g *walG) fetch(s store.Store, dir, name string, change func(*restore.Request)) (*restore.Plan, *restore.Report, error) {
-	ctx := context.Background()
-	a := archive.New(s, archive.Options{})
-	c, err := catalog.Load(ctx, a)
-	if err != nil {
-		return nil, nil, err
-	}
-	choice, err := c.Choose(name, catalog.Target{})
-	if err != nil {
-		return nil, nil, err
-	}
-	r := restore.Request{Destination: dir, Choice: choice}
-	if change != nil {
-		change(&r)
-	}
-	p, err := restore.Decide(ctx, a, r)
-	if err != nil {
-		return nil, nil, err
-	}
-	report, err := restore.Run(ctx, a, p, restore.Options{Workers: 3})
-	return p, report, err
+	return fetchWith(s, dir, name, restore.Options{Workers: 3}, change)
 }
 
 // relation is a file of the model, as versions of its pages, or as whole content where that is not made of pages.

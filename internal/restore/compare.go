@@ -394,7 +394,12 @@ func (r *run) estimate(ctx context.Context, see func(*tarpart.Member)) error {
 		for i := range part.Takes {
 			see(part.Takes[i].Member)
 		}
-		n, err := r.extent(part)
+		n, err := r.extent(part, false)
+		if err == nil && p.Hollowed != nil {
+			var whole int64
+			whole, err = r.extent(part, true)
+			p.Hollowed.Stored += whole - n
+		}
 		if err != nil || n == 0 {
 			return err
 		}
@@ -412,12 +417,12 @@ func (r *run) estimate(ctx context.Context, see func(*tarpart.Member)) error {
 	return err
 }
 
-// extent returns about how many bytes of a part, as it is stored, are read for what is needed of it.
-func (r *run) extent(part *chain.Part) (int64, error) {
+// extent returns about how many bytes of a part, as it is stored, are read for what is needed of it; for hollow files too if whole is set.
+func (r *run) extent(part *chain.Part, whole bool) (int64, error) {
 	var read, end int64
 	for i := range part.Takes {
 		t := &part.Takes[i]
-		if t.Type != tarpart.File || !r.plan.wants(t.Path, t.Type) || r.plan.leaves(t.Path) {
+		if t.Type != tarpart.File || !r.plan.wants(t.Path, t.Type) || r.plan.leaves(t.Path) || !whole && r.plan.isHollow(t.Path) {
 			continue
 		}
 		var blocks *roaring.Bitmap

@@ -191,6 +191,11 @@ type sweeper struct {
 
 // dir sweeps the directory rel of root, which is the path of the data directory.
 func (s *sweeper) dir(root *os.Root, rel, name string) error {
+	return eachEntry(root, rel, name, s.entry)
+}
+
+// eachEntry calls do for what is in the directory rel of root, which is the path name of the data directory.
+func eachEntry(root *os.Root, rel, name string, do func(root *os.Root, rel, name string) error) error {
 	dir, err := root.Open(rel)
 	if err != nil {
 		return err
@@ -199,7 +204,7 @@ func (s *sweeper) dir(root *os.Root, rel, name string) error {
 	for {
 		entries, err := dir.ReadDir(1024)
 		for _, e := range entries {
-			if err := s.entry(root, path.Join(rel, e.Name()), path.Join(name, e.Name())); err != nil {
+			if err := do(root, path.Join(rel, e.Name()), path.Join(name, e.Name())); err != nil {
 				return err
 			}
 		}

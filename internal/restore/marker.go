@@ -39,7 +39,12 @@ var errTorn = errors.New("the marker of a restore is not whole")
 
 // readMarker reads the marker in dir; fs.ErrNotExist where there is none, errTorn where it is not whole.
 func readMarker(dir string) (*marker, error) {
-	f, err := os.Open(filepath.Join(dir, markerName))
+	return loadMarker(filepath.Join(dir, markerName), "is no marker of an interrupted restore that this release understands", "remove the directory's content and restore anew")
+}
+
+// loadMarker reads a marker. other and advice are for one that another release has left.
+func loadMarker(path, other, advice string) (*marker, error) {
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -49,12 +54,11 @@ func readMarker(dir string) (*marker, error) {
 		return nil, err
 	}
 	var m marker
-	if err := json.Unmarshal(b, &m); err != nil {
+	if json.Unmarshal(b, &m) != nil {
 		return nil, errTorn
 	}
 	if m.Version != 1 {
-		return nil, &RefusedError{fmt.Sprintf("%s is no marker of an interrupted restore that this release understands", f.Name()),
-			"remove the directory's content and restore anew"}
+		return nil, &RefusedError{path + " " + other, advice}
 	}
 	return &m, nil
 }

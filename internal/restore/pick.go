@@ -133,7 +133,7 @@ func (r *run) dealPicks(ctx context.Context, tasks chan<- task) (last []task, er
 	}
 	err = r.picking.Walk(ctx, func(p *chain.Part) error {
 		if r.plan.Delta != nil {
-			n, err := r.extent(p)
+			n, err := r.extent(p, false)
 			if err != nil {
 				return err
 			}
@@ -168,6 +168,7 @@ type dealing struct {
 	part  *chain.Part
 	unit  int64 // bytes of content that a worker takes at once, about
 	plain plain // what needs no content
+	shell hollow
 	picks []pick
 	bytes int64 // of them
 	all   []task
@@ -221,6 +222,9 @@ func (d *dealing) deal(ctx context.Context) ([]task, error) {
 		case isHeld(t.Path):
 			needed = append(needed, wanted{Take: t})
 			continue
+		case d.plan.isHollow(t.Path):
+			d.shell = append(d.shell, t)
+			continue
 		}
 		blocks, zeros, some, err := d.picking.needs(t)
 		if err != nil {
@@ -247,6 +251,9 @@ func (d *dealing) deal(ctx context.Context) ([]task, error) {
 	}
 	if len(d.plain) > 0 {
 		d.all = append(d.all, d.plain)
+	}
+	if len(d.shell) > 0 {
+		d.all = append(d.all, d.shell)
 	}
 	if len(needed) == 0 {
 		return d.all, nil
@@ -366,6 +373,22 @@ func (p plain) do(w *worker) error {
 			if f, err = w.openPicked(t); err == nil {
 				err = f.Close()
 			}
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", t.Path, err)
+		}
+	}
+	return nil
+}
+
+// hollow is a task: files that get no content.
+type hollow []*chain.Take
+
+func (h hollow) do(w *worker) error {
+	for _, t := range h {
+		f, err := w.openPicked(t)
+		if err == nil {
+			err = errors.Join(f.Truncate(w.picking.File(t.File).Size), f.Close())
 		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", t.Path, err)
@@ -694,7 +717,7 @@ type finished struct {
 func (r *run) dealFinished(ctx context.Context, tasks chan<- task) ([]task, error) {
 	var batch settled
 	err := r.picking.Members(ctx, func(m *tarpart.Member) error {
-		if m.Type != tarpart.File || isHeld(m.Path) || r.plan.leaves(m.Path) || !r.plan.wants(m.Path, m.Type) {
+		if m.Type != tarpart.File || isHeld(m.Path) || r.plan.leaves(m.Path) || !r.plan.wants(m.Path, m.Type) || r.plan.isHollow(m.Path) {
 			return nil
 		}
 		i := r.picking.Find(m.Path)

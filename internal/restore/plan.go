@@ -37,7 +37,12 @@ type Request struct {
 	Resume      bool           // continue a restore that was interrupted
 	Delta       bool           // Destination is a data directory of the cluster: what differs is written, what the backup does not have goes
 	Mask        string         // only files whose path in the data directory matches, as path.Match does; "" for all
-	Source      *Source        // where the files come from; nil for the archive. It goes with no Delta
+
+	// Hollow says which files get their size and no content, for a copy in which nobody reads them; nil for none. Nothing of them is fetched, and they take
+	// no room. It needs a manifest, and goes with neither Resume, Delta, Mask nor Source.
+	Hollow func(path string) bool
+
+	Source *Source // where the files come from; nil for the archive. It goes with no Delta
 
 	// Where tablespaces go: for each an absolute directory, by object identifier or by the directory it had. One that
 	// is not mentioned goes where it was.
@@ -68,6 +73,8 @@ type Plan struct {
 	Chain []Link       `json:"chain,omitempty"` // of a delta: what it is put together from, newest first
 	Delta *Differences `json:"delta,omitempty"` // what differs from the directory that is there, once Compare has looked; nil for another restore
 
+	Hollowed *Hollowed `json:"hollow,omitempty"` // what has no content in the end; nil where everything has
+
 	Verified bool   `json:"verified"`        // contents are checked against the backup's manifest
 	Parts    int    `json:"parts"`           // to be read
 	Files    int64  `json:"files,omitempty"` // 0 where there is no manifest
@@ -79,6 +86,7 @@ type Plan struct {
 	NeededWAL string    `json:"needed_wal,omitempty"` // and must reach this one for the backup to be consistent
 	LastWAL   string    `json:"last_wal,omitempty"`   // without a gap the archive reaches to this one
 	LastAt    time.Time `json:"last_wal_archived,omitzero"`
+	Pieces    bool      `json:"last_wal_in_pieces,omitempty"` // of it the archive has pieces, which may end before it does
 
 	Target   string   `json:"target,omitempty"`   // what recovery leads to; "" where none is set up
 	Settings []string `json:"settings,omitempty"` // lines for PostgreSQL
@@ -99,8 +107,16 @@ type Plan struct {
 	files            *table         // of links; nil where there is no list
 	control          *control.Data  // nil where it was not read yet
 	settingsFile     string
-	continues        bool  // an interrupted restore, whose marker is there
+	continues        bool // an interrupted restore, whose marker is there
+	hollow           func(path string) bool
 	config           moved // where configuration goes that is put into the data directory
+}
+
+// Hollowed says what a restore of a part leaves out.
+type Hollowed struct {
+	Files  int64 `json:"files"`        // that have their size only
+	Bytes  int64 `json:"bytes"`        // of these
+	Stored int64 `json:"stored_bytes"` // that a whole restore would read from the archive, beside Plan.Stored
 }
 
 // Tablespace says where one goes.
@@ -158,6 +174,12 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	}
 	if r.Delta {
 		p.Delta = &Differences{}
+	}
+	if r.Hollow != nil {
+		if r.Delta || r.Resume || r.Mask != "" || r.Source != nil {
+			return nil, errors.New("only a new restore from an archive of ours can leave the content of files out")
+		}
+		p.Hollowed, p.hollow = &Hollowed{}, r.Hollow
 	}
 	if !filepath.IsAbs(p.Destination) {
 		return nil, fmt.Errorf("restore to %s: the destination must be an absolute path", r.Destination)
@@ -372,9 +394,11 @@ func (p *Plan) survey(ctx context.Context, a *archive.Archive, backups []*catalo
 	case !complete && p.Delta != nil:
 		return &RefusedError{fmt.Sprintf("backup %s cannot be compared with what is in %s: there is no manifest with checksums, WAL-G and WAL-E made none", p.Backup, p.Destination),
 			"restore it into an empty directory, or take another backup"}
+	case !complete && p.hollow != nil:
+		return &RefusedError{fmt.Sprintf("backup %s cannot be restored in part: it has no manifest with the places of files, WAL-G and WAL-E made none", p.Backup), "restore all of it"}
 	case !complete:
 		return p.surveyLists(ctx, a, backups)
-	case p.Delta != nil || len(backups) > 1:
+	case p.Delta != nil || len(backups) > 1 || p.hollow != nil:
 		return p.surveyChain(ctx, a, backups)
 	}
 	m, err := a.OpenManifest(ctx, b.Name)
@@ -450,7 +474,10 @@ func (c *census) count(m *tarpart.Member) {
 	dir := c.directoryOf(m.Path)
 	c.files[dir]++
 	c.Files++
-	if m.Type == tarpart.File {
+	if c.isHollow(m.Path) {
+		c.Hollowed.Files++
+		c.Hollowed.Bytes += m.Total()
+	} else if m.Type == tarpart.File {
 		c.bytes[dir] += m.Total()
 		c.Bytes += m.Total()
 	}
@@ -458,7 +485,7 @@ func (c *census) count(m *tarpart.Member) {
 
 // see notes pages that were corrupt in what is restored of any backup.
 func (c *census) see(m *tarpart.Member) {
-	if m.CorruptCount > 0 && c.wants(m.Path, m.Type) {
+	if m.CorruptCount > 0 && c.wants(m.Path, m.Type) && !c.isHollow(m.Path) {
 		if c.corrupt++; c.corrupt <= maxCorruptNotes {
 			c.note("%s had %d corrupt pages when the backup was taken", m.Path, m.CorruptCount)
 		}
@@ -495,13 +522,16 @@ func (p *Plan) reachWAL(ctx context.Context, a *archive.Archive, r Request) erro
 		return nil
 	}
 	reach, err := r.Choice.Reach(ctx, a)
-	p.FirstWAL, p.NeededWAL, p.LastWAL, p.LastAt = reach.First, reach.Consistent, reach.Last, reach.Archived
+	p.FirstWAL, p.NeededWAL, p.LastWAL, p.LastAt, p.Pieces = reach.First, reach.Consistent, reach.Last, reach.Archived, reach.Pieces
 	if err != nil && r.Recovery == nil && ctx.Err() == nil {
 		p.note("%v", err) // the WAL may come from elsewhere
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if reach.Pieces {
+		p.note("of the last WAL segment, %s, the archive has pieces, up to %s, the youngest stored at %s", reach.Last, reach.End, catalog.FormatTime(reach.Archived))
 	}
 	if t := r.Choice.Target; t.Kind == catalog.AtTime && reach.Archived.Before(t.Time) {
 		p.note("the last WAL segment before a gap, %s, was archived at %s, before the target: it may not reach that far, and then PostgreSQL stops with an error",

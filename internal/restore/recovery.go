@@ -28,23 +28,22 @@ type Recovery struct {
 // Command returns a restore_command that runs this program: its absolute path, that of its configuration file or "", and what stands before wal-fetch.
 // All may hold any character.
 func Command(binary, config string, before ...string) string {
-	words := []string{shellWord(binary)}
+	words := []string{ShellWord(binary)}
 	if config != "" {
-		words = append(words, "--config", shellWord(config))
+		words = append(words, "--config", ShellWord(config))
 	}
 	for _, w := range before {
-		words = append(words, shellWord(w))
+		words = append(words, ShellWord(w))
 	}
-	command := strings.ReplaceAll(strings.Join(words, " "), "%", "%%") // PostgreSQL expands %
-	return command + ` wal-fetch "%f" "%p"`
+	return strings.Join(words, " ") + ` wal-fetch "%f" "%p"`
 }
 
-// shellWord quotes s for a POSIX shell where it needs quoting.
-func shellWord(s string) string {
+// ShellWord quotes s, where it needs that, for a command that PostgreSQL has a POSIX shell run, and in which it expands %.
+func ShellWord(s string) string {
 	if s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789/._-+=:@") == "" {
 		return s
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	return "'" + strings.NewReplacer("'", `'\''`, "%", "%%").Replace(s) + "'"
 }
 
 // setting is one line of a configuration file. Single quotes and backslashes are doubled.

@@ -33,6 +33,7 @@ type Options struct {
 	Workers  int       // 0 means Workers()
 	Progress *Progress // kept up to date; nil for nobody
 	Announce string    // release of the program that tells retention in the archive what it is restoring; "" tells nothing
+	Mark     string    // by which id that is told, one of archive.NewRestoreID; "" makes one
 
 	weaving weaving
 }
@@ -71,6 +72,10 @@ type Report struct {
 	Delta *Differences `json:"delta,omitempty"` // what differed in the directory that was there
 
 	Seconds map[string]float64 `json:"seconds"` // per phase: compare, copy, finish, sync
+
+	// Mark is what stays in the archive while WAL is replayed, for retention to see, by the id of archive.UnmarkRestore; "" for nothing. It need not be removed: it
+	// stops to count by itself.
+	Mark string `json:"-"`
 }
 
 // run is one restore at work.
@@ -135,6 +140,9 @@ func (p *Plan) wants(name string, kind tarpart.Type) bool {
 	return match && kind == tarpart.File
 }
 
+// isHollow reports whether a file gets no content.
+func (p *Plan) isHollow(path string) bool { return p.hollow != nil && p.hollow(path) && !isHeld(path) }
+
 // Run carries out a plan. When it returns nil the restored cluster is durable and can start. Otherwise what is there stays
 // for another Run with Resume, and has no pg_control, so that PostgreSQL does not take it for whole.
 func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Report, err error) {
@@ -158,7 +166,7 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (_ *Rep
 	defer r.abandon()
 	report := &Report{Backup: p.Backup, Destination: p.Destination, Verified: p.Verified, Target: p.Target, Seconds: map[string]float64{}}
 	end := r.announce(ctx)
-	defer func() { end(err); report.Notes = r.notes.all }()
+	defer func() { report.Mark = end(err); report.Notes = r.notes.all }()
 	if r.picking != nil && t.overwrite {
 		begun := time.Now()
 		r.phase("compare", p.Bytes)
@@ -407,7 +415,7 @@ func (r *run) prepare() error {
 			return err
 		}
 	}
-	if !r.plan.Verified || r.plan.PgVersion < 130000 || r.plan.Mask != "" {
+	if !r.plan.Verified || r.plan.PgVersion < 130000 || r.plan.Mask != "" || r.plan.hollow != nil {
 		return nil
 	}
 	f, err := r.tree.data.OpenFile(manifest.Name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)

@@ -55,6 +55,11 @@ func (p *Plan) Spares(whole *Inventory, storage string) error {
 					return &AloneError{storage, what, n.why.text}
 				}
 			}
+			for _, v := range p.Pieces {
+				if t, at := placeOf(v.Segment); !v.Keep && v.Ground != Whole && t == n.timeline && n.has(at) {
+					return &AloneError{storage, "the pieces of " + v.Segment, n.why.text}
+				}
+			}
 		}
 		return nil
 	}

@@ -196,6 +196,14 @@ func (p *Plan) condemnedWAL(by time.Time) (all []archive.CondemnedWAL) {
 		}
 		all = append(all, archive.CondemnedWAL{Timeline: t, First: w.First, Last: w.Last})
 	}
+	for _, s := range p.Pieces { // of segments of which there is nothing else
+		t, at := placeOf(s.Segment)
+		here := span{at, at}
+		if s.Keep || s.Ground == Whole || known.covers(t, here) || walFilter(all).covers(t, here) {
+			continue
+		}
+		all = append(all, archive.CondemnedWAL{Timeline: t, First: s.Segment, Last: s.Segment})
+	}
 	return all
 }
 
@@ -415,6 +423,9 @@ func (r *applying) purgeWAL(ctx context.Context, p *Plan, removed map[*backup]bo
 	}
 	s := selection{size: p.judge.in.WAL.SegmentSize, histories: map[wal.Timeline]bool{}, wal: func(t wal.Timeline, at span, about object) bool {
 		return v.lets(t, at, about, ripe.covers)
+	}, pieces: func(t wal.Timeline, n wal.SegmentNo, about object) bool {
+		goes, _ := p.judge.pieces(v, t, n, about, ripe.covers)
+		return goes
 	}}
 	for _, h := range p.judge.historyPlan(v, stays) {
 		s.histories[wal.Timeline(h.Timeline)] = !h.Keep

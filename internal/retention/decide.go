@@ -210,14 +210,21 @@ func (j *judge) lastOnes() {
 	}
 	for _, backups := range lineages {
 		j.lastOf(backups, "of its cluster")
-		var proven *backup
+		var proven, claimed *backup // claimed is newer than proven: else that one would go in any case
 		for _, b := range backups {
-			if at := j.in.Proven[b.Name]; !at.IsZero() && b.chain == nil {
-				proven = b
+			switch {
+			case b.chain != nil:
+			case !j.in.Proven[b.Name].IsZero():
+				proven, claimed = b, nil
+			case !j.in.Claimed[b.Name].IsZero():
+				claimed = b
 			}
 		}
 		if proven != nil && !j.anyProven {
 			proven.stays(moment, Proven, "the last one that was restored, started and queried (at %s)", catalog.FormatTime(j.in.Proven[proven.Name]))
+		}
+		if claimed != nil && !j.anyProven { // a key may be lost, changed or set wrongly: that must not cost the last proof
+			claimed.stays(moment, Proven, "the last one of which a record says that it was restored, started and queried (at %s), though nobody whose word counts", catalog.FormatTime(j.in.Claimed[claimed.Name]))
 		}
 	}
 }
@@ -293,6 +300,16 @@ type WALVerdict struct {
 	Why      string `json:"why"`
 }
 
+// PiecesVerdict is that on the pieces of a segment.
+type PiecesVerdict struct {
+	Segment string `json:"segment"`
+	Objects int    `json:"objects"`
+	Bytes   int64  `json:"bytes"` // as stored
+	Keep    bool   `json:"keep"`
+	Ground  Ground `json:"ground"`
+	Why     string `json:"why"`
+}
+
 // HistoryVerdict is that on a history file.
 type HistoryVerdict struct {
 	Timeline uint32 `json:"timeline"`
@@ -315,6 +332,7 @@ type Plan struct {
 	Rule      string           `json:"rule"`
 	Backups   []Verdict        `json:"backups"`
 	WAL       []WALVerdict     `json:"wal,omitempty"`
+	Pieces    []PiecesVerdict  `json:"pieces,omitempty"` // of segments that were being written
 	Histories []HistoryVerdict `json:"histories,omitempty"`
 	Leftovers []Leftover       `json:"leftovers,omitempty"`
 	Notes     []string         `json:"notes,omitempty"`
@@ -327,6 +345,7 @@ type Plan struct {
 func (p *Plan) Nothing() bool {
 	return !p.rule.scope().nothing && !slices.ContainsFunc(p.Backups, func(v Verdict) bool { return !v.Keep }) &&
 		!slices.ContainsFunc(p.WAL, func(v WALVerdict) bool { return !v.Keep }) &&
+		!slices.ContainsFunc(p.Pieces, func(v PiecesVerdict) bool { return !v.Keep }) &&
 		!slices.ContainsFunc(p.Histories, func(v HistoryVerdict) bool { return !v.Keep }) &&
 		!slices.ContainsFunc(p.Leftovers, func(v Leftover) bool { return !v.Keep })
 }
@@ -360,6 +379,7 @@ func (j *judge) plan(rule Rule) *Plan {
 	if s.wal {
 		v := j.judgeWAL((*backup).stay, s.alone)
 		p.WAL = j.walPlan(v)
+		p.Pieces = j.piecesPlan(v)
 		p.Histories = j.historyPlan(v, (*backup).stay)
 	}
 	for _, u := range j.in.Pushes {
@@ -426,6 +446,18 @@ func (j *judge) walPlan(v *verdicts) (all []WALVerdict) {
 	return all
 }
 
+// piecesPlan returns the verdict on each segment in pieces.
+func (j *judge) piecesPlan(v *verdicts) (found []PiecesVerdict) {
+	for i := range j.in.WAL.Timelines {
+		of := &j.in.WAL.Timelines[i]
+		for _, p := range of.Tails {
+			goes, why := j.pieces(v, of.Timeline, p.Segment, object{archived: p.Modified}, anything)
+			found = append(found, PiecesVerdict{Segment: p.Name, Objects: p.Pieces, Bytes: p.Bytes, Keep: !goes, Ground: why.ground, Why: why.text})
+		}
+	}
+	return found
+}
+
 // segmentFrom returns the first segment that does not lie before p.
 func segmentFrom(size wal.SegmentSize, p place) wal.SegmentNo {
 	per := uint64(1<<32) / uint64(size)
@@ -454,6 +486,13 @@ func (j *judge) historyPlan(v *verdicts, stays func(*backup) (mode, bool)) (all 
 		if w.Keep {
 			for _, leg := range j.paths[wal.Timeline(w.Timeline)] {
 				used[leg.Timeline] = cmp.Or(used[leg.Timeline], fmt.Sprintf("WAL stays that leads through it (%s)", w.First))
+			}
+		}
+	}
+	for _, p := range j.piecesPlan(v) {
+		if t, _ := placeOf(p.Segment); p.Keep {
+			for _, leg := range j.paths[t] {
+				used[leg.Timeline] = cmp.Or(used[leg.Timeline], fmt.Sprintf("WAL stays that leads through it (%s, in pieces)", p.Segment))
 			}
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/proof"
 	"holdfast/internal/store"
 )
 
@@ -28,6 +29,8 @@ type Inventory struct {
 	WAL     *catalog.WAL
 
 	Proven   map[string]time.Time // backups that were restored, started and queried, and when last
+	Claimed  map[string]time.Time // the same of those that only records say that nobody vouches for: they do not count, and keep the last of them beside
+	Unproven []error              // records of such restores that do not count: *proof.RefusedError
 	Damaged  map[string]string    // backups of which `verify` has found that they cannot be restored, and what it said
 	BadWAL   map[string]string    // segments that it has found to be damaged, by name
 	Holds    []Hold               // in force
@@ -78,7 +81,7 @@ const inFlight = 16
 // Load reads the inventory of an archive. host is the name of this one. What cannot be listed, or tells who uses what and cannot be read, is an error: nothing is
 // to be deleted then. storesTime says that the store may be asked for the time, which stores an object for a moment.
 func Load(ctx context.Context, a *archive.Archive, host string, storesTime bool) (*Inventory, error) {
-	in := &Inventory{At: time.Now().UTC(), Proven: map[string]time.Time{}, Damaged: map[string]string{},
+	in := &Inventory{At: time.Now().UTC(), Proven: map[string]time.Time{}, Claimed: map[string]time.Time{}, Damaged: map[string]string{},
 		BadWAL: map[string]string{}, Refused: map[string]string{}}
 	// Pushes come first: one that ends meanwhile is a backup then, and is seen twice rather than not at all.
 	var err error
@@ -149,11 +152,10 @@ func (in *Inventory) loadCatchUps(ctx context.Context, a *archive.Archive) error
 	return nil
 }
 
-// finding is what a record says of a backup that was read or proven. One that cannot be read says nothing.
+// finding is what a record says of a backup that was read. One that cannot be read says nothing.
 type finding struct {
 	archive.RecordHead
-	OK      bool   `json:"ok"`     // proven
-	Result  string `json:"result"` // of verify: ok, damaged, incomplete
+	Result  string `json:"result"` // ok, damaged, incomplete
 	Objects []struct {
 		Name     string `json:"name"`
 		Problem  string `json:"problem"`
@@ -176,47 +178,125 @@ func (f *finding) problem() string {
 	return fmt.Sprintf("verify found at %s that it is damaged", catalog.FormatTime(f.At))
 }
 
-// loadFindings looks which backups were proven, and which were found to be damaged. Each backup costs two listings.
+// proofs is what the records of a backup's drills say.
+type proofs struct {
+	proven  time.Time // when it was proven last, zero for never
+	claimed time.Time // the same by records that nobody vouches for, which do not count; zero where proven is not
+	refused []error
+}
+
+// lastProof reads them, the newest first as far back as one proves the backup.
+func lastProof(ctx context.Context, a *archive.Archive, b *catalog.Backup, records []store.Object) (f proofs, err error) {
+	sum := ""
+	if b.Sentinel != nil {
+		sum = b.Sentinel.Sum
+	}
+	for _, o := range slices.Backward(proof.ByAge(records)) {
+		if !strings.HasSuffix(o.Name, ".json") {
+			continue
+		}
+		p, err := proof.Read(ctx, a, b.Name, sum, o)
+		var no *proof.RefusedError
+		switch {
+		case errors.As(err, &no):
+			f.refused = append(f.refused, err)
+			if u := no.Unvouched; u != nil && u.OK && f.claimed.IsZero() {
+				f.claimed = u.When
+			}
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return f, &UnreadableError{"the record of a drill", err}
+		case p.OK:
+			f.proven, f.claimed = p.When, time.Time{}
+			return f, nil
+		}
+	}
+	return f, nil
+}
+
+// loadFindings looks which backups were proven, and which were found to be damaged. Each backup costs one listing, of all that lies in its
+// folder.
 func (in *Inventory) loadFindings(ctx context.Context, a *archive.Archive) error {
-	proven := make([]time.Time, len(in.Catalog.Backups))
-	damaged := make([]string, len(proven))
+	found := make([]proofs, len(in.Catalog.Backups))
+	damaged := make([]string, len(found))
 	group, loading := errgroup.WithContext(ctx)
 	group.SetLimit(inFlight)
 	for i, b := range in.Catalog.Backups {
 		group.Go(func() error {
-			for r, err := range archive.Records[finding](loading, a, archive.ProvenDir(b.Name)) {
+			var drills, verified []store.Object
+			for o, err := range store.Walk(loading, a.Store(), archive.Folder(b.Name)) {
 				switch {
-				case err != nil && r.Name == "":
-					return err
-				case err == nil && r.Doc.OK && r.Doc.At.After(proven[i]):
-					proven[i] = r.Doc.At
+				case err != nil:
+					return fmt.Errorf("list %s: %w", archive.Folder(b.Name), err)
+				case strings.HasPrefix(o.Name, archive.ProvenDir(b.Name)):
+					drills = append(drills, o)
+				case strings.HasPrefix(o.Name, archive.VerifiedDir(b.Name)):
+					verified = append(verified, o)
 				}
 			}
-			for r, err := range archive.Records[finding](loading, a, archive.VerifiedDir(b.Name)) {
-				switch {
-				case err != nil && r.Name == "":
-					return err
-				case err == nil && r.Doc.Result == "damaged":
-					damaged[i] = r.Doc.problem()
-				case err == nil && r.Doc.Result == "ok":
-					damaged[i] = ""
-				}
+			var err error
+			if found[i], err = lastProof(loading, a, &in.Catalog.Backups[i], drills); err != nil {
+				return err
 			}
-			return nil
+			damaged[i], err = lastFinding(archive.RecordsOf[finding](loading, a, verified))
+			return err
 		})
 	}
 	if err := group.Wait(); err != nil {
 		return fmt.Errorf("look which backups are proven, and which damaged: %w", err)
 	}
 	for i, b := range in.Catalog.Backups {
-		if !proven[i].IsZero() {
-			in.Proven[b.Name] = proven[i]
+		in.Unproven = append(in.Unproven, found[i].refused...)
+		if at := found[i].proven; !at.IsZero() {
+			in.Proven[b.Name] = at
+		}
+		if at := found[i].claimed; !at.IsZero() {
+			in.Claimed[b.Name] = at
 		}
 		if damaged[i] != "" {
 			in.Damaged[b.Name] = damaged[i]
 		}
 	}
 	return nil
+}
+
+// lastFinding returns what the last verification of a backup that came to an end has found to be wrong with it; "" for nothing. A record that cannot be read says nothing.
+func lastFinding(records iter.Seq2[archive.Record[finding], error]) (damaged string, err error) {
+	for r, err := range records {
+		switch {
+		case err != nil && r.Name == "":
+			return "", err
+		case err == nil && r.Doc.Result == "damaged":
+			damaged = r.Doc.problem()
+		case err == nil && r.Doc.Result == "ok":
+			damaged = ""
+		}
+	}
+	return damaged, nil
+}
+
+// LoadDamaged returns the backups of which `verify` has found that they cannot be restored, and what it said. It costs a listing for each.
+func LoadDamaged(ctx context.Context, a *archive.Archive, c *catalog.Catalog) (map[string]string, error) {
+	found := make([]string, len(c.Backups))
+	group, loading := errgroup.WithContext(ctx)
+	group.SetLimit(inFlight)
+	for i := range c.Backups {
+		group.Go(func() error {
+			var err error
+			found[i], err = lastFinding(archive.Records[finding](loading, a, archive.VerifiedDir(c.Backups[i].Name)))
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, fmt.Errorf("look which backups are damaged: %w", err)
+	}
+	damaged := map[string]string{}
+	for i, b := range c.Backups {
+		if found[i] != "" {
+			damaged[b.Name] = found[i]
+		}
+	}
+	return damaged, nil
 }
 
 // loadBadWAL looks which segments were found to be damaged, and were not found to be good later.

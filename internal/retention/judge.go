@@ -9,6 +9,7 @@ import (
 
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/proof"
 )
 
 // Ground says by which rule something stays or goes, for programs; the words for people are beside it.
@@ -38,6 +39,7 @@ const (
 	Orphaned   Ground = "orphaned" // goes: nothing that stays leads to it
 	Broken     Ground = "broken"   // goes: it cannot be restored, and is old
 	Abandoned  Ground = "dead"     // goes: of a push that died
+	Whole      Ground = "whole"    // goes: pieces of a segment that is archived whole
 )
 
 // mode says how much of the WAL behind a backup stays with it.
@@ -131,6 +133,9 @@ func newJudge(in *Inventory, now time.Time) *judge {
 		j.byKey[b.Name] = b
 	}
 	slices.SortStableFunc(j.all, func(x, y *backup) int { return x.Created().Compare(y.Created()) })
+	if text := proof.Tell(in.Unproven); text != "" {
+		j.notes = append(j.notes, text)
+	}
 	j.findLineages()
 	j.findPaths()
 	for _, b := range j.all {
@@ -325,6 +330,13 @@ func (j *judge) linesOf(backups []*backup) (lines []*line) {
 				l.last = r.Newest
 			}
 		}
+		if of := j.in.WAL.Timeline(t); of != nil {
+			for i := range of.Tails {
+				if at := of.Tails[i].Modified; at.After(l.last) {
+					l.last = at
+				}
+			}
+		}
 		if len(l.backups) > 0 {
 			lines = append(lines, l)
 		}
@@ -385,7 +397,8 @@ func (j *judge) missing(b *backup) error {
 		n = size.Segment(start)
 	}
 	last := n
-	if finish, ok := b.FinishLSN(); ok {
+	finish, ok := b.FinishLSN()
+	if ok {
 		last = size.LastSegment(finish)
 	}
 	for name, found := range j.in.BadWAL {
@@ -399,6 +412,10 @@ func (j *judge) missing(b *backup) error {
 			if leg, on := p.Leg(t); run == nil && child != t && on && size.Segment(leg.End) <= n {
 				run = j.in.WAL.Find(child, n)
 			}
+		}
+		if tail := j.in.WAL.Tail(t, n); run == nil && tail != nil && tail.End(size) >= min(finish, size.Start(n+1)) && ok {
+			n++
+			continue
 		}
 		if run == nil {
 			return fmt.Errorf("the archive lacks %s, without which it is not consistent", size.Name(t, n))

@@ -496,7 +496,7 @@ func TestModel(t *testing.T) {
 			case 13:
 				if b := m.latest(); b != "" {
 					m.proven = b
-					m.put(archive.ProvenDir(b)+m.now.Format("20060102T150405.000000Z")+"-x.json", fmt.Sprintf(`{"at":%q,"ok":true}`, m.now.Format(time.RFC3339)))
+					m.put(archive.ProvenDir(b)+m.now.Format("20060102T150405.000000Z")+"-x.json", m.proof(b))
 				}
 			default:
 				rule := m.rule(draw("rule", ruleKinds-1), 1+draw("n", 4))

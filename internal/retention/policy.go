@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -307,6 +308,57 @@ func (p Policy) chooseOn(l *line, now time.Time) {
 	for _, b := range good[max(0, len(good)-p.Minimum):] {
 		b.stays(continuous, ByMinimum, "it is %s that can be restored", of(newest(p.Minimum, "")))
 	}
+}
+
+// Moments reports whether what the policy keeps of older backups are single moments, each with the WAL that makes the backup consistent and no more.
+func (p Policy) Moments() bool { return p.calendar() && (p.Window > 0 || p.Full > 0) }
+
+// Continuous returns when the oldest of those backups was finished behind which every moment is to be restorable: of older ones Moments stay. Only backups count that can be
+// restored: condemned ones do not, nor those that are damaged, of which LoadDamaged tells, or build on such. The zero time says that all WAL stays behind whatever
+// backup stays.
+func (p Policy) Continuous(c *catalog.Catalog, damaged map[string]string, now time.Time) (from time.Time) {
+	if !p.Moments() {
+		return from
+	}
+	var good, fulls []time.Time
+	for i := range c.Backups {
+		b := &c.Backups[i]
+		if b.Sentinel == nil || b.Condemned != nil {
+			continue
+		}
+		chain, err := c.Chain(b)
+		if err != nil || slices.ContainsFunc(chain, func(b *catalog.Backup) bool { return damaged[b.Name] != "" }) {
+			continue
+		}
+		good = append(good, b.Created())
+		if !b.IsDelta() {
+			fulls = append(fulls, b.Created())
+		}
+	}
+	if len(good) == 0 {
+		return from
+	}
+	slices.SortFunc(good, time.Time.Compare)
+	slices.SortFunc(fulls, time.Time.Compare)
+	from = good[max(0, len(good)-max(p.Minimum, 1))]
+	earlier := func(t time.Time) {
+		if t.Before(from) {
+			from = t
+		}
+	}
+	if p.Full > 0 && len(fulls) > 0 {
+		earlier(fulls[max(0, len(fulls)-p.Full)])
+	}
+	if p.Window > 0 {
+		base := good[0]
+		for _, t := range good {
+			if !t.After(now.Add(-p.Window)) {
+				base = t
+			}
+		}
+		earlier(base)
+	}
+	return from
 }
 
 // chooseByCalendar lets stay the last backup of each period.

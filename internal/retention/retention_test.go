@@ -2,8 +2,10 @@ package retention_test
 
 import (
 	"context"
+	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"slices"
 	"strings"
@@ -12,6 +14,7 @@ import (
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
+	"holdfast/internal/proof"
 	"holdfast/internal/retention"
 	"holdfast/internal/store"
 )
@@ -233,14 +236,86 @@ func TestTheLastOneStays(t *testing.T) {
 	// The last proven one.
 	w.take("", 2, nil)
 	w.take("", 2, nil)
-	w.put(archive.ProvenDir(only)+"20260101T000000.000000Z-x.json", `{"at":"2026-01-01T00:00:00Z","ok":true}`)
+	w.put(archive.ProvenDir(only)+"20260101T000000.000000Z-x.json", w.proof(only))
+	w.put(archive.ProvenDir(p.Backups[1].Backup)+"20260101T000000.000000Z-x.json", w.proof(only)) // which it is not of
 	p = w.plan(must(retention.Retain(1, "", nil)))
 	want(t, "going", going(p), newer, p.Backups[2].Backup)
+	if !slices.ContainsFunc(p.Notes, func(n string) bool { return strings.Contains(n, "does not count as proof: it is of another backup") }) {
+		t.Errorf("notes %q", p.Notes)
+	}
 	if v := reasonFor(t, p, only); v.Ground != retention.Proven {
 		t.Errorf("%+v", v)
 	}
 	p = w.plan(parse(t, "{minimum: 1, keep_last_proven: false}"))
 	want(t, "going when that may", going(p), only, newer, p.Backups[2].Backup)
+}
+
+// A key for proofs that was changed, lost or set wrongly does not cost the last proven backup: what only lacks the right signature keeps one more, until one that counts is newer.
+func TestUnvouchedProofKeeps(t *testing.T) {
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t)
+	w.a = archive.New(w.store, archive.Options{ProofKeys: []ed25519.PublicKey{public}})
+	var names []string
+	for range 5 {
+		names = append(names, w.take("", 2, nil))
+		w.days(1)
+	}
+	proven := func(name string, key ed25519.PrivateKey) {
+		doc := []byte(w.proof(name))
+		if key != nil {
+			if doc, err = proof.Sign(doc, key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.put(archive.ProvenDir(name)+w.now.Format("20060102T150405.000000Z")+"-x.json", string(doc))
+	}
+	rule := must(retention.Retain(1, "", nil))
+	proven(names[0], nil)
+	proven(names[1], nil)
+	p := w.plan(rule)
+	want(t, "going where none counts", going(p), names[0], names[2], names[3])
+	if v := reasonFor(t, p, names[1]); v.Ground != retention.Proven || !strings.Contains(v.Why, "nobody whose word counts") {
+		t.Errorf("%+v", v)
+	}
+	proven(names[0], private)
+	want(t, "going where an older one counts", going(w.plan(rule)), names[2], names[3])
+	proven(names[2], private)
+	want(t, "going where a newer one counts", going(w.plan(rule)), names[0], names[1], names[3])
+	want(t, "going when all may", going(w.plan(parse(t, "{minimum: 1, keep_last_proven: false}"))), names[:4]...)
+}
+
+// unreadable is a store that does not give one object.
+type unreadable struct {
+	store.Store
+	name string
+}
+
+func (u *unreadable) Open(ctx context.Context, name string) (io.ReadCloser, error) {
+	if name == u.name {
+		return nil, errors.New("the storage has no time")
+	}
+	return u.Store.Open(ctx, name)
+}
+
+// Where a record of a drill cannot be read nothing goes: it may be the last proof. One that was read and is garbage keeps nothing from going.
+func TestUnreadProof(t *testing.T) {
+	w, n := fiveFulls(t)
+	rule := must(retention.Retain(1, retention.Full, nil))
+	record := archive.ProvenDir(n[0]) + "20260101T000000.000000Z-x.json"
+	w.put(record, w.proof(n[0]))
+	a := w.a
+	w.a = archive.New(&unreadable{w.store, record}, archive.Options{})
+	var unread *retention.UnreadableError
+	if p, err := w.tryPlan(rule); !errors.As(err, &unread) {
+		t.Errorf("%v: %q go", err, going(p))
+	}
+	w.a = a
+	want(t, "once it can be read", going(w.plan(rule)), n[1:12]...)
+	w.put(record, "{")
+	want(t, "when it is garbage", going(w.plan(rule)), n[:12]...)
 }
 
 // What needs it keeps it: parents, also of what is permanent, and WAL from a permanent backup's start to its end.
@@ -333,6 +408,51 @@ func TestStrayClone(t *testing.T) {
 		if v.Timeline == 1 && !v.Keep && v.Last >= base[5:] {
 			t.Errorf("%+v", v)
 		}
+	}
+}
+
+// From the day on that Continuous tells, a plan keeps all WAL; before it the backups that stay have their own.
+func TestContinuous(t *testing.T) {
+	now := time.Date(2026, 11, 21, 12, 0, 0, 0, time.UTC)
+	day := func(d int) time.Time { return time.Date(2026, 11, d, 3, 0, 0, 0, time.UTC) }
+	c := &catalog.Catalog{}
+	for _, d := range []int{20, 1, 7, 14, 21} { // in no order
+		c.Backups = append(c.Backups, catalog.Backup{Name: fmt.Sprint(d), Sentinel: &archive.Sentinel{FinishTime: day(d)}})
+	}
+	// What cannot be restored does not count: it may be damaged, condemned, unreadable, or build on what is.
+	c.Backups = append(c.Backups, catalog.Backup{Name: "damaged", Sentinel: &archive.Sentinel{FinishTime: day(13)}},
+		catalog.Backup{Name: "delta_D_000000010000000000000001", Sentinel: &archive.Sentinel{FinishTime: day(18), DeltaFrom: "damaged"}},
+		catalog.Backup{Name: "orphan_D_000000010000000000000002", Sentinel: &archive.Sentinel{FinishTime: day(19), DeltaFrom: "gone"}},
+		catalog.Backup{Name: "condemned", Sentinel: &archive.Sentinel{FinishTime: day(12)}, Condemned: &catalog.Condemned{}},
+		catalog.Backup{Name: "unreadable", Err: errors.New("it cannot be read")})
+	damaged := map[string]string{"damaged": "a part is missing"}
+	for policy, want := range map[string]time.Time{
+		"{gfs: {monthly: 12}}":                                    {},
+		"{recovery_window: 8d}":                                   {},
+		"{recovery_window: 8d, gfs: {monthly: 12}}":               day(7),
+		"{recovery_window: 8d, full: 1, gfs: {monthly: 12}}":      day(7),
+		"{recovery_window: 1h, full: 3, gfs: {monthly: 12}}":      day(14),
+		"{recovery_window: 1h, gfs: {monthly: 12}}":               day(21),
+		"{recovery_window: 1h, gfs: {monthly: 12}, minimum: 2}":   day(20),
+		"{recovery_window: 90d, gfs: {monthly: 12}}":              day(1),
+		"{full: 90, gfs: {monthly: 12}}":                          day(1),
+		"{full: 1, gfs: {monthly: 12}, minimum: 90}":              day(1),
+		"{recovery_window: 1h, gfs: {daily: 3}, minimum: 1}":      day(21),
+		"{recovery_window: 33h30m, gfs: {yearly: 3}, minimum: 1}": day(14),
+		"{recovery_window: 32h59m59s, gfs: {yearly: 3}}":          day(20),
+		"{recovery_window: 34h, gfs: {yearly: 3}, full: 1}":       day(14),
+		"{minimum: 1}": {},
+	} {
+		p, err := retention.ParsePolicy(policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Continuous(c, damaged, now); !got.Equal(want) {
+			t.Errorf("%s: from %s on, want %s", policy, got, want)
+		}
+	}
+	if got := (retention.Policy{}).Continuous(c, damaged, now); !got.IsZero() {
+		t.Errorf("no policy: %s", got)
 	}
 }
 
@@ -697,6 +817,13 @@ func TestDamagedDoesNotCount(t *testing.T) {
 	w.put(archive.VerifiedDir(n[3])+"20260110T000000.000000Z-x.json", `{"at":"2026-01-10T00:00:00Z","result":"damaged","objects":[{"name":"part_001.tar.zst","problem":"CRC"}]}`)
 	p := w.plan(rule)
 	want(t, "when the newest is damaged", going(p), n[:2]...)
+	c, err := catalog.Load(t.Context(), w.a)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if damaged, err := retention.LoadDamaged(t.Context(), w.a, c); err != nil || len(damaged) != 1 || !strings.Contains(damaged[n[3]], "part_001.tar.zst: CRC") {
+		t.Errorf("damaged: %v, %v", damaged, err)
+	}
 	if v := reasonFor(t, p, n[3]); v.Ground != retention.Newer || !strings.Contains(v.Broken, "part_001.tar.zst: CRC") {
 		t.Errorf("%+v", v)
 	}

@@ -26,6 +26,7 @@ type selection struct {
 	backups   []string // with their sentinels
 	folders   []string // what is left of other backups, and of pushes
 	wal       func(t wal.Timeline, s span, about object) bool
+	pieces    func(t wal.Timeline, n wal.SegmentNo, about object) bool
 	histories map[wal.Timeline]bool
 	size      wal.SegmentSize
 }
@@ -48,8 +49,10 @@ func (p *Plan) selects() selection {
 	}
 	if sc := p.rule.scope(); sc.wal {
 		v := p.judge.judgeWAL((*backup).stay, sc.alone)
-		s.wal = func(t wal.Timeline, at span, about object) bool {
-			return v.lets(t, at, about, func(wal.Timeline, span) bool { return true })
+		s.wal = func(t wal.Timeline, at span, about object) bool { return v.lets(t, at, about, anything) }
+		s.pieces = func(t wal.Timeline, n wal.SegmentNo, about object) bool {
+			goes, _ := p.judge.pieces(v, t, n, about, anything)
+			return goes
 		}
 	}
 	return s
@@ -104,7 +107,7 @@ func whole(ctx context.Context, a *archive.Archive) iter.Seq2[store.Object, erro
 	}
 }
 
-// objects yields the WAL that goes and what belongs to it: files, notes, delta objects, summaries, history files.
+// objects yields the WAL that goes and what belongs to it: files, notes, delta objects, summaries, history files, pieces of segments.
 func (s *selection) objects(ctx context.Context, a *archive.Archive) iter.Seq2[store.Object, error] {
 	return func(yield func(store.Object, error) bool) {
 		if s.wal == nil {
@@ -135,6 +138,16 @@ func (s *selection) objects(ctx context.Context, a *archive.Archive) iter.Seq2[s
 				if name := archive.WALName(o.Name); !o.IsDir() && wal.IsSegment(name) && s.hasWAL(name, object{o.Modified, true}) && !yield(o, nil) {
 					return
 				}
+			}
+		}
+		for o, err := range store.Walk(ctx, a.Store(), archive.TailDir) {
+			if err != nil {
+				yield(store.Object{}, fmt.Errorf("list segments in pieces: %w", err))
+				return
+			}
+			t, n, err := s.size.ParseSegment(path.Base(path.Dir(o.Name)))
+			if err == nil && s.pieces(t, n, object{archived: o.Modified}) && !yield(o, nil) {
+				return
 			}
 		}
 	}

@@ -252,6 +252,28 @@ func (v *verdicts) lets(t wal.Timeline, s span, about object, allowed func(wal.T
 	return goes || why.ground == Unknown && (old || s.from < v.before[t].place) || why.ground != Unread && old && about.beside
 }
 
+// pieces says whether the pieces of segment n of timeline t go, and why: as what lies there does, and those of a segment that is archived whole. allowed is as for lets.
+func (j *judge) pieces(v *verdicts, t wal.Timeline, n wal.SegmentNo, about object, allowed func(wal.Timeline, span) bool) (goes bool, why reason) {
+	size := j.in.WAL.SegmentSize
+	if j.in.WAL.Has(t, n) {
+		if found := j.in.BadWAL[size.Name(t, n)]; found != "" {
+			return false, reason{Needed, "the whole segment is damaged: " + found}
+		}
+		return true, reason{Whole, "the whole segment is archived"}
+	}
+	at := span{placeAt(size, n), placeAt(size, n)}
+	switch goes, why = v.of(t, at); {
+	case goes:
+		return allowed(t, at), why
+	case v.lets(t, at, about, allowed):
+		return true, reason{Orphaned, "nothing that stays leads to it, and it came before the oldest backup that does was begun"}
+	}
+	return false, why
+}
+
+// anything lets every stretch go.
+func anything(wal.Timeline, span) bool { return true }
+
 // object is one that is about WAL.
 type object struct {
 	archived time.Time

@@ -255,3 +255,13 @@ func (w *world) has(dir string) (names []string) {
 	}
 	return names
 }
+
+// proof is the record of a drill of a backup that went well.
+func (w *world) proof(backup string) string {
+	w.t.Helper()
+	s, err := w.a.Sentinel(context.Background(), backup)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return fmt.Sprintf(`{"at":%q,"backup":%q,"sentinel_sha256":%q,"ok":true}`, w.now.Format(time.RFC3339), backup, s.Sum)
+}

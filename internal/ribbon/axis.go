@@ -63,13 +63,13 @@ func (c *computer) axisOf(t wal.Timeline) *axis {
 		first, last = min(first, b.first), max(last, b.last)
 	}
 	x.begin = x.size.Start(first)
+	x.items = c.along(x.path, first, last)
 	if archived {
 		x.end = x.behind(x.last)
 	}
 	for _, b := range x.bases {
 		x.end = max(x.end, b.finish)
 	}
-	x.items = c.along(x.path, first, last)
 	if x.err == nil {
 		x.sure = x.intervals(good)
 	}
@@ -90,12 +90,14 @@ func (x *axis) intervals(upTo state) []interval {
 		v := interval{first: x.items[i].first, i: i}
 		for i < len(x.items) && x.items[i].state <= upTo {
 			v.last = x.items[i].last
-			i++
+			if i++; x.items[i-1].partial(x.size) {
+				break
+			}
 		}
 		v.j = i
 		for ; next < len(x.bases) && x.bases[next].first <= v.last; next++ {
 			b := x.bases[next]
-			if b.state > upTo || b.first < v.first || b.last > v.last {
+			if b.state > upTo || b.first < v.first || b.last > v.last || b.finish > x.to(&v) {
 				continue
 			}
 			if len(v.bases) == 0 || b.finish < v.from {
@@ -113,8 +115,11 @@ func (x *axis) intervals(upTo state) []interval {
 // to returns where an interval ends.
 func (x *axis) to(v *interval) wal.LSN { return x.behind(v.last) }
 
-// behind returns where segment n ends. The last one that can be named ends one byte early, at the largest position there is.
+// behind returns where segment n ends, or what can be replayed of it. The last one that can be named ends one byte early, at the largest position there is.
 func (x *axis) behind(n wal.SegmentNo) wal.LSN {
+	if s := x.item(n); s != nil && s.partial(x.size) {
+		return x.size.Start(n) + wal.LSN(s.held)
+	}
 	if lsn := x.size.Start(n + 1); lsn > x.size.Start(n) {
 		return lsn
 	}
@@ -232,7 +237,7 @@ func (x *axis) restorable(v *interval) Stretch {
 		stores[b.Storage] = true
 	}
 	for _, item := range x.items[v.i:v.j] {
-		stores[item.run.Storage] = true
+		stores[item.storage()] = true
 	}
 	delete(stores, "")
 	for name := range stores {
@@ -354,7 +359,7 @@ func (x *axis) lack(from, to wal.LSN, before, next *interval) []Stretch {
 	accepted, lost := true, -1
 	var gap *Gap // that somebody has accepted, or else retention has removed
 	for i := x.find(first); i < len(x.items) && x.items[i].first <= last; i++ {
-		if item := &x.items[i]; item.state == bad {
+		if item := &x.items[i]; item.lacks(to, x.size) {
 			if lost < 0 {
 				lost = i
 			}
@@ -414,7 +419,7 @@ func (x *axis) blameBase(s *Stretch, b *base, next *interval) {
 // lacks returns the first item of a backup's own WAL that cannot be used; -1 where there is none.
 func (x *axis) lacks(b *base) int {
 	for i := x.find(b.first); i < len(x.items) && x.items[i].first <= b.last; i++ {
-		if x.items[i].state == bad {
+		if x.items[i].lacks(b.finish, x.size) {
 			return i
 		}
 	}

@@ -10,6 +10,7 @@ import (
 
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/proof"
 )
 
 // computer is Compute at work.
@@ -65,6 +66,9 @@ func Compute(in Input) Ribbon {
 	for _, err := range in.Trouble {
 		c.warn("the verdict may be wrong: %v", err)
 	}
+	if text := proof.Tell(in.RefusedProofs()); text != "" {
+		c.note("%s", text)
+	}
 	if len(in.WAL.Foreign) > 0 {
 		c.warn("segments whose names do not fit segments of %d MiB are not counted, such as %s", in.WAL.SegmentSize>>20, in.WAL.Foreign[0])
 	}
@@ -74,6 +78,7 @@ func Compute(in Input) Ribbon {
 		c.judge(b)
 	}
 	main := c.main()
+	c.tails(main)
 	r.Timelines = c.timelines()
 	r.Backups = c.backups(main)
 	c.conclude(&r, main)
@@ -144,12 +149,40 @@ func (c *computer) main() *axis {
 	return c.axisOf(t)
 }
 
+// tails tells what is amiss with segments in pieces along x.
+func (c *computer) tails(x *axis) {
+	size := x.size
+	for s := range x.path.Stretches(size, 0) {
+		of := c.in.WAL.Timeline(s.Timeline)
+		if of == nil {
+			continue
+		}
+		for i := range of.Tails {
+			p := &of.Tails[i]
+			if p.Whole || p.Segment < s.First || p.Segment > s.Last {
+				continue
+			}
+			name, start := size.Name(s.Timeline, p.Segment), size.Start(p.Segment)
+			if read := c.in.tail(s.Timeline, p.Segment); read != nil && read.Problem != "" {
+				c.warn("the pieces of %s are damaged: %s", name, read.Problem)
+			}
+			switch {
+			case p.Held < p.Top:
+				c.warn("of the pieces of %s some are missing: they hold it up to %s, and what was received behind that, up to %s, cannot be restored", name,
+					start+wal.LSN(p.Held), start+wal.LSN(p.Top))
+			case !x.bare && p.Segment > x.last:
+				c.note("the archive has pieces of %s, up to %s: they count once what comes before is archived", name, p.End(size))
+			}
+		}
+	}
+}
+
 // newest returns when something along timeline t was stored last.
 func (c *computer) newest(t wal.Timeline) (at time.Time) {
 	x := c.axisOf(t)
 	for i := len(x.items) - 1; i >= 0; i-- {
-		if run := x.items[i].run; run != nil {
-			return run.Archived(x.items[i].last)
+		if at := x.items[i].archived(x.items[i].last); !at.IsZero() {
+			return at
 		}
 	}
 	return at
@@ -198,6 +231,9 @@ func (c *computer) timelines() (all []Timeline) {
 		if of != nil {
 			for _, run := range of.Runs {
 				line.Active = later(line.Active, run.Newest)
+			}
+			for _, p := range of.Tails {
+				line.Active = later(line.Active, p.Modified)
 			}
 			if of.History != nil {
 				line.Active = later(line.Active, of.History.Archived)
@@ -286,7 +322,7 @@ func (c *computer) judgement(b *base, x *axis) (Verdict, string) {
 			verdict = Unknown
 		}
 		for _, item := range items {
-			if item.state == bad {
+			if item.lacks(b.finish, x.size) {
 				verdict, why = Broken, "lacks WAL of its own: "+names(x.size, item)
 				break
 			}

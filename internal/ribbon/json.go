@@ -18,7 +18,8 @@ func (p Point) MarshalJSON() ([]byte, error) {
 		Timeline wal.Timeline `json:"timeline"`
 		LSN      string       `json:"lsn"`
 		Time     time.Time    `json:"time,omitzero"`
-	}{p.Timeline, p.LSN.String(), p.Time.UTC()})
+		Commit   time.Time    `json:"last_commit,omitzero"`
+	}{p.Timeline, p.LSN.String(), p.Time.UTC(), p.Commit.UTC()})
 }
 
 // MarshalJSON writes positions as PostgreSQL prints them.

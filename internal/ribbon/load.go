@@ -18,6 +18,7 @@ import (
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/proof"
 	"holdfast/internal/store"
 	"holdfast/internal/store/merge"
 )
@@ -29,6 +30,7 @@ type Options struct {
 	Live       wal.Timeline     // to judge whatever the evidence says; 0 is none
 	ProvenOnly bool             // what was never verified is Unknown
 	Brief      bool             // the catalog comes without what no verdict needs, a request less for each backup: see catalog.LoadBrief
+	Shallow    bool             // of segments in pieces the first piece is tried, no more: that they are right is believed, and when the last commit was is not known
 	Now        time.Time        // zero is the present
 }
 
@@ -36,6 +38,7 @@ const (
 	inFlight  = 16 // small objects that are read at once
 	tryRuns   = 64 // stretches of WAL, the newest ones, of which it is tried whether they can be read
 	tryWithin = 32 // segments of one of them that are tried at most to find where that changes
+	maxTails  = 8  // segments in pieces that are read, the youngest
 )
 
 // Load gathers what Compute judges by. The archive is looked at through strict, for which a storage that does not answer is an error; then through
@@ -48,12 +51,12 @@ func Load(ctx context.Context, strict, lenient *archive.Archive, o Options) (Inp
 	for _, name := range o.Storages {
 		in.Stores = append(in.Stores, Store{Name: name})
 	}
-	err := in.load(ctx, strict, o.Brief)
+	err := in.load(ctx, strict, o)
 	if err != nil && ctx.Err() == nil {
 		silent := &merge.UnaskedError{}
 		if errors.As(err, &silent) {
 			in.silence(silent.Storages, err)
-			err = in.load(ctx, lenient, o.Brief)
+			err = in.load(ctx, lenient, o)
 		}
 		if err != nil {
 			in.silence(o.Storages, err)
@@ -82,10 +85,10 @@ func (in *Input) silence(storages []string, err error) {
 }
 
 // load reads everything anew. Its error is that nothing can be said.
-func (in *Input) load(ctx context.Context, a *archive.Archive, brief bool) (err error) {
-	in.Gaps, in.Checked, in.Locked, in.Trouble, in.Backups = nil, nil, nil, nil, map[string]Evidence{}
+func (in *Input) load(ctx context.Context, a *archive.Archive, o Options) (err error) {
+	in.Gaps, in.Checked, in.Locked, in.Tails, in.Trouble, in.Backups = nil, nil, nil, nil, nil, map[string]Evidence{}
 	loadCatalog := catalog.Load
-	if brief {
+	if o.Brief {
 		loadCatalog = catalog.LoadBrief
 	}
 	if in.Catalog, err = loadCatalog(ctx, a); err != nil {
@@ -107,6 +110,7 @@ func (in *Input) load(ctx context.Context, a *archive.Archive, brief bool) (err 
 	in.loadChecked(ctx, a)
 	in.look(ctx, a)
 	in.tryWAL(ctx, a)
+	in.readTails(ctx, a, o.Shallow)
 	return ctx.Err()
 }
 
@@ -241,7 +245,7 @@ func evidence(ctx context.Context, a *archive.Archive, b *catalog.Backup) (e Evi
 	if ctx.Err() != nil {
 		return Evidence{}, ctx.Err()
 	}
-	return e, errors.Join(e.recall(ctx, a, b, f.verified), e.proof(ctx, a, f.proven))
+	return e, errors.Join(e.recall(ctx, a, b, f.verified), e.proof(ctx, a, b, f.proven))
 }
 
 // lacking returns what of the parts of a backup is not there, or is not as long as it was stored, as far as the listing tells; "" for nothing. Holdfast
@@ -304,21 +308,16 @@ type backupRecord struct {
 	Sample float64 `json:"sample"`
 }
 
-// proof reads the newest record of a restore that was to prove the backup.
-func (e *Evidence) proof(ctx context.Context, a *archive.Archive, records []store.Object) error {
-	if len(records) == 0 {
-		return nil
-	}
-	r, err := archive.ReadRecord[struct {
-		OK bool `json:"ok"`
-	}](ctx, a, records[len(records)-1])
+// proof reads the newest record that counts of a restore that was to prove the backup.
+func (e *Evidence) proof(ctx context.Context, a *archive.Archive, b *catalog.Backup, records []store.Object) error {
+	p, refused, err := proof.Newest(ctx, a, b.Name, b.Sentinel.Sum, records)
+	e.Refused = refused
 	switch {
-	case err == nil && r.Doc.OK:
-		e.Proven = r.Modified
-	case err == nil:
-		e.Failed = r.Modified
-	case errors.Is(err, fs.ErrNotExist):
-		err = nil
+	case p == nil:
+	case p.OK:
+		e.Proven, e.RTO = p.When, p.Took()
+	default:
+		e.Failed = p.When
 	}
 	return err
 }

@@ -1,6 +1,7 @@
 package ribbon_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -9,6 +10,7 @@ import (
 	"io"
 	"iter"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -344,14 +346,35 @@ func TestRecordsOfVerification(t *testing.T) {
 			t.Errorf("%s: %+v, want %s, verified %t", c.what, b, c.verdict, c.verified)
 		}
 	}
-	for doc, want := range map[string]ribbon.Verdict{`{"ok":true}`: ribbon.Restorable, `{"ok":false}`: ribbon.Unknown} {
+	const of = `{"backup":%q,"sentinel_sha256":%q,"ok":%t}`
+	for _, c := range []struct {
+		what     string
+		ok, last bool // what the two newest records say
+		sum      string
+		verdict  ribbon.Verdict
+		proven   bool
+	}{
+		{"it came up", false, true, "", ribbon.Restorable, true},
+		{"it did not come up", true, false, "", ribbon.Unknown, false},
+		{"another backup of that name did not come up", true, false, strings.Repeat("0", 64), ribbon.Restorable, true},
+		{"another backup of that name came up", false, true, strings.Repeat("0", 64), ribbon.Unknown, false},
+	} {
 		m := &storetest.Memory{}
 		backup(t, m, 2)
 		pack(t, m, archive.WALDir+size.Name(1, 2))
-		record(`{"ok":false}`)(t, m, archive.ProvenDir(name))
-		record(doc)(t, m, archive.ProvenDir(name))
-		if b := judge(t, m, m, ribbon.Options{}).Backups[0]; b.Verdict != want || b.Proven.IsZero() != (want == ribbon.Unknown) {
-			t.Errorf("its proof is %s: %+v", doc, b)
+		s, err := archive.New(m, archive.Options{}).Sentinel(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		record(fmt.Sprintf(of, name, s.Sum, c.ok))(t, m, archive.ProvenDir(name))
+		time.Sleep(time.Millisecond) // names are of microseconds
+		record(fmt.Sprintf(of, name, cmp.Or(c.sum, s.Sum), c.last))(t, m, archive.ProvenDir(name))
+		r := judge(t, m, m, ribbon.Options{})
+		told := slices.ContainsFunc(r.Notes, func(n string) bool {
+			return strings.Contains(n, "does not count as proof: it is of another backup of that name")
+		})
+		if b := r.Backups[0]; b.Verdict != c.verdict || b.Proven.IsZero() == c.proven || told != (c.sum != "") {
+			t.Errorf("%s: %+v, notes %q", c.what, b, r.Notes)
 		}
 	}
 	m := &storetest.Memory{}

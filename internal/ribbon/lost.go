@@ -40,7 +40,7 @@ func (in Input) CheckLost(first, last string) error {
 	c := &computer{in: &in, checked: map[wal.Timeline]marks{}, locked: map[wal.Timeline]marks{}, gaps: map[wal.Timeline]marks{}, spans: map[wal.Timeline][]span{}}
 	c.prepare()
 	for _, s := range c.spansOf(t) {
-		if s.state != bad && s.first <= to && s.last >= from {
+		if s.state != bad && !s.partial(size) && s.first <= to && s.last >= from {
 			return &NotLostError{size.Name(t, max(s.first, from)), "is archived, and nothing is known to be wrong with it",
 				"name the segments that `holdfast ribbon` calls missing or damaged; `holdfast verify` reads what is there"}
 		}

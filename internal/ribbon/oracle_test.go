@@ -27,6 +27,7 @@ type world struct {
 	in      ribbon.Input
 	stored  map[string]time.Time // segments by name
 	empty   map[string]bool
+	tails   map[string]catalog.Tail   // segments of which there are pieces alone
 	parents map[wal.Timeline][]string // lines of history files, "parent LSN"
 	asked   map[string]answer         // of segments
 	fetched map[string]answer         // of backups
@@ -36,10 +37,10 @@ type world struct {
 
 const top = 20 // segments of a world
 
-// randomWorld draws an archive of up to four timelines: lost, damaged, locked and empty segments, backups with and without parents and WAL, of other
+// randomWorld draws an archive of up to four timelines: lost, damaged, locked and empty segments, segments in pieces, backups with and without parents and WAL, of other
 // clusters, condemned, unreadable, verified or not.
 func randomWorld(t *rapid.T) *world {
-	w := &world{asked: map[string]answer{}, fetched: map[string]answer{}, stored: map[string]time.Time{}, empty: map[string]bool{}, parents: map[wal.Timeline][]string{}}
+	w := &world{asked: map[string]answer{}, fetched: map[string]answer{}, stored: map[string]time.Time{}, empty: map[string]bool{}, tails: map[string]catalog.Tail{}, parents: map[wal.Timeline][]string{}}
 	c := &catalog.Catalog{Histories: map[wal.Timeline][]catalog.Branch{}, BadHistory: map[wal.Timeline]error{}}
 	w.in = ribbon.Input{Catalog: c, WAL: &catalog.WAL{SegmentSize: size}, Now: day.Add(100 * time.Hour), Backups: map[string]ribbon.Evidence{}}
 	lines := rapid.IntRange(1, 4).Draw(t, "timelines")
@@ -96,6 +97,9 @@ func (w *world) segments(t *rapid.T, tl wal.Timeline, few int) {
 	for n := begin; n < min(end, top); n++ {
 		if few > 0 && rapid.IntRange(0, few).Draw(t, "lost") == 0 {
 			w.lost = append(w.lost, size.Name(tl, n))
+			if rapid.IntRange(0, 2).Draw(t, "in pieces") == 0 {
+				w.pieces(t, &of, n)
+			}
 			continue
 		}
 		if !w.calm && rapid.IntRange(0, 59).Draw(t, "empty") == 0 {
@@ -111,7 +115,29 @@ func (w *world) segments(t *rapid.T, tl wal.Timeline, few int) {
 			of.Runs = append(of.Runs, catalog.Run{First: n, Last: n, Oldest: at, Newest: at, Storage: rapid.SampledFrom([]string{"", "far"}).Draw(t, "storage")})
 		}
 	}
+	for n := end; rapid.Bool().Draw(t, "pieces follow"); n++ {
+		w.pieces(t, &of, n)
+	}
 	w.in.WAL.Timelines = append(w.in.WAL.Timelines, of)
+}
+
+// pieces draws what there is of a segment in pieces.
+func (w *world) pieces(t *rapid.T, of *catalog.TimelineWAL, n wal.SegmentNo) {
+	p := catalog.Tail{Segment: n}
+	p.Name, p.Modified = size.Name(of.Timeline, n), day.Add(time.Duration(n)*time.Hour)
+	p.Held = rapid.SampledFrom([]int64{0, wal.HeaderLen, int64(size) / 4, int64(size) / 2, int64(size) - 1, int64(size)}).Draw(t, "held")
+	p.Top = max(p.Held, int64(rapid.IntRange(0, int(size)).Draw(t, "top")))
+	of.Tails = append(of.Tails, p)
+	if rapid.IntRange(0, 7).Draw(t, "damaged pieces") == 0 {
+		read := ribbon.Tail{Timeline: of.Timeline, Segment: n, Good: rapid.Int64Range(0, int64(size)).Draw(t, "good"), Problem: "a record's checksum is wrong"}
+		w.in.Tails = append(w.in.Tails, read)
+		if p.Held = min(p.Held, read.Good); p.Held < wal.HeaderLen {
+			p.Held = 0
+		}
+	}
+	if p.Held > 0 {
+		w.tails[p.Name] = p
+	}
 }
 
 func (w *world) backups(t *rapid.T, lines int) {
@@ -245,7 +271,11 @@ func (w *world) segment(name string) answer {
 
 func (w *world) look(name string) answer {
 	at, there := w.stored[name]
-	if !there {
+	tail, pieces := w.tails[name]
+	if pieces {
+		at = tail.Modified
+	}
+	if !there && !pieces {
 		return no
 	}
 	tl, n, err := size.ParseSegment(name)
@@ -259,7 +289,7 @@ func (w *world) look(name string) answer {
 				if k.Problem != "" {
 					return no
 				}
-				verified = true
+				verified = !pieces
 			}
 			break
 		}
@@ -385,7 +415,11 @@ func (w *world) restore(b catalog.Backup, target wal.Timeline, lsn wal.LSN) answ
 	}
 	for at := start; ; {
 		n := uint64(at) / uint64(size)
-		result = max(result, w.segment(fileOf(history, n)))
+		name := fileOf(history, n)
+		result = max(result, w.segment(name))
+		if p, pieces := w.tails[name]; pieces && lsn > p.End(size) && p.Held < int64(size) {
+			result = no
+		}
 		if at = wal.LSN((n + 1) * uint64(size)); at >= lsn || result == no {
 			return result
 		}
@@ -432,6 +466,9 @@ func (w *world) positions() (all []wal.LSN) {
 	for n := wal.SegmentNo(1); n <= top+4; n++ {
 		around(size.Start(n))
 		all = append(all, size.Start(n)+wal.LSN(size)/2)
+	}
+	for _, p := range w.tails {
+		around(p.End(size))
 	}
 	for _, b := range w.in.Catalog.Backups {
 		if s := b.Sentinel; s != nil {
@@ -564,7 +601,8 @@ func (w *world) lapses(t *rapid.T, r ribbon.Ribbon) {
 			named := true
 			for n := uint64(s.From) / uint64(size); n <= uint64(s.To-1)/uint64(size); n++ {
 				name := fileOf(w.history(wal.Timeline(r.Timeline)), n)
-				named = named && (w.segment(name) != no || slices.ContainsFunc(w.in.Gaps, func(g ribbon.Gap) bool { return g.First <= name && name <= g.Last }))
+				p, pieces := w.tails[name]
+				named = named && (w.segment(name) != no && (!pieces || p.Held >= min(int64(size), int64(s.To)-int64(n)*int64(size))) || slices.ContainsFunc(w.in.Gaps, func(g ribbon.Gap) bool { return g.First <= name && name <= g.Last }))
 			}
 			for _, b := range r.Backups { // another reason than what was accepted
 				i := slices.IndexFunc(w.in.Catalog.Backups, func(o catalog.Backup) bool { return o.Name == b.Name })
@@ -645,7 +683,7 @@ func (w *world) describe(r ribbon.Ribbon) string {
 		names = append(names, strings.TrimLeft(name[:8], "0")+"/"+name[20:])
 	}
 	slices.Sort(names)
-	fmt.Fprintf(&b, "%v, empty %v\n", names, w.empty)
+	fmt.Fprintf(&b, "%v, empty %v, in pieces %+v, read %+v\n", names, w.empty, w.tails, w.in.Tails)
 	for _, o := range w.in.Catalog.Backups {
 		fmt.Fprintf(&b, "%s %+v, condemned %t", o.Name, w.in.Backups[o.Name], o.Condemned != nil)
 		if s := o.Sentinel; s != nil {

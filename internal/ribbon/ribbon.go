@@ -6,9 +6,11 @@
 // neither that it can be restored nor that it cannot.
 //
 // Positions are exact. Times are those at which backups were finished and segments were stored: a commit in a segment is older than the segment's time.
+// A segment that the server is still writing counts as far as its pieces (archive.TailDir) hold it without a gap.
 package ribbon
 
 import (
+	"slices"
 	"time"
 
 	"holdfast/internal/archive"
@@ -60,6 +62,7 @@ type Input struct {
 	Backups map[string]Evidence
 	Checked []Checked    // what was found when WAL was read, oldest first
 	Locked  []Locked     // WAL that cannot be read here
+	Tails   []Tail       // segments in pieces that were read
 	Trouble []error      // why records could not be read, on which the verdict may depend
 	System  uint64       // system identifier of the cluster that is judged; 0 is that of the newest backup that says one
 	Live    wal.Timeline // the timeline that the cluster is on; 0 where that is not known
@@ -67,6 +70,30 @@ type Input struct {
 
 	ProvenOnly bool // what was never verified is Unknown
 	SizeKnown  bool // the segment size is a backup's, not a guess
+	Keyless    bool // of what cannot be read here, which there is, it counts that it is there: see WithoutKey
+}
+
+// WithoutKey has in judged by what a host can know that has public keys only: it can read nothing that is encrypted, and never will, so that this says nothing of
+// whether the cluster can be restored.
+func (in *Input) WithoutKey() {
+	in.Keyless = in.Keyless || len(in.Locked) > 0
+	in.Locked = nil
+	for name, e := range in.Backups {
+		in.Keyless = in.Keyless || e.Locked != ""
+		e.Locked = ""
+		in.Backups[name] = e
+	}
+}
+
+// RefusedProofs returns the records of drills that do not count as proof, newer than those that do: *proof.RefusedError.
+func (in *Input) RefusedProofs() (all []error) {
+	if in.Catalog == nil {
+		return nil
+	}
+	for i := range in.Catalog.Backups {
+		all = append(all, in.Backups[in.Catalog.Backups[i].Name].Refused...)
+	}
+	return all
 }
 
 // Store is a storage that was asked for what it holds.
@@ -88,12 +115,14 @@ type Gap struct {
 
 // Evidence is what is known of the content of a backup.
 type Evidence struct {
-	Verified time.Time // when all of it was read last, and was found good; zero for never
-	Damaged  string    // what was found to be wrong with it, later than that; "" for nothing
-	Missing  string    // which object is known not to be there; "" for none
-	Locked   string    // why it cannot be read here; "" where it can
-	Proven   time.Time // when it was restored, started and queried last, and that went well; zero for never
-	Failed   time.Time // when that was tried last, and did not go well, later than that; zero for never
+	Verified time.Time     // when all of it was read last, and was found good; zero for never
+	Damaged  string        // what was found to be wrong with it, later than that; "" for nothing
+	Missing  string        // which object is known not to be there; "" for none
+	Locked   string        // why it cannot be read here; "" where it can
+	Proven   time.Time     // when it was restored, started and queried last, and that went well; zero for never
+	RTO      time.Duration // how long it took then until it took writes; 0 where that is not known
+	Failed   time.Time     // when that was tried last, and did not go well, later than that; zero for never
+	Refused  []error       // records of such trials that are newer, and do not count: *proof.RefusedError
 }
 
 // Checked is what was found when segments of a timeline were read.
@@ -110,6 +139,24 @@ type Locked struct {
 	Timeline    wal.Timeline
 	First, Last wal.SegmentNo
 	Why         string
+}
+
+// Tail is what was found when a segment was read of which there are pieces.
+type Tail struct {
+	Timeline wal.Timeline
+	Segment  wal.SegmentNo
+	Good     int64     // bytes of it whose records are right, from its first on
+	Problem  string    // what is wrong behind those; "" for nothing
+	Commit   time.Time // when the last transaction in it was committed; zero where none was
+}
+
+// tail returns what reading a segment in pieces has shown; nil where it was not read.
+func (in *Input) tail(t wal.Timeline, n wal.SegmentNo) *Tail {
+	i := slices.IndexFunc(in.Tails, func(r Tail) bool { return r.Timeline == t && r.Segment == n })
+	if i < 0 {
+		return nil
+	}
+	return &in.Tails[i]
 }
 
 // Ribbon is the verdict on an archive.
@@ -138,6 +185,7 @@ type Point struct {
 	Timeline wal.Timeline
 	LSN      wal.LSN
 	Time     time.Time // when the last segment before it was archived, or the backup that begins there was finished; zero where that is not known
+	Commit   time.Time // of Until, when the last transaction before it was committed; zero where that is not known
 }
 
 // Timeline is what can be restored of the WAL that one timeline contributed: since it left its parent.

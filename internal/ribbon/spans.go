@@ -24,19 +24,43 @@ type span struct {
 	timeline    wal.Timeline
 	first, last wal.SegmentNo
 	state       state
-	why         string       // what is wrong with each of them, behind its name: "is missing"
-	advice      string       // "" for that of segments that are missing
-	run         *catalog.Run // nil where they are not there
+	why         string        // what is wrong with each of them, behind its name: "is missing"
+	advice      string        // "" for that of segments that are missing
+	run         *catalog.Run  // nil where they are not there whole
+	tail        *catalog.Tail // of a single segment of which there are pieces, and no whole; else nil
+	held        int64         // of tail, how many bytes can be replayed
 	verified    bool
 	gap         *Gap // that somebody has accepted; nil where they are good or nobody has
 }
 
 // archived returns when the segment n of s was stored; zero where it was not.
 func (s *span) archived(n wal.SegmentNo) time.Time {
-	if s.run == nil {
-		return time.Time{}
+	switch {
+	case s.run != nil:
+		return s.run.Archived(n)
+	case s.tail != nil:
+		return s.tail.Modified
 	}
-	return s.run.Archived(n)
+	return time.Time{}
+}
+
+// storage returns which of several storages s lies in.
+func (s *span) storage() string {
+	switch {
+	case s.run != nil:
+		return s.run.Storage
+	case s.tail != nil:
+		return s.tail.Storage
+	}
+	return ""
+}
+
+// partial reports whether s is a segment of which the archive has the beginning only: nothing behind that can be replayed.
+func (s *span) partial(size wal.SegmentSize) bool { return s.tail != nil && s.held < int64(size) }
+
+// lacks reports whether some of s is missing up to lsn.
+func (s *span) lacks(lsn wal.LSN, size wal.SegmentSize) bool {
+	return s.state == bad || s.partial(size) && size.Start(s.last)+wal.LSN(s.held) < lsn
 }
 
 const missing = "is missing"
@@ -76,6 +100,11 @@ func (c *computer) spansOf(t wal.Timeline) []span {
 			s := span{timeline: t, first: n, last: n, state: bad, why: "has no content", advice: adviceDamaged}
 			s.accept(c.gaps[t], &spans)
 		}
+		for i := range of.Tails {
+			if p := &of.Tails[i]; !p.Whole && p.Held > 0 && !slices.Contains(of.Empty, p.Segment) {
+				c.inPieces(t, p).accept(c.gaps[t], &spans)
+			}
+		}
 		slices.SortFunc(spans, func(x, y span) int { return cmp.Compare(x.first, y.first) })
 	}
 	c.spans[t] = spans
@@ -114,6 +143,34 @@ func (c *computer) cut(spans []span, t wal.Timeline, run *catalog.Run) []span {
 		}
 	}
 	return spans
+}
+
+// inPieces returns what is known of a segment of which there are pieces.
+func (c *computer) inPieces(t wal.Timeline, p *catalog.Tail) span {
+	size := c.in.WAL.SegmentSize
+	s := span{timeline: t, first: p.Segment, last: p.Segment, tail: p, held: p.Held}
+	seen, _ := c.checked[t].at(p.Segment)
+	lock, _ := c.locked[t].at(p.Segment)
+	read := c.in.tail(t, p.Segment)
+	if read != nil && read.Problem != "" {
+		s.held = min(s.held, read.Good)
+	}
+	switch {
+	case seen != nil && seen.text != "" && !p.Modified.After(seen.when):
+		s.state, s.why, s.advice = bad, "is damaged: "+seen.text, adviceDamaged
+	case s.held < wal.HeaderLen:
+		s.state, s.why, s.advice = bad, "is damaged: "+read.Problem, adviceDamaged
+	case lock != nil:
+		s.state, s.why, s.advice = doubtful, "cannot be read here: "+lock.text, adviceLocked
+	case c.in.ProvenOnly:
+		s.state, s.why, s.advice = doubtful, "was not verified", adviceVerify
+	case s.partial(size):
+		s.why = fmt.Sprintf("is there in pieces only, up to %s", size.Start(p.Segment)+wal.LSN(s.held))
+	}
+	if m, _ := c.gaps[t].at(p.Segment); m != nil {
+		s.gap = m.gap
+	}
+	return s
 }
 
 // accept appends s to spans, cut by which of its segments somebody has accepted as lost.
@@ -162,22 +219,24 @@ func (c *computer) along(p catalog.Path, first, last wal.SegmentNo) []span {
 	return items
 }
 
-// ends returns the first and the last segment that is archived along p; false where none is.
+// ends returns the first and the last segment that is archived along p; false where none is. Of segments in pieces those count that go on from the last whole one:
+// what comes behind such is sent while that is still on its way.
 func (c *computer) ends(p catalog.Path) (first, last wal.SegmentNo, ok bool) {
-	for s := range p.Stretches(c.in.WAL.SegmentSize, 0) {
+	size := c.in.WAL.SegmentSize
+	over := false // the last one has only a beginning
+	for s := range p.Stretches(size, 0) {
 		spans := c.spansOf(s.Timeline)
 		i, _ := slices.BinarySearchFunc(spans, s.First, func(o span, n wal.SegmentNo) int { return cmp.Compare(o.last, n) })
-		j, _ := slices.BinarySearchFunc(spans, s.Last, func(o span, n wal.SegmentNo) int { return cmp.Compare(o.first, n) })
-		if j < len(spans) && spans[j].first == s.Last {
-			j++
+		for ; i < len(spans) && spans[i].first <= s.Last; i++ {
+			o := &spans[i]
+			if o.tail != nil && (!ok || over || o.first != last+1) {
+				continue
+			}
+			if !ok {
+				first = max(o.first, s.First)
+			}
+			last, ok, over = min(o.last, s.Last), true, o.partial(size)
 		}
-		if i >= j {
-			continue
-		}
-		if !ok {
-			first = max(spans[i].first, s.First)
-		}
-		last, ok = min(spans[j-1].last, s.Last), true
 	}
 	return first, last, ok
 }

@@ -16,7 +16,7 @@ func (c *computer) conclude(r *Ribbon, x *axis) {
 		if x.bare {
 			end = x.end
 		}
-		r.Newest = &Point{x.timeline(end), end, x.time(end).UTC()}
+		r.Newest = &Point{Timeline: x.timeline(end), LSN: end, Time: x.time(end).UTC()}
 	}
 	last, count := -1, 0
 	for i, s := range r.Main {
@@ -27,13 +27,19 @@ func (c *computer) conclude(r *Ribbon, x *axis) {
 	}
 	if last >= 0 {
 		s := r.Main[last]
-		r.From = &Point{x.timeline(s.From), s.From, s.FromTime.UTC()}
-		r.Until = &Point{x.timeline(s.To), s.To, s.ToTime.UTC()}
+		r.From = &Point{Timeline: x.timeline(s.From), LSN: s.From, Time: s.FromTime.UTC()}
+		r.Until = &Point{Timeline: x.timeline(s.To), LSN: s.To, Time: s.ToTime.UTC()}
+		if read := c.in.tail(r.Until.Timeline, x.size.LastSegment(s.To)); read != nil {
+			r.Until.Commit = read.Commit.UTC()
+		}
 		age := Seconds(max(0, c.in.Now.Sub(s.ToTime)))
 		r.Age = &age
 	}
 	lost := c.review(r.Main, last)
 	c.reviewBackups(r, x, lost)
+	if c.in.Keyless {
+		c.note("what is encrypted was not read: this host can encrypt and not decrypt. `holdfast ribbon` where backups are restored says whether it can be")
+	}
 	r.Verdict = c.sentence(r, last, count, lost)
 	r.Status = c.status
 }
@@ -140,7 +146,11 @@ func (c *computer) sentence(r *Ribbon, last, count int, lost *Stretch) string {
 	case count > 1:
 		return fmt.Sprintf("%s: any moment %s%s; newest WAL is %s old", yes, window, earlier, age)
 	}
-	return fmt.Sprintf("%s: any moment %s; newest WAL is %s old", yes, window, age)
+	text := fmt.Sprintf("%s: any moment %s; newest WAL is %s old", yes, window, age)
+	if at := r.Until.Commit; !at.IsZero() {
+		text += ", and has the commit of " + stamp(at)
+	}
+	return text
 }
 
 // Ago prints how long ago something was, in the largest unit that fits it twice.

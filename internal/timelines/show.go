@@ -33,7 +33,8 @@ type Info struct {
 	Lead        []Hole    // from the branch to before First, where the parent's WAL reaches the branch
 	Empty       []wal.SegmentNo
 	Partial     []catalog.Partial
-	Beyond      uint64 // segments behind the last branch, which no descendant has
+	Tails       []catalog.Tail // segments of which there are pieces, ascending
+	Beyond      uint64         // segments behind the last branch, which no descendant has
 	Backups     []*catalog.Backup
 	Children    []wal.Timeline // ascending
 }
@@ -105,7 +106,7 @@ func Describe(c *catalog.Catalog, w *catalog.WAL, accepted []catalog.Accepted) [
 
 // inventory enters what was listed of the timeline.
 func (i *Info) inventory(of *catalog.TimelineWAL, accepted []catalog.Accepted) {
-	i.History, i.Partial, i.Empty = of.History, of.Partial, of.Empty
+	i.History, i.Partial, i.Empty, i.Tails = of.History, of.Partial, of.Empty, of.Tails
 	if of.History != nil {
 		i.Newest = of.History.Archived
 	}

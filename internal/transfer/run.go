@@ -157,6 +157,10 @@ func (r *run) all(ctx context.Context) error {
 			r.fail(strings.TrimSuffix(folderOf(b.in(r.from), b.Name), "/"), err)
 		}
 	}
+	phase("pieces of WAL") // before the rest: they go from the source once their segment is there whole
+	if err := r.copyPieces(ctx); err != nil {
+		return err
+	}
 	phase("WAL")
 	err := r.objects(ctx, func(yield func(pair, error) bool) {
 		if r.request.NoWAL || ctx.Err() != nil {
@@ -174,10 +178,56 @@ func (r *run) all(ctx context.Context) error {
 			err = r.objects(ctx, otherPairs(ctx, r.from.Store(), r.to.Store(), name), r.each)
 		}
 	}
+	if err == nil && !r.request.NoWAL && ctx.Err() == nil {
+		r.tidyPieces(ctx)
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return err
+}
+
+// copyPieces copies pieces of segments. Where some go from the source meanwhile there may be larger ones instead: it looks again.
+func (r *run) copyPieces(ctx context.Context) error {
+	for range 3 {
+		var gone atomic.Bool
+		err := r.objects(ctx, r.Plan.pieces(ctx, r.from.Store(), r.to.Store()), func(ctx context.Context, x pair) {
+			if x.there {
+				return
+			}
+			err := r.object(ctx, x, nil, false)
+			if err == nil || ctx.Err() != nil {
+				return
+			}
+			if _, is := r.from.Store().Stat(ctx, x.from.Name); errors.Is(is, fs.ErrNotExist) {
+				gone.Store(true)
+				return
+			}
+			r.fail(x.from.Name, err)
+		})
+		if err != nil || !gone.Load() {
+			return err
+		}
+	}
+	return nil // what goes all the time is on its way into the next segment
+}
+
+// tidyPieces removes from the target the pieces of segments that it has whole. What it may not remove does no harm.
+func (r *run) tidyPieces(ctx context.Context) {
+	tails, err := r.to.Tails(ctx)
+	for i := 0; i < len(tails) && err == nil; i++ {
+		var whole bool
+		var pieces []archive.TailPiece
+		if whole, err = r.to.HasWAL(ctx, tails[i]); err != nil || !whole {
+			continue
+		}
+		if pieces, err = r.to.TailPieces(ctx, tails[i]); err == nil {
+			err = r.to.RemoveTail(ctx, pieces)
+		}
+	}
+	if err != nil && ctx.Err() == nil {
+		r.opts.Logger.Debug("the target keeps pieces of segments that are archived whole", "error", err)
+	}
 }
 
 // claim makes the target the cluster's.

@@ -3,7 +3,8 @@
 // What comes over is a copy that restores by itself: of a backup all that it builds on, and of each of these the WAL from its start to its finish. A backup
 // appears in the target once everything of it is there, its sentinel last, what it builds on before it; a copy that ends early leaves no half backup, and the next
 // one goes on where it ended. What the target has already stays as it is: of the same name and size it is taken for the same, of another size it is an
-// error. The target belongs to the same cluster, or to nobody yet.
+// error. The target belongs to the same cluster, or to nobody yet. Of segments that the server is still writing the pieces come over that there are; those of segments that
+// are whole in the target go from it.
 //
 // Not copied is what is about the source and not about the cluster: pushes and restores at work, what verifications and drills of it have found, what retention has
 // condemned there, what was put aside as a stray timeline's.
@@ -41,8 +42,9 @@ type Plan struct {
 	Claims  bool     `json:"claims,omitempty"`            // the target is nobody's yet, and becomes that cluster's
 	Backups []Backup `json:"backups"`                     // in the order in which they are copied
 	WAL     []Range  `json:"wal"`
-	Other   Amount   `json:"other"` // beside backups and WAL
-	Total   Amount   `json:"total"` // of all
+	Pieces  Amount   `json:"pieces"` // of segments that were being written
+	Other   Amount   `json:"other"`  // beside backups and WAL
+	Total   Amount   `json:"total"`  // of all
 	Skipped []Skip   `json:"skipped,omitempty"`
 	Differs []Differ `json:"differs,omitempty"` // what cannot be copied, as the target has something else under that name
 	Notes   []string `json:"notes,omitempty"`
@@ -185,6 +187,12 @@ func Decide(ctx context.Context, from, to *archive.Archive, r Request) (*Plan, e
 	if err := p.compareWAL(ctx, from, to); err != nil {
 		return nil, err
 	}
+	for x, err := range p.pieces(ctx, from.Store(), to.Store()) {
+		if err != nil {
+			return nil, err
+		}
+		p.Pieces.count(x)
+	}
 	for _, name := range p.others {
 		if err := p.compareOther(ctx, from, to, name); err != nil {
 			return nil, err
@@ -196,6 +204,7 @@ func Decide(ctx context.Context, from, to *archive.Archive, r Request) (*Plan, e
 	for i := range p.WAL {
 		p.Total.add(p.WAL[i].Amount)
 	}
+	p.Total.add(p.Pieces)
 	p.Total.add(p.Other)
 	return p, nil
 }
@@ -551,6 +560,26 @@ func (p *Plan) wanted(object string) (at place, segment, ok bool) {
 		return at, segment, true
 	}
 	return at, segment, slices.ContainsFunc(p.needed, func(s segments) bool { return s.has(at, span) })
+}
+
+// pieces yields the pieces of segments that are copied. One that the target has is the same, however it was packed.
+func (p *Plan) pieces(ctx context.Context, from, to store.Store) iter.Seq2[pair, error] {
+	return func(yield func(pair, error) bool) {
+		if p.request.NoWAL {
+			return
+		}
+		for x, err := range pairs(store.Walk(ctx, from, archive.TailDir), store.Walk(ctx, to, archive.TailDir)) {
+			if _, _, ok := p.wanted(archive.WALDir + path.Base(path.Dir(x.from.Name))); err == nil && !ok {
+				continue
+			}
+			if x.there {
+				x.to.Size = x.from.Size
+			}
+			if !yield(x, err) {
+				return
+			}
+		}
+	}
 }
 
 // compareWAL finds out how much of the WAL the target has, and what the source itself lacks of what the backups need.

@@ -211,11 +211,16 @@ func (p *Plan) load(ctx context.Context, a *archive.Archive, t *target) error {
 		}
 		t.objects = append(t.objects, object{name: o.Name, size: o.Size, modified: o.Modified})
 	}
+	var records []store.Object
 	for o, err := range store.Walk(ctx, a.Store(), folder) {
 		if err != nil {
 			return fmt.Errorf("list %s: %w", folder, err)
 		}
-		if strings.HasPrefix(o.Name, archive.VerifiedDir(t.name)) || strings.HasPrefix(o.Name, archive.ProvenDir(t.name)) {
+		if strings.HasPrefix(o.Name, archive.VerifiedDir(t.name)) {
+			records = append(records, o)
+			continue
+		}
+		if strings.HasPrefix(o.Name, archive.ProvenDir(t.name)) {
 			continue
 		}
 		t.objects = append(t.objects, object{name: o.Name, size: o.Size, modified: o.Modified})
@@ -224,16 +229,16 @@ func (p *Plan) load(ctx context.Context, a *archive.Archive, t *target) error {
 	for i := range t.objects {
 		t.at[t.objects[i].name] = i
 	}
-	return p.recall(ctx, a, t)
+	return p.recall(ctx, a, t, records)
 }
 
-// recall marks what was found to be right not long ago.
-func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target) error {
+// recall marks what was found to be right not long ago, by what is in records.
+func (p *Plan) recall(ctx context.Context, a *archive.Archive, t *target, records []store.Object) error {
 	folder := archive.Folder(t.name)
 	last := map[string]ObjectRecord{}
 	blind := p.request.NoKey || !a.HasKey() // who cannot look into what is encrypted need not compare it again as it is stored
 	stored := false                         // the last record is of a run without a key, and has no damage
-	for rec, err := range archive.Records[BackupRecord](ctx, a, archive.VerifiedDir(t.name)) {
+	for rec, err := range archive.RecordsOf[BackupRecord](ctx, a, records) {
 		if err != nil && rec.Name == "" {
 			return err
 		}

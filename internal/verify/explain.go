@@ -29,6 +29,9 @@ func (r *run) explain() {
 		case f.Severity != Damage:
 		case strings.HasPrefix(f.Object, archive.WALDir):
 			r.explainWAL(f)
+		case strings.HasPrefix(f.Object, archive.TailDir):
+			f.Means = "a restore to the latest moment does not reach the last commits"
+			f.Next = "wait for the server to finish the segment, or have it do so: `SELECT pg_switch_wal()`; where it is lost wal-receive's spool may have the segment"
 		case f.Backup != "":
 			r.explainBackup(f, damaged)
 		}

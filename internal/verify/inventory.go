@@ -33,11 +33,12 @@ type inventory struct {
 // timeline is the WAL of one timeline.
 type timeline struct {
 	t        wal.Timeline
-	path     catalog.Path // that leads to it; nil where its history cannot be read
-	segments []segment    // ascending; of one that is there twice both
-	others   []object     // history, labels and partial segments
-	ranges   []Range      // that are asked for
-	needed   bool         // its history is
+	path     catalog.Path   // that leads to it; nil where its history cannot be read
+	segments []segment      // ascending; of one that is there twice both
+	others   []object       // history, labels and partial segments
+	ranges   []Range        // that are asked for
+	needed   bool           // its history is
+	tails    []catalog.Tail // of which there are pieces
 }
 
 // segment is an archived segment.
@@ -109,6 +110,7 @@ func (p *Plan) takeInventory(ctx context.Context, a *archive.Archive) (*inventor
 		if inventory, err = catalog.LoadWAL(ctx, a, w.size); err != nil {
 			return nil, err
 		}
+		p.wantTails(w, inventory, backup)
 	}
 	gaps, err := p.accepted(ctx, a)
 	if err != nil {
@@ -131,6 +133,23 @@ func (p *Plan) takeInventory(ctx context.Context, a *archive.Archive) (*inventor
 		p.WAL = append(p.WAL, l.ranges...)
 	}
 	return w, nil
+}
+
+// wantTails marks the segments in pieces: all, or those that are replayed over a backup.
+func (p *Plan) wantTails(w *inventory, inventory *catalog.WAL, backup *catalog.Backup) {
+	for i := range inventory.Timelines {
+		of := &inventory.Timelines[i]
+		if len(of.Tails) == 0 {
+			continue
+		}
+		l := w.timeline(of.Timeline)
+		l.path, _ = p.catalog.PathTo(l.t)
+		for _, t := range of.Tails {
+			if p.request.All || of.Timeline >= backup.Timeline() && t.Name[8:] >= backup.Segment()[8:] {
+				l.tails = append(l.tails, t)
+			}
+		}
+	}
 }
 
 // listWAL lists what is below wal_005.

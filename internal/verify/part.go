@@ -166,7 +166,7 @@ func (c *cluster) part(ctx context.Context, u *part) error {
 	body, err := a.OpenPart(ctx, c.name, u.Part)
 	k.in = &counting{}
 	if err == nil {
-		body = readAhead(body)
+		body = archive.ReadAhead(body)
 		k.in.Reader = body
 		err = k.members()
 		if errClose := body.Close(); err == nil {

@@ -241,6 +241,9 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, opts Options) (*Repor
 		err = r.segments(ctx)
 	}
 	if err == nil {
+		err = r.tails(ctx)
+	}
+	if err == nil {
 		err = r.settleGone(ctx)
 	}
 	if flushErr := r.flush(ctx, err == nil); err == nil {

@@ -48,18 +48,25 @@ func Ahead(ctx context.Context, a Archive, dest string, o Options) (int, error) 
 		return 0, err
 	}
 	p := &prefetcher{
-		archive: finished{a}, queue: q, lock: lock, opts: o, perm: perm,
+		archive: Finished(a), queue: q, lock: lock, opts: o, perm: perm,
 		running: map[wal.SegmentNo]bool{}, have: map[wal.SegmentNo]bool{}, results: make(chan result),
 		pace: pace{parallel: max(o.Parallel, 1)},
 	}
 	return p.run(ctx)
 }
 
-// finished lacks the segments that the server is still writing, of which an archive reads what it has so far. By the time they are asked for there may be
+// Finished returns a without the segments that the server is still writing, of which an archive reads what it has so far. By the time they are asked for there may be
 // more of them, and of what is fetched ahead PostgreSQL would take the end for that of the archive.
+func Finished(a Archive) Archive { return finished{a} }
+
 type finished struct{ Archive }
 
 func (f finished) OpenWAL(ctx context.Context, name string) (io.ReadCloser, error) {
+	if a, ok := f.Archive.(interface {
+		OpenWholeWAL(ctx context.Context, name string) (io.ReadCloser, error)
+	}); ok { // pieces are not opened to be thrown away: where they overlap that reads all of them
+		return a.OpenWholeWAL(ctx, name)
+	}
 	r, err := f.Archive.OpenWAL(ctx, name)
 	if u, ok := r.(interface{ Unfinished() bool }); err == nil && ok && u.Unfinished() {
 		return nil, errors.Join(fs.ErrNotExist, r.Close())
@@ -75,6 +82,7 @@ type prefetcher struct {
 	opts    Options
 	perm    fs.FileMode
 
+	noted      string // what the file says that PostgreSQL asked for
 	timeline   wal.Timeline
 	size       wal.SegmentSize
 	at         wal.SegmentNo          // what PostgreSQL asked for last
@@ -103,7 +111,9 @@ const (
 
 func (p *prefetcher) run(ctx context.Context) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
+	p.queue.memory.follow(true)
 	atEnd, err := p.work(ctx)
+	p.queue.memory.follow(false)
 	cancel()
 	p.settle()
 	switch {
@@ -168,6 +178,15 @@ func (p *prefetcher) follow(now time.Time) (bool, error) {
 	size := r.SegmentSize
 	if !size.Valid() {
 		return false, errors.New("the size of segments is not known yet")
+	}
+	if r.Name == p.noted { // so that nobody asked in another process
+		name := p.queue.memory.heard()
+		if name == "" {
+			return false, nil
+		}
+		r.Name, r.Recovering = name, p.recovering || p.queue.recovering() // which may be over since it asked
+	} else {
+		p.noted = r.Name
 	}
 	p.recovering = r.Recovering
 	timeline, no, err := size.ParseSegment(r.Name)

@@ -8,10 +8,48 @@ import (
 )
 
 // Memory is what a process that stays knows of the segments that it fetched ahead, from one archive: they need not be read again to be trusted.
-// Nobody else writes to where they lie, and no crash of the machine came between. The zero value is ready to use.
+// Nobody else writes to where they lie, and no crash of the machine came between. While Ahead runs in the process it is told by way of Memory what is asked for,
+// and not by a file: to replace one makes ext4 write it to disk at once (auto_da_alloc), for which PostgreSQL would wait. The zero value is ready to use, for one
+// directory.
 type Memory struct {
-	mu    sync.Mutex
-	files map[string]fileid.ID // by path
+	mu        sync.Mutex
+	files     map[string]fileid.ID // by path
+	following bool                 // Ahead runs in this process
+	asked     string               // the segment that was asked for last, unless Ahead has heard of it; "" for none
+}
+
+// follow notes whether Ahead runs in this process, and wants to be told what is asked for.
+func (m *Memory) follow(on bool) {
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.following, m.asked = on, ""
+}
+
+// ask tells Ahead that a segment is asked for, and reports whether it runs in this process.
+func (m *Memory) ask(name string) bool {
+	if m == nil {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.following {
+		m.asked = name
+	}
+	return m.following
+}
+
+// heard returns what was asked for since it was called last; "" for nothing.
+func (m *Memory) heard() (name string) {
+	if m == nil {
+		return ""
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	name, m.asked = m.asked, ""
+	return name
 }
 
 // maxMemory bounds how many files are remembered. What is forgotten is read.

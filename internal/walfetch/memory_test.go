@@ -2,6 +2,7 @@ package walfetch_test
 
 import (
 	"os"
+	"strings"
 	"testing"
 
 	"holdfast/internal/walfetch"
@@ -49,5 +50,38 @@ func TestMemoryIsOfTheVeryFile(t *testing.T) {
 			}
 			has(t, v.dest(), name(2))
 		})
+	}
+}
+
+// What is asked for Ahead hears of within the process, and the file goes on saying what it was started for; unless another process asks.
+func TestAheadHearsWithinTheProcess(t *testing.T) {
+	v := newServer(t, filled(t, 1, 30))
+	m := &walfetch.Memory{}
+	v.opts.Memory = m
+	v.runAhead(v.archive())
+	if _, err := v.fetch(name(1)); err != nil {
+		t.Fatal(err)
+	}
+	for no := 2; no <= 28; no++ {
+		v.await(name(no))
+		if v.opts.Memory = m; no == 20 {
+			v.opts.Memory = nil
+		}
+		report, err := v.fetch(name(no))
+		if err != nil || !report.Ahead {
+			t.Fatalf("%s: %+v, %v", name(no), report, err)
+		}
+		has(t, v.dest(), name(no))
+		b, err := os.ReadFile(v.queue("requested"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := name(1)
+		if no >= 20 {
+			want = name(20)
+		}
+		if !strings.Contains(string(b), want) {
+			t.Errorf("with %s asked for the file says %s, want %s", name(no), b, want)
+		}
 	}
 }

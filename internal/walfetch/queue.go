@@ -131,6 +131,9 @@ func (q *queue) take(ctx context.Context, name string, dst *destination) (int64,
 
 // request notes what PostgreSQL asks for. Asking again for the same is no news.
 func (q *queue) request(name string) {
+	if q.memory.ask(name) {
+		return
+	}
 	var last request
 	if err := readJSON(filepath.Join(q.dir, "requested"), &last); err == nil && last.Name == name {
 		return

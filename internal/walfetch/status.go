@@ -84,7 +84,7 @@ const (
 	statusMissing    = 74  // EX_IOERR, which WAL-G chose
 	statusTryAgain   = 75  // EX_TEMPFAIL: a standby asks again
 	statusTerminated = 143 // 128 + SIGTERM: PostgreSQL is shutting down itself
-	statusStop       = 200
+	StatusStop       = 200 // to PostgreSQL: the recovery must not go on, on a standby either
 )
 
 // Status returns what restore_command exits with after Fetch, or anything before it, returned err. Failures are not taken for
@@ -101,5 +101,5 @@ func Status(err error, s Situation) int {
 	case s == Standby:
 		return statusTryAgain
 	}
-	return statusStop
+	return StatusStop
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -26,29 +25,18 @@ import (
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/walfetch"
+	"holdfast/test/waltest"
 )
 
 const size = wal.MinSegmentSize
 
-// segment makes the content of a segment: a long page header and bytes that compress a little.
+// segment makes the content of a segment, which is another on another timeline.
 func segment(name string) []byte {
-	timeline, no, err := size.ParseSegment(name[:24])
+	timeline, _, err := size.ParseSegment(name[:24])
 	if err != nil {
 		panic(err)
 	}
-	r := rand.New(rand.NewPCG(uint64(timeline), uint64(no)))
-	b := make([]byte, size)
-	le := binary.LittleEndian
-	for i := 0; i < len(b); i += 8 {
-		le.PutUint64(b[i:], r.Uint64()&0x3F3F3F3F3F3F3F3F)
-	}
-	le.PutUint16(b, 0xD110)
-	le.PutUint16(b[2:], 2)
-	le.PutUint32(b[4:], uint32(timeline))
-	le.PutUint64(b[8:], uint64(size.Start(no)))
-	le.PutUint64(b[24:], 7)
-	le.PutUint32(b[32:], uint32(size))
-	return b
+	return waltest.Segment(size, name, 7, uint64(timeline))
 }
 
 func name(no int) string { return size.Name(1, wal.SegmentNo(no)) }
@@ -455,7 +443,7 @@ func TestQueueOnAnotherFileSystem(t *testing.T) {
 
 // slow is an archive whose segments come bit by bit, as fast as the test lets them.
 type slow struct {
-	*archive.Archive
+	walfetch.Archive
 	gate    chan struct{}
 	waiting chan string
 }
@@ -622,7 +610,7 @@ func TestAheadEndsWhenNothingIsAskedFor(t *testing.T) {
 
 // fussy is an archive some of whose files come late, or not at all.
 type fussy struct {
-	*archive.Archive
+	walfetch.Archive
 	late map[string]chan struct{} // until that is closed
 	fail map[string]error
 }

@@ -16,57 +16,79 @@ import (
 	"holdfast/internal/pg/wal"
 )
 
+// maxTaken bounds how many names a run keeps of what it has stored, or tried to.
+const maxTaken = 4096
+
 // ahead stores the files that PostgreSQL will ask for after f, and returns the names of those it stored. It ends when
-// Limit is reached, no more files wait, ctx ends, or the archive fails: the pushes to come will tell.
-func (p *pusher) ahead(ctx context.Context, a Archive, f *file) []string {
+// Limit is reached, no more files wait, ctx ends, or the archive fails: the pushes to come will tell. While files are on their way
+// more are taken up that follow those which later yields, at most Limit behind each; nil for none.
+func (p *pusher) ahead(ctx context.Context, a Archive, f *file, later <-chan *file) (stored []string) {
 	p.sweep()
 	workers := min(p.opts.Parallel, p.opts.Limit) - 1
 	if workers < 1 || f.cluster == 0 { // without knowing whose files these are none may go
 		return nil
 	}
-	waiting := p.waiting(f, p.opts.Limit-1)
-
-	var mu sync.Mutex
-	var stored []string
-	var failed bool
-	next := func() (string, bool) {
-		mu.Lock()
-		defer mu.Unlock()
-		if failed || len(waiting) == 0 || ctx.Err() != nil {
-			return "", false
-		}
-		name := waiting[0]
-		waiting = waiting[1:]
-		return name, true
+	type result struct {
+		name string
+		err  error
 	}
+	type order struct {
+		asked *file
+		name  string
+	}
+	orders, results := make(chan order), make(chan result)
 	var group sync.WaitGroup
-	for range min(workers, len(waiting)) {
-		group.Go(func() {
-			for {
-				name, ok := next()
-				if !ok {
-					return
-				}
-				err := p.pushAhead(ctx, a, f, name)
-				mu.Lock()
-				var conflict *archive.ConflictError
-				var local *localError
-				switch {
-				case err == nil:
-					stored = append(stored, name)
-				case errors.Is(err, errServed):
-				case errors.As(err, &conflict) || errors.As(err, &local): // others may fare better
-					p.warn("cannot store WAL file ahead", "file", name, "error", err)
-				case !failed && ctx.Err() == nil:
-					p.warn("cannot store WAL file ahead, leaving the rest to later pushes", "file", name, "error", err)
-					failed = true
-				}
-				mu.Unlock()
+	defer group.Wait()
+	defer close(orders)
+	idle, running := 0, 0 // workers
+	waiting, moved := p.waiting(f, p.opts.Limit-1), false
+	taken := map[string]bool{}
+	for ended := false; ; {
+		if len(waiting) == 0 && moved {
+			waiting = slices.DeleteFunc(p.waiting(f, p.opts.Limit-1), func(name string) bool { return taken[name] })
+			moved = false
+		}
+		var to chan<- order
+		var next order
+		if len(waiting) > 0 && !ended && len(taken) < maxTaken {
+			to, next = orders, order{f, waiting[0]}
+			if idle == 0 && running < workers {
+				idle++
+				group.Go(func() {
+					for o := range orders {
+						results <- result{o.name, p.pushAhead(ctx, a, o.asked, o.name)}
+					}
+				})
 			}
-		})
+		} else if running == 0 {
+			return stored
+		}
+		select {
+		case to <- next:
+			idle, running = idle-1, running+1
+			waiting = waiting[1:]
+			taken[next.name] = true
+		case g := <-later:
+			if g.cluster != 0 { // else as above
+				f, moved = g, true
+			}
+		case r := <-results:
+			idle, running = idle+1, running-1
+			var conflict *archive.ConflictError
+			var local *localError
+			switch {
+			case r.err == nil:
+				stored = append(stored, r.name)
+			case errors.Is(r.err, errServed):
+			case errors.As(r.err, &conflict) || errors.As(r.err, &local): // others may fare better
+				p.warn("cannot store WAL file ahead", "file", r.name, "error", r.err)
+			case !ended && ctx.Err() == nil:
+				p.warn("cannot store WAL file ahead, leaving the rest to later pushes", "file", r.name, "error", r.err)
+				ended = true
+			}
+			ended = ended || ctx.Err() != nil
+		}
 	}
-	group.Wait()
-	return stored
 }
 
 // A localError is about one file of pg_wal, not about the archive.
@@ -93,7 +115,7 @@ func (p *pusher) pushAhead(ctx context.Context, a Archive, asked *file, name str
 	if err != nil {
 		return &localError{err}
 	}
-	f.summed = !p.opts.ReadyRename
+	f.summed = true
 	if f.cluster != 0 && f.cluster != asked.cluster { // that it owns the archive was not checked
 		return &localError{fmt.Errorf("it is of cluster %d, %s of %d", f.cluster, asked.name, asked.cluster)}
 	}
@@ -108,10 +130,10 @@ func (p *pusher) pushAhead(ctx context.Context, a Archive, asked *file, name str
 		return err
 	}
 	p.summarize(f)(ctx, a)
+	if err := p.mark(f); err != nil {
+		return &localError{err}
+	}
 	if !p.opts.ReadyRename {
-		if err := p.mark(f); err != nil {
-			return &localError{err}
-		}
 		if p.resident != nil {
 			p.resident.remember(f)
 		}
@@ -125,7 +147,7 @@ func (p *pusher) pushAhead(ctx context.Context, a Archive, asked *file, name str
 	return nil
 }
 
-// waiting returns the names of up to n files that PostgreSQL is going to ask for after f and that are not stored yet: first
+// waiting returns those of the next n files that PostgreSQL is going to ask for after f that are not stored yet: first
 // the segments that follow without a gap, then the rest in PostgreSQL's order, history files first. A long queue consists
 // of the former, and is then not read.
 func (p *pusher) waiting(f *file, n int) []string {
@@ -141,9 +163,10 @@ func (p *pusher) waiting(f *file, n int) []string {
 			break
 		}
 		seen[name] = true
+		n-- // one that is stored counts as well: else more would go ahead with each that is
 		add(name)
 	}
-	if len(names) == n {
+	if n == 0 {
 		return names
 	}
 	// Keep no more of the directory than may be used, however much is in it.
@@ -151,10 +174,7 @@ func (p *pusher) waiting(f *file, n int) []string {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		p.warn("cannot see which files wait", "error", err)
 	}
-	for _, name := range rest {
-		if len(names) == n {
-			break
-		}
+	for _, name := range rest[:min(n, len(rest))] {
 		add(name)
 	}
 	return names

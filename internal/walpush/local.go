@@ -84,11 +84,13 @@ func (p *pusher) forget(name string) {
 
 // sweep removes markers of files that PostgreSQL removed without asking for them, and what killed pushes left half written.
 func (p *pusher) sweep() {
+	moved, owed := p.moved(), false
 	for _, dir := range []string{"pushed", "owner"} {
 		entries, err := os.ReadDir(filepath.Join(p.state, dir))
 		if err != nil {
 			if !errors.Is(err, fs.ErrNotExist) {
 				p.warn("cannot look for stale markers", "error", err)
+				owed = true
 			}
 			continue
 		}
@@ -98,6 +100,12 @@ func (p *pusher) sweep() {
 			case dir == "pushed" && wal.KindOf(e.Name()) != wal.Other:
 				there, err := exists(filepath.Join(p.dir, e.Name()))
 				stale = err == nil && !there
+				if moved && there {
+					if stale, err = p.elsewhere(e.Name()); err != nil {
+						p.warn("cannot have PostgreSQL ask for a file that was stored ahead in another archive", "file", e.Name(), "error", err)
+						owed = true
+					}
+				}
 			case strings.HasSuffix(e.Name(), atomicfile.Suffix): // unless it is being written
 				info, err := e.Info()
 				stale = err == nil && time.Since(info.ModTime()) > time.Hour
@@ -107,6 +115,42 @@ func (p *pusher) sweep() {
 			}
 		}
 	}
+	if moved && !owed { // else the next push tries again
+		if err := p.write(p.locationPath(), p.location); err != nil {
+			p.warn("cannot note which archive files are stored in", "error", err)
+		}
+	}
+}
+
+func (p *pusher) locationPath() string { return filepath.Join(p.state, "location") }
+
+// moved reports whether the last files were stored in another archive, as far as is known.
+func (p *pusher) moved() bool {
+	var last string
+	b, err := readSmall(p.locationPath())
+	return err != nil || json.Unmarshal(b, &last) != nil || last != p.location
+}
+
+// elsewhere reports whether the marker of a file for which PostgreSQL does not ask any more is of another archive. It is asked for again then, as long as it is there.
+// An error says that it should be and is not.
+func (p *pusher) elsewhere(name string) (bool, error) {
+	status := filepath.Join(p.statusDir(), name)
+	if done, err := exists(status + ".done"); err != nil || !done {
+		return false, nil
+	}
+	b, err := readSmall(p.markerPath(name))
+	var m marker
+	if err != nil || json.Unmarshal(b, &m) != nil || m.Location == p.location {
+		return false, nil
+	}
+	if err := os.Rename(status+".done", status+".ready"); err != nil {
+		if errors.Is(err, fs.ErrNotExist) { // PostgreSQL has removed it
+			err = nil
+		}
+		return false, err
+	}
+	p.warn("stored ahead in another archive: PostgreSQL will ask for it again", "file", name)
+	return true, nil
 }
 
 // ownerAge is how long the cached answer counts for whose archive this is. It is asked again then, because an archive may
@@ -173,7 +217,8 @@ func readSmall(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(f, maxLocal))
 }
 
-// write replaces one of our little files whole.
+// write replaces one of our little files whole. A crash of the machine may cost us what is in it, which is then found out anew: to sync it would cost each segment
+// as much as to store it. It is synced where PostgreSQL does not ask for files any more of which a marker alone tells where they are.
 func (p *pusher) write(path string, v any) error {
 	b, err := json.Marshal(v)
 	if err != nil {
@@ -182,7 +227,11 @@ func (p *pusher) write(path string, v any) error {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return err
 	}
-	return atomicfile.Write(path, 0o600, func(w io.Writer) error {
+	replace := atomicfile.WriteUnsynced
+	if p.opts.ReadyRename {
+		replace = atomicfile.Write
+	}
+	return replace(path, 0o600, func(w io.Writer) error {
 		_, err := w.Write(b)
 		return err
 	})

@@ -165,7 +165,7 @@ func (r *Resident) Run(ctx context.Context) {
 	}
 }
 
-// storeAhead stores files that come after f.
+// storeAhead stores files that come after f, and after those that are asked for meanwhile.
 func (r *Resident) storeAhead(ctx context.Context, f *file) {
 	p := newPusher(r.dir, r.opts)
 	p.resident = r
@@ -173,7 +173,7 @@ func (r *Resident) storeAhead(ctx context.Context, f *file) {
 	if err != nil {
 		return // pushes fail for the same reason, and say so
 	}
-	p.ahead(ctx, ahead, f)
+	p.ahead(ctx, ahead, f, r.next)
 	p.summing.Wait()
 }
 

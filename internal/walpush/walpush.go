@@ -51,8 +51,8 @@ type Options struct {
 	Parallel int // files in flight at once, the one asked for included; up to 1 means none ahead
 	Limit    int // files stored in one run, the one asked for included; 0 means 32
 
-	// ReadyRename renames archive_status/X.ready to X.done once X was stored ahead, instead of leaving a marker:
-	// PostgreSQL then does not ask for X at all.
+	// ReadyRename renames archive_status/X.ready to X.done once X was stored ahead: PostgreSQL then does not ask for X at all. The marker stays, and should
+	// the archive be another one by then a later push has PostgreSQL ask after all.
 	ReadyRename bool
 
 	// Summaries stores with each segment the blocks that it changes. Of no push does it depend whether that can be done.
@@ -119,7 +119,7 @@ func Push(ctx context.Context, open Opener, path string, o Options) (Report, err
 	background, abandon := context.WithCancel(ctx)
 	defer abandon()
 	done := make(chan []string)
-	go func() { done <- p.ahead(background, ahead, f) }()
+	go func() { done <- p.ahead(background, ahead, f, nil) }()
 	storeSummary := p.summarize(f)
 	defer p.summing.Wait()
 

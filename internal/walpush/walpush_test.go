@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,6 +24,8 @@ import (
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/walpush"
+	"holdfast/test/pgtest"
+	"holdfast/test/waltest"
 )
 
 const (
@@ -34,24 +35,7 @@ const (
 
 // segment makes the content of a segment: a long page header and bytes that compress a little.
 func segment(name string, id uint64, seed int) []byte {
-	timeline, no, err := size.ParseSegment(name[:24])
-	if err != nil {
-		panic(err)
-	}
-	r := rand.New(rand.NewPCG(uint64(seed), uint64(no)))
-	b := make([]byte, size)
-	le := binary.LittleEndian
-	for i := 0; i < len(b); i += 8 {
-		le.PutUint64(b[i:], r.Uint64()&0x3F3F3F3F3F3F3F3F)
-	}
-	le.PutUint16(b, 0xD110)
-	le.PutUint16(b[2:], 2)
-	le.PutUint32(b[4:], uint32(timeline))
-	le.PutUint64(b[8:], uint64(size.Start(no)))
-	le.PutUint64(b[24:], id)
-	le.PutUint32(b[32:], uint32(size))
-	le.PutUint32(b[36:], 8192)
-	return b
+	return waltest.Segment(size, name, id, uint64(seed))
 }
 
 // A pgWAL is a directory like pg_wal.
@@ -433,8 +417,73 @@ func TestReadyRename(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if left := d.marked(); len(left) > 0 {
-		t.Errorf("markers left: %q", left)
+	if got := d.marked(); !slices.Equal(got, names[1:]) {
+		t.Errorf("markers: %q, want %q", got, names[1:])
+	}
+}
+
+// What was stored ahead in the archive of before is asked for again once the archive is another one.
+func TestReadyRenameAndAnotherArchive(t *testing.T) {
+	d := newWAL(t)
+	names := d.segments(5)
+	o := options()
+	o.Parallel, o.ReadyRename = 4, true
+	before, after := &storetest.Memory{}, &storetest.Memory{}
+	if _, err := push(t.Context(), archive.New(before, archive.Options{}), d.path(names[0]), o); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(d.path(names[4])); err != nil { // PostgreSQL needs it no more
+		t.Fatal(err)
+	}
+	o.Location = "elsewhere"
+	report, err := push(t.Context(), archive.New(after, archive.Options{}), d.path(names[0]), o)
+	slices.Sort(report.Ahead)
+	if err != nil || !slices.Equal(report.Ahead, names[1:4]) {
+		t.Errorf("got %+v, %v, want %q ahead", report, err, names[1:4])
+	}
+	for _, name := range names[:4] {
+		whole(t, after, name, segment(name, cluster, 1))
+	}
+	if _, err := os.Stat(d.path("archive_status/" + names[4] + ".done")); err != nil {
+		t.Error(err)
+	}
+	report, err = push(t.Context(), archive.New(after, archive.Options{}), d.path(names[0]), o)
+	if err != nil || len(report.Ahead) > 0 {
+		t.Errorf("once more: %+v, %v", report, err)
+	}
+}
+
+// What PostgreSQL cannot be made to ask for again the next push tries again.
+func TestMovedArchiveIsNotedOnceAllIsAskedFor(t *testing.T) {
+	d := newWAL(t)
+	names := d.segments(3)
+	o := options()
+	o.Parallel, o.ReadyRename = 4, true
+	if _, err := push(t.Context(), archive.New(&storetest.Memory{}, archive.Options{}), d.path(names[0]), o); err != nil {
+		t.Fatal(err)
+	}
+	ready := func(name string) string { return d.path("archive_status/" + name + ".ready") }
+	if err := os.MkdirAll(ready(names[1])+"/in the way", 0o700); err != nil {
+		t.Fatal(err)
+	}
+	o.Location, o.Parallel = "elsewhere", 1 // nothing is stored ahead
+	after := archive.New(&storetest.Memory{}, archive.Options{})
+	again := func() {
+		t.Helper()
+		if _, err := push(t.Context(), after, d.path(names[0]), o); err != nil {
+			t.Fatal(err)
+		}
+	}
+	again()
+	if info, err := os.Stat(ready(names[2])); err != nil || info.IsDir() {
+		t.Errorf("%s: %v, %v", names[2], info, err)
+	}
+	if err := os.RemoveAll(ready(names[1])); err != nil {
+		t.Fatal(err)
+	}
+	again()
+	if info, err := os.Stat(ready(names[1])); err != nil || info.IsDir() {
+		t.Errorf("%s: %v, %v", names[1], info, err)
 	}
 }
 
@@ -543,7 +592,7 @@ func TestTroubleAheadIsAWarning(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.put(names[2], segment(names[2], cluster, 1)[:size/2])
-	var log lockedBuffer
+	var log pgtest.Log
 	o := options()
 	o.Parallel, o.Logger = 4, slog.New(slog.NewTextHandler(&log, nil))
 	report, err := push(t.Context(), a, d.path(names[0]), o)
@@ -555,23 +604,6 @@ func TestTroubleAheadIsAWarning(t *testing.T) {
 			t.Errorf("no warning names %s:\n%s", name, log.String())
 		}
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // Several pushes in one directory, as after a crash that left one behind, do not disturb each other.

@@ -66,6 +66,23 @@ func (e *DivergedError) Hint() string {
 		"the server, move " + e.Dir + " and the archive's " + archive.TailDir + e.Segment + "/ aside"
 }
 
+// A RivalError says that the archive has pieces of a segment that hold something else than what this server has sent, and that somebody else has stored.
+type RivalError struct {
+	Segment, Object, Dir string
+	At                   wal.LSN // from where on they differ
+}
+
+func (e *RivalError) Error() string {
+	return fmt.Sprintf("what the archive has of %s in %s is not what this server writes from %s on: another wal-receive stores the WAL of another server on the same timeline", e.Segment, e.Object, e.At)
+}
+
+// Hint says how to go on.
+func (e *RivalError) Hint() string {
+	return "two servers write the same timeline: a clone, a restored copy that was not promoted, or a former primary that came back. Find out which is right, and stop the other " +
+		"with its wal-receive. Then move the archive's " + archive.TailDir + e.Segment + "/ aside, and start the right one's wal-receive, which has all it received in " + e.Dir +
+		" and stores it again. What the wrong one has received lies in its own spool"
+}
+
 // A fatalError will not pass by itself.
 type fatalError struct{ error }
 
@@ -73,7 +90,7 @@ func (e *fatalError) Unwrap() error { return e.error }
 
 // permanent reports whether it is of no use to try again.
 func permanent(err error) bool {
-	return errors.As(err, new(*GapError)) || errors.As(err, new(*SlotError)) || errors.As(err, new(*DivergedError)) || errors.As(err, new(*archive.OwnerError)) ||
+	return errors.As(err, new(*GapError)) || errors.As(err, new(*SlotError)) || errors.As(err, new(*DivergedError)) || errors.As(err, new(*RivalError)) || errors.As(err, new(*archive.OwnerError)) ||
 		errors.As(err, new(*archive.ConflictError)) || errors.As(err, new(*fatalError))
 }
 

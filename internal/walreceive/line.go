@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/pg/wal"
@@ -22,6 +23,7 @@ type segment struct {
 	written int64 // bytes received
 	synced  int64 // of them on disk
 	tailed  int64 // in the store, from the first on
+	sure    int64 // that the server has sent in this run: of an earlier one's what was compared with it
 	whole   bool  // received to its end
 	left    bool  // its timeline was left: no more will come
 	named   bool  // the file has its final name
@@ -29,7 +31,14 @@ type segment struct {
 	dropped bool  // what is in it is of no use, as the whole segment was archived by somebody else
 
 	pieces []archive.TailPiece // in the store, of those put or found by this run; ascending
+	put    map[string]bool     // objects that this run has put, also such as were put together since
 	users  sync.WaitGroup      // who reads the file for the store
+
+	looked   time.Time       // when it was looked last who else stores pieces
+	seen     int64           // tailed then
+	compared int64           // sure then
+	rest     bool            // there are pieces with more than that
+	alike    map[string]bool // objects that somebody else has stored, and that hold the same; of who looks alone
 }
 
 // end returns where what was received of it ends.
@@ -44,12 +53,13 @@ type line struct {
 	segments []*segment    // in order
 	size     wal.SegmentSize
 
-	timeline wal.Timeline // what is received next
-	next     wal.LSN      // is the beginning of a segment
-	begun    wal.LSN      // where receiving timeline began, or begins
-	base     wal.LSN      // all before the first of segments is archived; 0 where that is not known
-	baseOf   wal.Timeline // of what is before base
-	past     []string     // segments of timelines that were left, of which there are pieces in the store
+	timeline wal.Timeline             // what is received next
+	next     wal.LSN                  // is the beginning of a segment
+	begun    wal.LSN                  // where receiving timeline began, or begins
+	base     wal.LSN                  // all before the first of segments is archived; 0 where that is not known
+	baseOf   wal.Timeline             // of what is before base
+	past     []string                 // segments of timelines that were left, of which there are pieces in the store that others have, too
+	switches map[wal.Timeline]wal.LSN // where timelines were left on the way to the server's
 }
 
 // wait returns what is closed with the next change. It is to be called before what may change is looked at.
@@ -189,6 +199,7 @@ func (l *line) put(seg *segment, offset int64, data []byte) error {
 		if !bytes.Equal(b, data[:known]) {
 			return &DivergedError{Segment: seg.name, Dir: l.spool.dir}
 		}
+		l.change(func() { seg.sure = max(seg.sure, offset+known) })
 		if data, offset = data[known:], offset+known; len(data) == 0 {
 			return nil
 		}
@@ -198,6 +209,7 @@ func (l *line) put(seg *segment, offset int64, data []byte) error {
 	}
 	l.change(func() {
 		seg.written = offset + int64(len(data))
+		seg.sure = seg.written
 		if seg.written == int64(l.size) {
 			seg.whole = true
 			l.next = seg.start + wal.LSN(l.size)

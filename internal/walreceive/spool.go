@@ -20,6 +20,9 @@ import (
 // receiving ends the name of a segment's file while it is being received.
 const receiving = ".receiving"
 
+// kept ends the name of what was received of a segment and has no place in the archive.
+const kept = ".kept"
+
 // spool is the directory in which segments lie until they are archived.
 type spool struct {
 	dir  string
@@ -85,6 +88,15 @@ func (s *spool) forget(name string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// keep gives what was received of a segment another name, which no later run touches.
+func (s *spool) keep(name string) (path string, err error) {
+	path = s.path(name + kept)
+	if err = os.Rename(s.path(name+receiving), path); err == nil {
+		err = atomicfile.SyncDir(s.dir)
+	}
+	return path, err
 }
 
 type zeros struct{}

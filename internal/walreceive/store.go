@@ -1,11 +1,13 @@
 package walreceive
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -23,32 +25,40 @@ const (
 // pieceSize is how much a piece may have where there is nothing small about it: what one request holds without being split.
 const pieceSize = 8 << 20
 
-// storeTails puts what is received of unfinished segments into the store, until ctx ends.
-func (r *receiver) storeTails(ctx context.Context) {
+// storeTails puts what is received of unfinished segments into the store, until ctx ends. An error is one that will not pass.
+func (r *receiver) storeTails(ctx context.Context) error {
 	if !r.tails() {
-		return
+		return nil
 	}
+	return r.each(ctx, r.due, r.untilDue, "cannot store what was received of", r.storeTail)
+}
+
+// each calls do for one segment after another that is ready, until ctx is over or do fails for good. pause says how long to wait at most before it is looked again which is. cannot says
+// what could not be done, and is tried again.
+func (r *receiver) each(ctx context.Context, ready func(*segment) bool, pause func() time.Duration, cannot string, do func(context.Context, *segment) error) error {
 	wait := backoff{}
 	for ctx.Err() == nil {
 		changed := r.line.wait()
-		seg := r.line.use(r.due)
+		seg := r.line.use(ready)
 		if seg == nil {
-			pause, cancel := context.WithTimeout(ctx, r.untilDue())
+			pause, cancel := context.WithTimeout(ctx, pause())
 			_ = until(pause, changed) // whatever it was, look again
 			cancel()
 			continue
 		}
-		err := r.storeTail(ctx, seg)
+		err := do(ctx, seg)
 		seg.users.Done()
-		if err == nil {
+		switch {
+		case err == nil:
 			wait.reset()
-			continue
-		}
-		if ctx.Err() == nil {
-			r.warn(&wait, "cannot store what was received of "+seg.name, err)
+		case permanent(err):
+			return err
+		case ctx.Err() == nil:
+			r.warn(&wait, cannot+" "+seg.name, err)
 			wait.pause(ctx)
 		}
 	}
+	return nil
 }
 
 // tails says whether pieces of segments go into the store at all.
@@ -83,13 +93,22 @@ func (r *receiver) untilDue() time.Duration {
 	return max(time.Millisecond, r.opts.TailInterval-time.Since(r.tailed))
 }
 
-// storeTail puts what the store lacks of seg, as one piece.
+// storeTail puts what the store lacks of seg, as one piece; where there is one of that name that cannot be read as a smaller one.
 func (r *receiver) storeTail(ctx context.Context, seg *segment) error {
 	r.line.mu.Lock()
 	start, end := seg.tailed, min(seg.written, seg.tailed+pieceSize)
 	r.line.mu.Unlock()
-	if err := r.put(ctx, seg, start, end); err != nil {
-		return err
+	for {
+		err := r.put(ctx, seg, start, end)
+		if unreadable := (*archive.UnreadablePieceError)(nil); errors.As(err, &unreadable) && end-start > 1 {
+			r.opts.Logger.Warn("a piece that is there cannot be read: what it should hold is stored beside it", "error", err)
+			end = start + (end-start)/2
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		break
 	}
 	r.line.change(func() {
 		seg.tailed, r.tailed = end, time.Now()
@@ -100,6 +119,9 @@ func (r *receiver) storeTail(ctx context.Context, seg *segment) error {
 // put stores a piece of seg, and removes those that it has the content of.
 func (r *receiver) put(ctx context.Context, seg *segment, start, end int64) error {
 	piece, err := r.archive.PutTail(ctx, seg.name, start, end, io.NewSectionReader(seg.file, start, end-start))
+	if errors.As(err, new(*archive.ConflictError)) {
+		return r.rival(seg, piece, start, end)
+	}
 	if err != nil {
 		return err
 	}
@@ -115,6 +137,10 @@ func (r *receiver) put(ctx context.Context, seg *segment, start, end int64) erro
 			return true
 		})
 		seg.pieces = append(seg.pieces, piece)
+		if seg.put == nil {
+			seg.put = map[string]bool{}
+		}
+		seg.put[piece.Object] = true
 		slices.SortFunc(seg.pieces, func(a, b archive.TailPiece) int { return int(a.Start - b.Start) })
 	})
 	if err := r.archive.RemoveTail(ctx, covered); err != nil && ctx.Err() == nil {
@@ -123,26 +149,136 @@ func (r *receiver) put(ctx context.Context, seg *segment, start, end int64) erro
 	return nil
 }
 
-// mergeTails puts many small pieces together, until ctx ends.
-func (r *receiver) mergeTails(ctx context.Context) {
-	wait := backoff{}
-	for ctx.Err() == nil {
-		changed := r.line.wait()
-		seg := r.line.use(func(s *segment) bool { return len(s.pieces) >= maxPieces })
-		if seg == nil {
-			_ = until(ctx, changed) // whatever it was, look again
+// Others' pieces are looked for so often where this run stores some, and looked at again so often while the server has yet to send what they hold.
+const (
+	lookEvery = 10 * time.Second
+	lookAgain = time.Second
+)
+
+// lookAround looks whether somebody else stores pieces of the same segments, until ctx ends. No commit waits for that. An error is one that will not pass.
+func (r *receiver) lookAround(ctx context.Context) error {
+	if !r.tails() {
+		return nil
+	}
+	return r.each(ctx, (*segment).unseen, func() time.Duration { return lookAgain }, "cannot see whether somebody else stores", r.look)
+}
+
+// unseen reports whether it is time to look who else stores pieces of s. The line is locked.
+func (s *segment) unseen() bool {
+	since := time.Since(s.looked)
+	return s.tailed > s.seen && since >= lookEvery || s.rest && s.sure > s.compared && since >= lookAgain
+}
+
+// look compares the pieces of seg that this run has not stored with what the server has sent: where two servers write the same timeline those of both would
+// be taken for one segment.
+func (r *receiver) look(ctx context.Context, seg *segment) error {
+	r.line.mu.Lock()
+	before, tailed := maps.Clone(seg.put), seg.tailed
+	r.line.mu.Unlock()
+	all, err := r.archive.TailPieces(ctx, seg.name)
+	if err != nil {
+		return err
+	}
+	for _, p := range all {
+		delete(before, p.Object)
+	}
+	r.line.mu.Lock()
+	for name := range before { // put together with others, and gone
+		delete(seg.put, name)
+	}
+	ours := maps.Clone(seg.put)
+	if ours == nil {
+		ours = map[string]bool{}
+	}
+	for _, p := range seg.pieces {
+		ours[p.Object] = true
+	}
+	sure := seg.sure
+	r.line.mu.Unlock()
+	rest := false
+	for _, p := range all {
+		if ours[p.Object] || seg.alike[p.Object] {
 			continue
 		}
+		err := r.compare(ctx, seg, p, min(p.End, sure))
+		if errors.As(err, new(*archive.UnreadablePieceError)) {
+			r.opts.Logger.Warn("whether a piece holds what this server writes is not known", "error", err)
+		} else if err != nil {
+			return err
+		}
+		if err == nil && p.End > sure {
+			rest = true // the rest of it next time
+			continue
+		}
+		if seg.alike == nil {
+			seg.alike = map[string]bool{}
+		}
+		seg.alike[p.Object] = true
+	}
+	r.line.change(func() {
+		seg.looked, seg.seen, seg.rest, seg.compared = time.Now(), tailed, rest, sure
+	})
+	return nil
+}
+
+// compare returns a *RivalError where a piece holds something else, before end, than what was received.
+func (r *receiver) compare(ctx context.Context, seg *segment, p archive.TailPiece, end int64) error {
+	if p.Start >= end {
+		return nil
+	}
+	there, err := r.archive.OpenTailPiece(ctx, p)
+	if errors.Is(err, fs.ErrNotExist) || archive.IsLocked(err) { // what has no key to read must do without
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer there.Close() // only read
+	const chunk = 64 << 10
+	a, b := make([]byte, chunk), make([]byte, chunk)
+	for at := p.Start; at < end; at += chunk {
+		n := min(chunk, end-at)
+		_, err := io.ReadFull(there, a[:n])
+		if archive.IsLocked(err) { // which may show here alone
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if _, err := seg.file.ReadAt(b[:n], at); err != nil {
+			return err
+		}
+		if !bytes.Equal(a[:n], b[:n]) {
+			i := int64(0)
+			for a[i] == b[i] {
+				i++
+			}
+			return &RivalError{Segment: seg.name, Object: p.Object, Dir: r.opts.Dir, At: seg.start + wal.LSN(at+i)}
+		}
+	}
+	return nil
+}
+
+// rival says that a piece is in the store with other content than what was received from start to end; for certain once the server has sent all of that, or will
+// not.
+func (r *receiver) rival(seg *segment, p archive.TailPiece, start, end int64) error {
+	r.line.mu.Lock()
+	defer r.line.mu.Unlock()
+	if seg.sure < end && !seg.left { // of which the server sends no more
+		return fmt.Errorf("%s is there with other content, and the server has not sent it again yet", p.Object)
+	}
+	return &RivalError{Segment: seg.name, Object: p.Object, Dir: r.opts.Dir, At: seg.start + wal.LSN(start)}
+}
+
+// mergeTails puts many small pieces together, until ctx ends. An error is one that will not pass.
+func (r *receiver) mergeTails(ctx context.Context) error {
+	many := func(s *segment) bool { return len(s.pieces) >= maxPieces }
+	return r.each(ctx, many, func() time.Duration { return time.Minute }, "cannot put together the pieces of", func(ctx context.Context, seg *segment) error {
 		r.line.mu.Lock()
 		start, end := mergeable(seg.pieces)
 		r.line.mu.Unlock()
-		err := r.put(ctx, seg, start, end)
-		seg.users.Done()
-		if err != nil && ctx.Err() == nil {
-			r.warn(&wait, "cannot put together the pieces of "+seg.name, err)
-			wait.pause(ctx)
-		}
-	}
+		return r.put(ctx, seg, start, end)
+	})
 }
 
 // mergeable chooses which of many pieces, ascending, become one: those between the two offsets.
@@ -158,9 +294,19 @@ func mergeable(pieces []archive.TailPiece) (start, end int64) {
 // storeSegments puts whole segments into the archive, and what was received of timelines that the server has left, in order, until ctx ends. An error is one
 // that will not pass.
 func (r *receiver) storeSegments(ctx context.Context) error {
+	swept := !r.apart || !r.tails() // else who receives does that
 	wait := backoff{}
 	for ctx.Err() == nil {
 		changed := r.line.wait()
+		switch err := r.storeHistories(ctx); {
+		case err == nil:
+		case permanent(err):
+			return err
+		case ctx.Err() == nil:
+			r.warn(&wait, "cannot store a history file", err)
+			wait.pause(ctx)
+			continue
+		}
 		r.line.mu.Lock()
 		var seg *segment
 		if len(r.line.segments) > 0 {
@@ -177,6 +323,9 @@ func (r *receiver) storeSegments(ctx context.Context) error {
 		switch {
 		case err == nil:
 			wait.reset()
+			if !swept {
+				swept = r.sweep(ctx) == nil
+			}
 		case permanent(err):
 			return err
 		case ctx.Err() == nil:
@@ -187,11 +336,34 @@ func (r *receiver) storeSegments(ctx context.Context) error {
 	return nil
 }
 
+// storeHistories archives the history files that are owed.
+func (r *receiver) storeHistories(ctx context.Context) error {
+	for {
+		r.line.mu.Lock()
+		owed := r.owed
+		r.line.mu.Unlock()
+		if len(owed) == 0 {
+			return nil
+		}
+		if err := r.pushHistory(ctx, owed[0]); err != nil {
+			return err
+		}
+		r.line.change(func() { r.owed = r.owed[1:] })
+	}
+}
+
 // storeSegment archives a segment, and removes what there is of it in pieces and here.
 func (r *receiver) storeSegment(ctx context.Context, seg *segment) error {
+	stored := true
 	if seg.left {
-		if err := r.storePartial(ctx, seg); err != nil {
+		var err error
+		if stored, err = r.storePartial(ctx, seg); err != nil {
 			return err
+		}
+		if !stored {
+			if err := r.keep(ctx, seg); err != nil {
+				return err
+			}
 		}
 	} else if err := r.opts.Push(ctx, r.spool.path(seg.name)); err != nil {
 		return err
@@ -203,8 +375,10 @@ func (r *receiver) storeSegment(ctx context.Context, seg *segment) error {
 	r.line.mu.Lock()
 	r.report.Segments++
 	var gone []string
-	if seg.left { // the pieces stay until another timeline has the same WAL
-		r.line.past = append(r.line.past, seg.name)
+	if seg.left { // the pieces stay until another timeline has the same WAL; and for good if they have what nobody else does
+		if stored || seg.end() <= r.line.switches[seg.timeline] {
+			r.line.past = append(r.line.past, seg.name)
+		}
 	} else {
 		gone = append(gone, seg.name)
 		r.line.past = slices.DeleteFunc(r.line.past, func(name string) bool {
@@ -225,21 +399,47 @@ func (r *receiver) storeSegment(ctx context.Context, seg *segment) error {
 	return nil
 }
 
-// storePartial archives as .partial what was received of a segment whose timeline was left. Where there is another file of that name it stays: servers store
+// storePartial archives as .partial what was received of a segment whose timeline was left. Where there is another file of that name that stays: servers store
 // theirs too, with something else behind the end.
-func (r *receiver) storePartial(ctx context.Context, seg *segment) error {
+func (r *receiver) storePartial(ctx context.Context, seg *segment) (stored bool, err error) {
 	if seg.written < wal.HeaderLen {
-		return nil
+		return true, nil
 	}
 	path, err := r.spool.partial(seg.name, seg.file, seg.written, r.line.size)
 	if err == nil {
 		err = r.opts.Push(ctx, path)
 	}
 	if errors.As(err, new(*archive.ConflictError)) {
-		r.opts.Logger.Info(seg.name + ".partial is archived already, with other contents; what was received stays in pieces")
-		err = nil
+		r.opts.Logger.Info(seg.name + ".partial is archived already, with other contents")
+		return false, nil
 	}
-	return err
+	return err == nil, err
+}
+
+// keep sees to it that what was received of a segment whose timeline was left, and that cannot go up as .partial, is somewhere else than in its spool file, as far as
+// nobody else has it: in pieces, or where none are stored in a file here.
+func (r *receiver) keep(ctx context.Context, seg *segment) error {
+	for {
+		changed := r.line.wait()
+		r.line.mu.Lock()
+		needed := seg.end() > r.line.switches[seg.timeline] && seg.tailed < seg.written
+		r.line.mu.Unlock()
+		switch {
+		case !needed:
+			return nil
+		case r.tails(): // which is at it
+			if err := until(ctx, changed); err != nil {
+				return err
+			}
+		default:
+			path, err := r.spool.keep(seg.name)
+			if err != nil {
+				return err
+			}
+			r.opts.Logger.Warn("what was received of a segment behind where its timeline was left is in no archive, and is kept", "file", path)
+			return nil
+		}
+	}
 }
 
 // removeTail removes all pieces of a segment.
@@ -253,14 +453,14 @@ func (r *receiver) removeTail(ctx context.Context, name string) {
 	}
 }
 
-// sweep removes pieces that an earlier run has left of what is archived whole, by their own timeline or by the one that is received now.
+// sweep removes pieces that an earlier run has left of what is archived whole, by their own timeline or, before where that was left, by the one that is received now.
 func (r *receiver) sweep(ctx context.Context) error {
 	names, err := r.archive.Tails(ctx)
 	if err != nil {
 		return err
 	}
 	r.line.mu.Lock()
-	t, size := r.line.timeline, r.line.size
+	t, size, switches := r.line.timeline, r.line.size, maps.Clone(r.line.switches)
 	r.line.mu.Unlock()
 	for _, name := range names {
 		timeline, no, err := size.ParseSegment(name)
@@ -268,16 +468,26 @@ func (r *receiver) sweep(ctx context.Context) error {
 			continue
 		}
 		whole, err := r.archive.HasWAL(ctx, name)
-		if err == nil && !whole && timeline < t {
-			whole, err = r.archive.HasWAL(ctx, size.Name(t, no))
-		}
 		if err != nil {
 			return err
 		}
-		switch {
-		case whole:
+		if whole {
 			r.removeTail(ctx, name)
-		case timeline < t:
+			continue
+		}
+		tail, err := r.archive.Tail(ctx, name)
+		if err != nil {
+			return err
+		}
+		if timeline >= t || size.Start(no)+wal.LSN(tail.Top) > switches[timeline] {
+			continue // nobody else has what lies behind where the timeline was left
+		}
+		if whole, err = r.archive.HasWAL(ctx, size.Name(t, no)); err != nil {
+			return err
+		}
+		if whole {
+			r.removeTail(ctx, name)
+		} else {
 			r.line.change(func() { r.line.past = append(r.line.past, name) })
 		}
 	}

@@ -4,12 +4,14 @@
 // whole, and of the one that is being written each piece as it comes (archive.TailDir), so that of a server that is lost with its host the archive lacks
 // seconds, or with Synchronous no commit that was acknowledged.
 //
-// No byte is passed over. Receiving begins with the segment at which spool and archive end; what was received of it before is compared with what the server
+// No byte is passed over. Receiving begins with the segment at which spool and archive end, and where both are empty with the one at which the server was
+// when the run first had its slot. What was received of a segment before is compared with what the server
 // sends now. When the server leaves a timeline so does the receiver: the history file goes up first, then what was received of the old timeline's
 // last segment as .partial, then the new timeline from the beginning of that segment on, as pg_receivewal does (src/bin/pg_basebackup/receivelog.c).
 // The slot keeps what is not safe yet: only what is in the store, or with Synchronous where Options says, is reported as flushed.
 //
-// The spool holds a segment as <segment>.receiving until it is whole, synced and renamed to <segment>, and until it is in the archive.
+// The spool holds a segment as <segment>.receiving until it is whole, synced and renamed to <segment>, and until it is in the archive. What was received of a
+// timeline behind where that was left, and that the archive takes neither as .partial, as it has another, nor in pieces, stays there as <segment>.kept.
 package walreceive
 
 import (
@@ -18,15 +20,19 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"holdfast/internal/archive"
+	"holdfast/internal/atomicfile"
 	"holdfast/internal/catalog"
 	"holdfast/internal/pg/server"
 	"holdfast/internal/pg/wal"
@@ -38,7 +44,9 @@ type Archive interface {
 	HasWAL(ctx context.Context, name string) (bool, error)
 	NewestWAL(ctx context.Context, t wal.Timeline, end wal.LSN, size wal.SegmentSize) (wal.SegmentNo, bool, error)
 	OpenWAL(ctx context.Context, name string) (io.ReadCloser, error)
-	PutTail(ctx context.Context, segment string, start, end int64, r io.Reader) (archive.TailPiece, error)
+	PutTail(ctx context.Context, segment string, start, end int64, r io.ReadSeeker) (archive.TailPiece, error)
+	OpenTailPiece(ctx context.Context, p archive.TailPiece) (io.ReadCloser, error)
+	Tail(ctx context.Context, segment string) (archive.Tail, error)
 	TailPieces(ctx context.Context, segment string) ([]archive.TailPiece, error)
 	Tails(ctx context.Context) ([]string, error)
 	RemoveTail(ctx context.Context, pieces []archive.TailPiece) error
@@ -80,7 +88,7 @@ const maxWaiting = 64
 const farewell = 10 * time.Second
 
 // Run receives from the server that connect reaches, until ctx ends, which is no error. What may pass it tries again for ever, connecting anew. The errors
-// that it returns will not: a *GapError, *SlotError or *DivergedError, an *archive.OwnerError or *archive.ConflictError, trouble with the spool's disk.
+// that it returns will not: a *GapError, *SlotError, *DivergedError or *RivalError, an *archive.OwnerError or *archive.ConflictError, trouble with the spool's disk.
 func Run(ctx context.Context, connect func(context.Context) (*server.Replication, error), a Archive, o Options) (Report, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
@@ -103,9 +111,14 @@ func Run(ctx context.Context, connect func(context.Context) (*server.Replication
 	if err != nil {
 		return Report{}, err
 	}
+	histories, err := filepath.Glob(filepath.Join(o.Dir, "*.history")) // that an earlier run did not come to archive
+	if err != nil {
+		return Report{}, err
+	}
 	r := &receiver{
 		opts: o, connect: connect, archive: a, spool: spool, cluster: cluster, histories: map[wal.Timeline]bool{},
-		line: &line{spool: spool, changed: make(chan struct{}), segments: segments, size: size},
+		owed: histories,
+		line: &line{spool: spool, changed: make(chan struct{}), segments: segments, size: size, switches: map[wal.Timeline]wal.LSN{}},
 	}
 	if n := len(segments); n > 0 {
 		last := segments[n-1]
@@ -133,13 +146,16 @@ type receiver struct {
 	spool     *spool
 	line      *line
 	cluster   uint64                // system identifier; 0 where it is not known yet
-	claimed   bool                  // the archive is the cluster's
+	apart     bool                  // commits do not wait for the archive, and neither does receiving: what goes there is the business of others than who receives
+	claimed   bool                  // the archive is the cluster's; as far as known to who receives
 	swept     bool                  // sweep was done
 	histories map[wal.Timeline]bool // whose history file is archived
 	accepted  bool                  // AcceptGap was used
+	outset    catalog.Branch        // where the server was when the slot was found or made, as long as it is not known where to begin
 
 	// Guarded by the line's lock.
 	tailed   time.Time // when a piece went up last
+	owed     []string  // paths of history files that are to be archived before what was received since
 	stopping bool      // all that was received is to go up
 	away     bool      // no server is there: what commits were acknowledged by is to be in the archive before a restore
 	report   Report
@@ -159,12 +175,25 @@ func (r *receiver) run(parent context.Context) error {
 	}
 	var group sync.WaitGroup
 	group.Go(func() { fail(r.syncAll(keep)) })
-	if err := r.claim(receive); err != nil {
+	store := func() {
+		group.Go(func() { fail(r.storeTails(keep)) })
+		group.Go(func() { fail(r.mergeTails(keep)) })
+		group.Go(func() { fail(r.lookAround(keep)) })
+		group.Go(func() { fail(r.storeSegments(keep)) })
+	}
+	if r.apart = r.cluster != 0 && r.opts.Synchronous && !r.opts.Store; r.apart {
+		group.Go(func() {
+			if err := r.claim(keep); err != nil {
+				fail(err)
+			} else if keep.Err() == nil {
+				store()
+			}
+		})
+		r.receive(receive, fail)
+	} else if err := r.claim(receive); err != nil {
 		fail(err)
 	} else {
-		group.Go(func() { r.storeTails(keep) })
-		group.Go(func() { r.mergeTails(keep) })
-		group.Go(func() { fail(r.storeSegments(keep)) })
+		store()
 		r.receive(receive, fail)
 	}
 	cause := context.Cause(receive)
@@ -205,7 +234,9 @@ func (r *receiver) claim(ctx context.Context) error {
 	for wait := (backoff{}); ctx.Err() == nil; wait.pause(ctx) {
 		err := r.archive.Claim(ctx, r.cluster, r.opts.Host, false)
 		if err == nil || permanent(err) {
-			r.claimed = err == nil
+			if !r.apart {
+				r.claimed = err == nil
+			}
 			return err
 		}
 		r.warn(&wait, "cannot ask whose archive this is", err)
@@ -293,17 +324,13 @@ func (r *receiver) session(ctx context.Context) (got bool, err error) {
 	if err := r.know(ctx, facts); err != nil {
 		return false, err
 	}
-	created, err := conn.CreateSlot(ctx, r.opts.Slot)
-	if err != nil {
+	if err := r.createSlot(ctx, conn); err != nil {
 		return false, err
-	}
-	if created {
-		r.opts.Logger.Info("created the replication slot " + r.opts.Slot)
 	}
 	if err := r.place(ctx, conn, facts); err != nil {
 		return false, err
 	}
-	if !r.swept && r.tails() {
+	if !r.swept && r.tails() && !r.apart {
 		if err := r.sweep(ctx); err != nil { // with a storage that is down that cannot be told, and receiving must go on
 			r.opts.Logger.Warn("cannot remove pieces of what is archived whole; the next session tries again", "error", err)
 		} else {
@@ -323,21 +350,52 @@ func (r *receiver) session(ctx context.Context) (got bool, err error) {
 	return got, err
 }
 
+// createSlot makes sure that there is the slot, and an outset where it is not known where to begin. Where the server is, is asked for before, too: when
+// the session is lost just as the slot is made, the next one finds it, and the server further on.
+func (r *receiver) createSlot(ctx context.Context, conn *server.Replication) (err error) {
+	var before catalog.Branch
+	if r.line.timeline == 0 {
+		if before.Switch, before.Timeline, err = conn.Position(ctx); err != nil {
+			return err
+		}
+	}
+	created, err := conn.CreateSlot(ctx, r.opts.Slot)
+	var pg *pgconn.PgError
+	refused := errors.As(err, &pg) && !strings.HasPrefix(pg.Code, "57") // operator_intervention: then there may be one
+	if created || r.outset.Timeline == 0 && !refused {
+		r.outset = before // what an older slot kept a new one may not
+	}
+	if err != nil || !created {
+		return err
+	}
+	r.opts.Logger.Info("created the replication slot " + r.opts.Slot)
+	if r.line.timeline != 0 {
+		return nil
+	}
+	at, t, err := conn.Position(ctx) // what the slot is sure to keep
+	if err == nil {
+		r.outset = catalog.Branch{Timeline: t, Switch: at}
+	}
+	return err
+}
+
 // know compares the server with what is known of the cluster, and the archive with both.
 func (r *receiver) know(ctx context.Context, facts server.Facts) error {
 	if r.cluster != 0 && (facts.SystemIdentifier != r.cluster || facts.SegmentSize != r.line.size) {
 		return &fatalError{fmt.Errorf("the server is of the cluster with system identifier %d, and what was received before is of %d: %s is for one cluster",
 			facts.SystemIdentifier, r.cluster, r.opts.Dir)}
 	}
-	if !r.claimed {
+	if !r.claimed && !r.apart {
 		if err := r.archive.Claim(ctx, facts.SystemIdentifier, r.opts.Host, false); err != nil {
 			return err
 		}
 		r.claimed = true
 	}
-	r.line.mu.Lock()
-	defer r.line.mu.Unlock()
-	r.cluster, r.line.size = facts.SystemIdentifier, facts.SegmentSize
+	if r.cluster == 0 { // else they are the same, and others read them
+		r.line.mu.Lock()
+		defer r.line.mu.Unlock()
+		r.cluster, r.line.size = facts.SystemIdentifier, facts.SegmentSize
+	}
 	return nil
 }
 
@@ -359,6 +417,11 @@ func (r *receiver) place(ctx context.Context, conn *server.Replication, facts se
 			return err
 		}
 	}
+	r.line.change(func() {
+		for _, b := range branches {
+			r.line.switches[b.Timeline] = b.Switch
+		}
+	})
 	way := append(branches, catalog.Branch{Timeline: facts.Timeline})
 	if r.line.timeline == 0 {
 		return r.placeFirst(ctx, conn, way)
@@ -381,10 +444,23 @@ func (r *receiver) place(ctx context.Context, conn *server.Replication, facts se
 	}
 	r.opts.Logger.Warn(fmt.Sprintf("the server is on timeline %d, which does not come from timeline %d: going on where the archive ends on its way", uint32(facts.Timeline), uint32(r.line.timeline)))
 	r.line.leave(0, 0)
+	if err := r.setOut(ctx, conn); err != nil {
+		return err
+	}
 	return r.placeFirst(ctx, conn, way)
 }
 
-// placeFirst finds where to begin when nothing was received before: behind the newest segment that is archived on the way, else where the server is.
+// setOut notes where the server is, once, when it is not known where to begin: the slot keeps what comes behind that, however often it takes to learn what
+// the archive has.
+func (r *receiver) setOut(ctx context.Context, conn *server.Replication) (err error) {
+	if r.line.timeline == 0 && r.outset.Timeline == 0 {
+		r.outset.Switch, r.outset.Timeline, err = conn.Position(ctx)
+	}
+	return err
+}
+
+// placeFirst finds where to begin when nothing was received before: behind the newest segment that is archived on the way, else where the server was at the
+// outset.
 func (r *receiver) placeFirst(ctx context.Context, conn *server.Replication, way []catalog.Branch) error {
 	for i := len(way) - 1; i >= 0; i-- {
 		leg := way[i]
@@ -408,15 +484,28 @@ func (r *receiver) placeFirst(ctx context.Context, conn *server.Replication, way
 		return err
 	}
 	if t == 0 {
-		var at wal.LSN
-		if at, t, err = conn.Position(ctx); err != nil {
+		if t, next, err = r.fromOutset(ctx, conn, way); err != nil {
 			return err
 		}
-		next = r.begin(at)
 	}
 	r.opts.Logger.Info(fmt.Sprintf("the archive has no whole WAL: receiving from %s of timeline %d on", next, uint32(t)))
 	r.goTo(ctx, t, next)
 	return nil
+}
+
+// fromOutset returns the segment at which the outset lies on the way; where it does not, that at which the server is.
+func (r *receiver) fromOutset(ctx context.Context, conn *server.Replication, way []catalog.Branch) (wal.Timeline, wal.LSN, error) {
+	for i, leg := range way {
+		switch {
+		case leg.Timeline != r.outset.Timeline:
+		case i == len(way)-1 || r.outset.Switch <= leg.Switch:
+			return leg.Timeline, r.begin(r.outset.Switch), nil
+		default: // the server that was lost had come further
+			return way[i+1].Timeline, r.begin(leg.Switch), nil
+		}
+	}
+	at, t, err := conn.Position(ctx)
+	return t, r.begin(at), err
 }
 
 // firstTail finds the first segment on the way of which the archive has pieces; timeline 0 is none.
@@ -438,6 +527,7 @@ func (r *receiver) firstTail(ctx context.Context, way []catalog.Branch) (wal.Tim
 
 // goTo makes the segment of timeline t that begins at next the one that is received next, and brings back what the archive has of it.
 func (r *receiver) goTo(ctx context.Context, t wal.Timeline, next wal.LSN) {
+	r.outset = catalog.Branch{}
 	r.line.change(func() {
 		if r.line.timeline, r.line.next, r.line.begun = t, next, next; len(r.line.segments) == 0 {
 			r.line.base, r.line.baseOf = next, t
@@ -457,20 +547,35 @@ func (r *receiver) tellOfMore(t wal.Timeline, at wal.LSN, follows wal.Timeline) 
 	}
 }
 
-// storeHistory archives the history file of a timeline.
+// storeHistory archives the history file of a timeline, or leaves that to who stores segments.
 func (r *receiver) storeHistory(ctx context.Context, t wal.Timeline, content []byte) error {
 	if r.histories[t] {
 		return nil
 	}
 	path := r.spool.path(wal.HistoryName(t))
-	err := os.WriteFile(path, content, 0o600)
-	if err == nil {
-		err = r.opts.Push(ctx, path)
+	if err := atomicfile.Write(path, 0o600, func(w io.Writer) error {
+		_, err := w.Write(content)
+		return err
+	}); err != nil {
+		return err
 	}
-	if err != nil {
+	if r.apart {
+		r.line.change(func() { r.owed = append(r.owed, path) })
+	} else if err := r.pushHistory(ctx, path); err != nil {
 		return err
 	}
 	r.histories[t] = true
+	return nil
+}
+
+// pushHistory archives a history file of the spool; one that is not there any more was.
+func (r *receiver) pushHistory(ctx context.Context, path string) error {
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := r.opts.Push(ctx, path); err != nil {
+		return err
+	}
 	return os.Remove(path)
 }
 
@@ -503,6 +608,7 @@ func (r *receiver) stream(ctx context.Context, conn *server.Replication) (got bo
 			follows, end := s.Following()
 			r.opts.Logger.Info(fmt.Sprintf("timeline %d ends at %s, and timeline %d follows", uint32(t), end, uint32(follows)))
 			r.tellOfMore(t, end, follows)
+			r.line.change(func() { r.line.switches[t] = end })
 			r.line.leave(follows, r.begin(end))
 			return true, nil
 		}

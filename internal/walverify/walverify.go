@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"path"
 	"slices"
 	"time"
@@ -60,6 +61,10 @@ type Request struct {
 	System   uint64 // identifier of the cluster, 0 where that is not known: only its backups count
 	Size     wal.SegmentSize
 	Backup   string // WAL is needed from its start on; "" is the oldest backup that is not permanent and not condemned
+
+	// Backups that were finished before are kept for the moment they restore to: they need their own WAL, and none behind it, unless no other leads to where the
+	// cluster is. The zero value is no such time.
+	Since time.Time
 
 	Delayed   int // how many of the newest segments may be missing for a while
 	Uploading int // and how many behind those
@@ -120,6 +125,16 @@ func Check(ctx context.Context, a *archive.Archive, c *catalog.Catalog, accepted
 		return w.out, nil // nothing is finished since the backup
 	}
 	w.last = current - 1
+	w.tails = map[string]archive.Tail{}
+	for t, err := range a.AllTails(ctx) { // before segments are: they go once theirs is whole
+		if err != nil {
+			return nil, err
+		}
+		w.tails[t.Name] = t
+	}
+	if err := w.lookAtMoments(); err != nil {
+		return nil, err
+	}
 	known, err := w.fromWatermark()
 	if err != nil {
 		return nil, err
@@ -129,6 +144,8 @@ func Check(ctx context.Context, a *archive.Archive, c *catalog.Catalog, accepted
 	}
 	w.judge()
 	w.keep(known)
+	w.unfinished()
+	w.out.Rows = slices.Concat(w.moments, w.out.Rows)
 	return w.out, nil
 }
 
@@ -140,8 +157,11 @@ type walk struct {
 	accepted []catalog.Accepted
 	r        Request
 
-	first, last wal.SegmentNo // that are needed
+	first, last wal.SegmentNo           // that are needed
+	tails       map[string]archive.Tail // by segment: of which there are pieces
 	noBackup    bool
+	apart       []catalog.Stretch // WAL of backups from which nothing else is restored
+	moments     []Row             // what became of it
 	out         *Integrity
 }
 
@@ -163,6 +183,7 @@ func (w *walk) begin(c *catalog.Catalog) error {
 		w.first, w.out.Backup = first, b.Name
 		return nil
 	}
+	var older []*catalog.Backup
 	w.noBackup, w.first = true, 1
 	for i := range c.Backups {
 		b := &c.Backups[i]
@@ -176,12 +197,60 @@ func (w *walk) begin(c *catalog.Catalog) error {
 			}
 			continue
 		}
-		if first, err := w.starts(b); err == nil && (w.noBackup || first < w.first) {
+		first, err := w.starts(b)
+		switch {
+		case err != nil:
+		case b.Created().Before(w.r.Since):
+			older = append(older, b)
+		case w.noBackup || first < w.first:
 			w.noBackup, w.first, w.out.Backup = false, first, b.Name
 		}
 	}
+	w.setApart(older)
 	if w.noBackup {
 		w.note("there is no backup from which timeline %d can be reached: all WAL from the beginning is looked for", uint32(w.r.Timeline))
+	}
+	return nil
+}
+
+// setApart takes in backups that were finished before Request.Since.
+func (w *walk) setApart(older []*catalog.Backup) {
+	all := w.noBackup
+	for _, b := range older {
+		first, _ := w.starts(b) // it does lead here
+		finish, ok := b.FinishLSN()
+		switch last := w.r.Size.LastSegment(finish); {
+		case all && (w.noBackup || first < w.first):
+			w.noBackup, w.first, w.out.Backup = false, first, b.Name
+		case !all && ok && finish != 0 && first < w.first:
+			w.apart = append(w.apart, catalog.Stretch{Timeline: b.Timeline(), First: first, Last: min(last, w.first-1)})
+		}
+	}
+	if n := len(w.apart); n > 0 {
+		which := fmt.Sprintf("%d older backups restore to the moment at which they were finished", n)
+		if n == 1 {
+			which = "1 older backup restores to the moment at which it was finished"
+		}
+		w.note("%s, as retention has it: no more of the WAL before %s is looked for", which, w.out.Backup)
+	}
+}
+
+// lookAtMoments looks for the WAL of backups that were set apart.
+func (w *walk) lookAtMoments() error {
+	slices.SortFunc(w.apart, func(x, y catalog.Stretch) int { return cmp.Compare(x.First, y.First) })
+	next := wal.SegmentNo(0)
+	for _, s := range w.apart {
+		if s.First = max(s.First, next); s.First > s.Last {
+			continue
+		}
+		next = s.Last + 1
+		if err := w.lookAt(s); err != nil {
+			return err
+		}
+	}
+	w.moments, w.out.Rows = w.out.Rows, nil
+	if slices.ContainsFunc(w.moments, func(r Row) bool { return r.Found == Lost }) {
+		w.out.Status = Failure
 	}
 	return nil
 }
@@ -296,8 +365,41 @@ func (w *walk) list(s catalog.Stretch) func(yield func(wal.SegmentNo, error) boo
 	}
 }
 
-// missing enters segments that are not archived.
+// missing enters segments that are not archived whole: those of which there are pieces to their end are archived all the same.
 func (w *walk) missing(s catalog.Stretch) {
+	for _, name := range slices.Sorted(maps.Keys(w.tails)) {
+		t, n, err := w.r.Size.ParseSegment(name)
+		if err != nil || t != s.Timeline || n < s.First || n > s.Last || w.tails[name].Held < int64(w.r.Size) {
+			continue
+		}
+		if n > s.First {
+			w.absent(catalog.Stretch{Timeline: t, First: s.First, Last: n - 1})
+		}
+		w.add(Row{Stretch: catalog.Stretch{Timeline: t, First: n, Last: n}})
+		if n == s.Last {
+			return
+		}
+		s.First = n + 1
+	}
+	w.absent(s)
+}
+
+// unfinished tells of the segment that comes behind the last one that is found, where there are pieces of it.
+func (w *walk) unfinished() {
+	n := w.first
+	if i := len(w.out.Rows) - 1; i >= 0 {
+		if n = w.out.Rows[i].First; w.out.Rows[i].Found == Archived {
+			n = w.out.Rows[i].Last + 1
+		}
+	}
+	name := w.r.Size.Name(w.stretchAt(n), n)
+	if t := w.tails[name]; t.Held > 0 && t.Held < int64(w.r.Size) {
+		w.note("of %s the archive has pieces, up to %s, the youngest stored at %s", name, w.r.Size.Start(n)+wal.LSN(t.Held), catalog.FormatTime(t.Modified))
+	}
+}
+
+// absent enters segments that are not archived.
+func (w *walk) absent(s catalog.Stretch) {
 	for piece, by := range s.Split(w.accepted) {
 		row := Row{Stretch: piece, Found: Lost, Accepted: by}
 		if by != nil {

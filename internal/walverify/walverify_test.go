@@ -189,6 +189,50 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// What retention keeps for the moment at which it was finished needs its own WAL, and none behind it: where that is gone nothing is lost. With nothing else to begin from it is needed.
+func TestBackupsKeptForTheirMoment(t *testing.T) {
+	at := func(s store.Store, n wal.SegmentNo, day int) {
+		put(t, s, archive.BackupDir+archive.BackupName(size.Name(1, n))+"_backup_stop_sentinel.json", fmt.Sprintf(
+			`{"LSN":%d,"FinishLSN":%d,"PgVersion":150004,"FinishTime":"2026-05-%02dT00:00:00Z","SystemIdentifier":7}`, size.Start(n)+0x28, size.Start(n+1)+0x100, day))
+	}
+	since := now.Add(-72 * time.Hour) // the 3rd
+	for _, x := range []struct {
+		what  string
+		story func(s store.Store)
+		want  string
+	}{
+		{"their WAL is there", func(s store.Store) { fill(t, s, 1, 3, 4); fill(t, s, 1, 8, 9); fill(t, s, 1, 14, 19) }, "OK; 1:3-4 FOUND; 1:8-9 FOUND; 1:14-19 FOUND"},
+		{"more is there", func(s store.Store) { fill(t, s, 1, 2, 11); fill(t, s, 1, 14, 19) }, "OK; 1:3-4 FOUND; 1:8-9 FOUND; 1:14-19 FOUND"},
+		{"some of it is not", func(s store.Store) { fill(t, s, 1, 3, 4); fill(t, s, 1, 8, 8); fill(t, s, 1, 14, 19) },
+			"FAILURE; 1:3-4 FOUND; 1:8-8 FOUND; 1:9-9 MISSING_LOST; 1:14-19 FOUND"},
+		{"of the others some is not", func(s store.Store) {
+			fill(t, s, 1, 3, 4)
+			fill(t, s, 1, 8, 9)
+			fill(t, s, 1, 14, 16)
+			fill(t, s, 1, 18, 19)
+		},
+			"FAILURE; 1:3-4 FOUND; 1:8-9 FOUND; 1:14-16 FOUND; 1:17-17 MISSING_LOST; 1:18-19 FOUND"},
+	} {
+		s := &storetest.Memory{}
+		at(s, 3, 1)
+		at(s, 8, 2)
+		at(s, 14, 4)
+		x.story(s)
+		for range 2 { // by the watermark, too
+			if got, err := check(t, s, walverify.Request{Timeline: 1, LSN: size.Start(20) + 0x1000, Since: since}); err != nil || text(got) != x.want {
+				t.Errorf("%s: %v, %v, want %s", x.what, text(got), err, x.want)
+			}
+		}
+	}
+	s := &storetest.Memory{}
+	at(s, 3, 1)
+	fill(t, s, 1, 3, 4)
+	fill(t, s, 1, 8, 9)
+	if got, err := check(t, s, walverify.Request{Timeline: 1, LSN: size.Start(10) + 0x1000, Since: since}); err != nil || text(got) != "FAILURE; 1:3-4 FOUND; 1:5-7 MISSING_LOST; 1:8-9 FOUND" {
+		t.Errorf("with nothing else: %v, %v", text(got), err)
+	}
+}
+
 // Without its history file nothing is known of what leads to the timeline.
 func TestCheckNeedsHistory(t *testing.T) {
 	s := &storetest.Memory{}

@@ -28,26 +28,8 @@ type keeper struct {
 	binary string
 	socket string
 	env    []string
-	log    logged
+	log    pgtest.Log
 	cmd    *exec.Cmd
-}
-
-// logged is a log that a process writes and the test reads.
-type logged struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logged) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logged) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // newKeeper prepares daemons for the data directory data, with the settings in env.
@@ -293,7 +275,7 @@ func TestStoreIsDown(t *testing.T) {
 // Nobody but the daemon's account, and root, is listened to, even where the socket lets them connect.
 func TestOtherAccountsAreRefused(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can take on another account")
+		t.Skip("asks the daemon from other accounts, which only root can start: run it as root")
 	}
 	s, k := archiving(t, pgtest.Require(t, 15))
 	k.start(t)
@@ -439,10 +421,7 @@ func TestReloadAndNotify(t *testing.T) {
 
 // What deploy/systemd has is accepted by systemd.
 func TestUnit(t *testing.T) {
-	analyze, err := exec.LookPath("systemd-analyze")
-	if err != nil {
-		t.Skip(err)
-	}
+	analyze := pgtest.Program(t, "systemd-analyze")
 	b, err := os.ReadFile("../../deploy/systemd/holdfast-daemon.service")
 	if err != nil {
 		t.Fatal(err)

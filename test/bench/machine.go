@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -72,11 +73,16 @@ func line(path string) string {
 
 // write writes the whole report.
 func (b *bench) write(w io.Writer, m machine, r *results, took time.Duration) {
+	by, targets := "make bench", r.targets()
+	if b.only != "" {
+		by = "go run ./test/bench -only " + b.only
+		targets = slices.DeleteFunc(targets, func(t target) bool { return len(t.rounds) == 0 })
+	}
 	fmt.Fprintf(w, `# Benchmark
 
-Written by `+"`make bench`"+`. Every tool had its turn in each of %d rounds of one run, which took %.0f minutes; only figures of one run can be compared.
+Written by `+"`%s`"+`. Every tool had its turn in each of %d rounds of one run, which took %.0f minutes; only figures of one run can be compared.
 
-`, b.rounds, took.Minutes())
+`, by, b.rounds, took.Minutes())
 	if b.scale != wholeScale {
 		fmt.Fprintf(w, "**A small run, at scale %d instead of %d: these figures prove nothing.**\n\n", b.scale, wholeScale)
 	}
@@ -84,7 +90,7 @@ Written by `+"`make bench`"+`. Every tool had its turn in each of %d rounds of o
 		fmt.Fprintf(w, "- %s: %s\n", l[0], l[1])
 	}
 	fmt.Fprint(w, "\n## What must be reached\n\nA figure passes by the median of its rounds, each the ratio of two measurements of the same round.\n\n")
-	printTargets(w, r.targets())
+	printTargets(w, targets)
 	if r.bigBackup != nil {
 		fmt.Fprintf(w, "\n## Full backup of %.1f GB\n\n"+
 			"pgbench at scale %d and %.0f MB of rows that do not compress; data checksums on. The data is in the page cache, the archive on the same disk.\n"+
@@ -129,6 +135,8 @@ Written by `+"`make bench`"+`. Every tool had its turn in each of %d rounds of o
 	if r.archiver != nil {
 		r.archiver.print(w, b.segments())
 	}
+	r.replayed.print(w)
+	r.returned.print(w)
 	if r.start != nil {
 		fmt.Fprint(w, "\n## Cold start\n\nThe median of 50 calls.\n\n")
 		r.start.print(w, startColumns)

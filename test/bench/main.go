@@ -40,7 +40,7 @@ const (
 )
 
 // sections are the parts of the benchmark, in the order they run. The last one takes its time and is only run when asked for.
-var sections = []string{"full", "relations", "wal", "increments", "catalogue", "daemon", "start", "million"}
+var sections = []string{"full", "relations", "wal", "increments", "catalogue", "daemon", "pitr", "recover", "start", "million"}
 
 // bench is what all measurements share.
 type bench struct {
@@ -52,6 +52,7 @@ type bench struct {
 	log      *os.File
 	scale    int // of pgbench; the number of small tables and of WAL segments follow it
 	rounds   int
+	only     string // the sections that were asked for, with commas between them; "" for all
 }
 
 // account is whom the servers and what is measured run as.
@@ -73,7 +74,7 @@ func main() {
 	flag.StringVar(&b.dir, "dir", "/var/tmp/holdfast-bench", "scratch `directory`; needs 25 GB at scale 200")
 	flag.IntVar(&b.scale, "scale", wholeScale, "pgbench `scale`; the clusters, the relations and the WAL segments follow it")
 	flag.IntVar(&b.rounds, "rounds", wholeRounds, "how `often` each tool has its turn")
-	only := flag.String("only", "", "`list` of sections to run, with commas: "+strings.Join(sections, ", "))
+	flag.StringVar(&b.only, "only", "", "`list` of sections to run, with commas: "+strings.Join(sections, ", "))
 	million := flag.Bool("million", false, "also back up a million small files; takes some minutes")
 	keep := flag.Bool("keep", false, "leave the clusters for the next run with the same -dir and -scale")
 	holdfast := flag.String("holdfast", "./holdfast", "the `program` to measure")
@@ -81,13 +82,13 @@ func main() {
 	flag.Parse()
 
 	run := slices.Clone(sections[:len(sections)-1])
-	if *only != "" {
-		run = strings.Split(*only, ",")
+	if b.only != "" {
+		run = strings.Split(b.only, ",")
 	}
 	if *million && !slices.Contains(run, "million") {
 		run = append(run, "million")
 	}
-	if *out == "" && *only == "" && b.scale == wholeScale && b.rounds >= wholeRounds {
+	if *out == "" && b.only == "" && b.scale == wholeScale && b.rounds >= wholeRounds {
 		*out = report
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -157,7 +158,7 @@ func (b *bench) sections(ctx context.Context, run []string) (*results, error) {
 	wants := func(s ...string) bool {
 		return slices.ContainsFunc(s, func(s string) bool { return slices.Contains(run, s) })
 	}
-	if wants("full", "wal", "catalogue", "daemon") {
+	if wants("full", "wal", "catalogue", "daemon", "recover") {
 		if err := b.makeBig(ctx); err != nil {
 			return nil, err
 		}
@@ -199,6 +200,16 @@ func (b *bench) sections(ctx context.Context, run []string) (*results, error) {
 	}
 	if wants("daemon") {
 		if r.archiver, err = b.archiver(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if wants("pitr") {
+		if r.replayed, err = b.pitr(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if wants("recover") {
+		if r.returned, err = b.recoverTables(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -345,7 +356,7 @@ func (b *bench) tearDown(keep bool) error {
 	for _, e := range entries {
 		name := e.Name()
 		cluster := strings.HasPrefix(name, "big-") || strings.HasPrefix(name, "small-") || strings.HasPrefix(name, "segments-") || strings.HasPrefix(name, "million-") ||
-			strings.HasPrefix(name, "increments-")
+			strings.HasPrefix(name, "increments-") || strings.HasPrefix(name, "pitr-")
 		if !cluster && name != marker && name != "log" {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(b.dir, name)))
 		}

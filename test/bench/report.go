@@ -238,6 +238,8 @@ type results struct {
 	increments                                                                    *incremental
 	catalogue                                                                     *catalogued
 	archiver                                                                      *archiver
+	replayed                                                                      *replayed
+	returned                                                                      *returned
 }
 
 // tables lists all tables that were measured.
@@ -248,6 +250,12 @@ func (r *results) tables() []*table {
 	}
 	if r.catalogue != nil {
 		all = append(all, r.catalogue.verify, r.catalogue.copies, r.catalogue.lists)
+	}
+	if r.replayed != nil {
+		all = append(all, r.replayed.table)
+	}
+	if r.returned != nil {
+		all = append(all, r.returned.table)
 	}
 	all = append(all, r.archiver.tables()...)
 	return slices.DeleteFunc(all, func(t *table) bool { return t == nil })
@@ -300,7 +308,7 @@ func (r *results) targets() []target {
 	for _, ours := range []string{pushOneZstd, pushAheadZstd, pushOneLZ4, pushAheadLZ4} {
 		all = append(all, target{what: "wal-push: peak memory of " + ours, bound: 100, strict: true, rounds: figures(r.push, peak, ours), unit: " MiB"})
 	}
-	all = slices.Concat(all, r.increments.targets(), r.catalogue.targets(), r.archiver.targets())
+	all = slices.Concat(all, r.increments.targets(), r.catalogue.targets(), r.archiver.targets(), r.replayed.targets(), r.returned.targets())
 	return append(all, target{what: "cold start of holdfast --version", bound: 20, strict: true, rounds: figures(r.start, call, startOurs), unit: " ms"})
 }
 

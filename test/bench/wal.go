@@ -27,6 +27,7 @@ type walTool struct {
 	prepare func(ctx context.Context) error // not timed
 	command string                          // of the shell, %p and %f as in archive_command and restore_command
 	retries int                             // how often a call that failed is made again, as a standby does
+	pause   time.Duration                   // before each call
 }
 
 // walData is the data directory that the calls find themselves in: no server's, but PostgreSQL's to look at.
@@ -176,6 +177,7 @@ func (b *bench) pushAll(ctx context.Context, t walTool, segments string, names [
 			if _, err := os.Stat(filepath.Join(status, name+".done")); err == nil {
 				continue // whoever stored it ahead of being asked has said so
 			}
+			time.Sleep(t.pause)
 			ms, err := b.call(ctx, m, t, name, "pg_wal/"+name)
 			if err != nil {
 				return err

@@ -2,7 +2,6 @@
 package catchup_test
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -52,7 +51,7 @@ func lagging(t *testing.T, major int, source string) *pair {
 	}
 	s.Exec(t, `create tablespace old location '`+v.space("old")+`'`, `create tablespace gone location '`+v.space("gone")+`'`,
 		`create database other`, `create database dropped`)
-	v.in(t, s.Cluster, "other",
+	s.ExecIn(t, "other",
 		`create table copied (id int primary key, text text)`, `insert into copied select i, repeat(md5(i::text), 8) from generate_series(1, 5000) i`)
 	s.Exec(t,
 		`create extension amcheck`, `create extension pg_visibility`,
@@ -123,21 +122,6 @@ func (v *pair) attach(t *testing.T, dir string) *pgtest.Cluster {
 	return pgtest.Attach(t, v.Programs, dir, pgtest.Options{Env: v.Env, Settings: map[string]string{"hot_standby": "on", "wal_retrieve_retry_interval": "100ms"}})
 }
 
-// in runs statements in another database.
-func (v *pair) in(t *testing.T, c *pgtest.Cluster, database string, statements ...string) {
-	t.Helper()
-	conn, err := pgx.Connect(t.Context(), c.Server.ConnString(instance.Superuser, database))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close(context.Background())
-	for _, sql := range statements {
-		if _, err := conn.Exec(t.Context(), sql); err != nil {
-			t.Fatalf("%s: %v", sql, err)
-		}
-	}
-}
-
 // replayed waits until the standby has all that the primary had written.
 func (v *pair) replayed(t *testing.T, standby *pgtest.Cluster) {
 	t.Helper()
@@ -172,7 +156,7 @@ func (v *pair) work(t *testing.T) {
 		`select nextval('counter') from generate_series(1, 100)`,
 		`create table wide (id int, text text)`, `insert into wide select 1, string_agg(md5(i::text), '') from generate_series(1, 10000) i`,
 		`analyze`, `checkpoint`)
-	v.in(t, v.Cluster, "other", `update copied set text = 'changed' where id = 77`, `checkpoint`)
+	v.ExecIn(t, "other", `update copied set text = 'changed' where id = 77`, `checkpoint`)
 	v.Switch(t)
 	v.Exec(t, `checkpoint`)
 	v.Switch(t)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"io/fs"
@@ -21,6 +22,7 @@ import (
 	"holdfast/internal/crypt"
 	"holdfast/internal/restore"
 	"holdfast/internal/store/storetest"
+	"holdfast/test/foreign"
 )
 
 // stored is an archive in memory.
@@ -35,7 +37,7 @@ type stored struct {
 func load(t *testing.T, name string) *stored {
 	t.Helper()
 	s := &stored{name: name, objects: map[string][]byte{}, files: map[string][]byte{}, spaces: []string{"16385", "16386"}}
-	each(t, name, func(path string, r io.Reader) {
+	foreign.Each(t, name, func(path string, r io.Reader) {
 		b, err := io.ReadAll(r)
 		if err != nil {
 			t.Fatal(err)
@@ -219,14 +221,12 @@ func class(name string) string {
 	return ""
 }
 
+var flips = flag.Int("flips", 8, "in how many places of each class of objects a bit is turned over")
+
 // Whatever is damaged, a flipped bit or an end that is missing: it is an error with a message that names the object or what is wrong, or
 // makes no difference. Codecs without a checksum let flips through that nothing else catches: how many is logged, and of pages of
 // relations the report tells.
 func TestDamage(t *testing.T) {
-	flips := 24
-	if testing.Short() {
-		flips = 6
-	}
 	var all []*stored
 	for _, name := range []string{"pg15-zstd-full", "pg15-lz4-delta", "pg15-lz4-remote", "pg15-lz4-sodium-hex", "pg15-lz4-pgp-pass", "pg15-brotli-full", "wale-pg13-lzo"} {
 		all = append(all, load(t, name))
@@ -235,7 +235,7 @@ func TestDamage(t *testing.T) {
 		all = append(all, all[0].recoded(t, m))
 	}
 	for _, s := range all {
-		n := flips
+		n := *flips
 		if strings.HasSuffix(s.name, "lzma") {
 			n /= 4 // some MB a second
 		}

@@ -1,12 +1,9 @@
 // Package legacy_test restores archives that WAL-G and WAL-E wrote, and compares what PostgreSQL makes of them with what was there.
 //
-// They are beside the repository, in ../shared/archives, each a tar file: archive/ is the root, env.walg the settings, keys/ the
-// keys, expected.*.sql what pg_dump said of the database app at the points of points.txt. Where they are not the tests are skipped.
+// Package foreign has them; expected.*.sql is what pg_dump said of the database app at the points of points.txt.
 package legacy_test
 
 import (
-	"archive/tar"
-	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -16,41 +13,10 @@ import (
 	"strings"
 	"testing"
 
+	"holdfast/test/foreign"
 	"holdfast/test/pgtest"
 	"holdfast/test/site"
 )
-
-// archives is where they lie.
-var archives = filepath.Join("..", "..", "..", "shared", "archives")
-
-// each calls do for every file of an archive's tar file, with its path from the archive's top.
-func each(t testing.TB, name string, do func(path string, r io.Reader)) {
-	t.Helper()
-	f, err := os.Open(filepath.Join(archives, name+".tar.gz"))
-	if errors.Is(err, os.ErrNotExist) {
-		t.Skipf("%s is not beside the repository, in %s", name, archives)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	z, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for r := tar.NewReader(z); ; {
-		h, err := r.Next()
-		if err == io.EOF {
-			return
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		if h.Typeflag == tar.TypeReg {
-			do(strings.TrimPrefix(strings.TrimPrefix(h.Name, "./"), name+"/"), r)
-		}
-	}
-}
 
 // legacy is an archive unpacked for the account of the servers.
 type legacy struct {
@@ -63,7 +29,7 @@ type legacy struct {
 func unpack(t testing.TB, name string) *legacy {
 	t.Helper()
 	l := &legacy{name: name, dir: pgtest.Dir(t), binary: pgtest.Build(t, "holdfast/cmd/holdfast")}
-	each(t, name, func(path string, r io.Reader) {
+	foreign.Each(t, name, func(path string, r io.Reader) {
 		to := filepath.Join(l.dir, path)
 		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 			t.Fatal(err)
@@ -231,6 +197,7 @@ func TestRestores(t *testing.T) {
 		{"wale-pg13-lzo", 13, []string{"16385"}, "", one, "one"},
 	} {
 		t.Run(fmt.Sprint(x.archive, " ", strings.TrimPrefix(x.name, "base_0000000"), " ", strings.Join(x.args, " ")), func(t *testing.T) {
+			t.Parallel()
 			l := unpack(t, x.archive)
 			p := pgtest.Require(t, x.major)
 			args := slices.Clone(x.args)

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	mathrand "math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -28,16 +27,6 @@ import (
 
 const deploy = "../../deploy/"
 
-// tool returns the path of a program that a Debian package brings.
-func tool(t *testing.T, name string) string {
-	t.Helper()
-	path, err := exec.LookPath(name)
-	if err != nil {
-		pgtest.Missing(t, name)
-	}
-	return path
-}
-
 // run runs a program and returns what it printed; an exit status other than 0 is a failure unless mayFail.
 func run(t *testing.T, mayFail bool, env []string, stdin, program string, args ...string) string {
 	t.Helper()
@@ -52,7 +41,7 @@ func run(t *testing.T, mayFail bool, env []string, stdin, program string, args .
 }
 
 func TestRulesFireWhenTheyShould(t *testing.T) {
-	promtool := tool(t, "promtool")
+	promtool := pgtest.Program(t, "promtool")
 	t.Log(run(t, false, nil, "", promtool, "check", "rules", deploy+"prometheus/holdfast.rules.yml"))
 	t.Log(run(t, false, nil, "", promtool, "test", "rules", deploy+"prometheus/holdfast.rules.test.yml"))
 }
@@ -126,18 +115,7 @@ func TestDashboardQueries(t *testing.T) {
 	if err := os.WriteFile(file, []byte(rules.String()), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	run(t, false, nil, "", tool(t, "promtool"), "check", "rules", file)
-}
-
-// address returns one of this host's own that nobody listens at.
-func address(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+mathrand.IntN(254), mathrand.IntN(256), 1+mathrand.IntN(254)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close() // before the server listens there
-	return l.Addr().String()
+	run(t, false, nil, "", pgtest.Program(t, "promtool"), "check", "rules", file)
 }
 
 // serve starts a server that answers at url when it is ready, and stops it with the test.
@@ -162,14 +140,7 @@ func serve(t *testing.T, url string, env []string, program string, args ...strin
 			t.Errorf("%s: %v\n%s", program, err, text)
 		}
 	})
-	pgtest.Eventually(t, program+" answers", func() bool {
-		resp, err := http.Get(url)
-		if err != nil {
-			return false
-		}
-		defer resp.Body.Close() // only read
-		return resp.StatusCode == http.StatusOK
-	})
+	pgtest.Answers(t, url)
 }
 
 func get(t *testing.T, url string) string {
@@ -188,7 +159,7 @@ func get(t *testing.T, url string) string {
 
 // What `holdfast metrics` prints is text that Prometheus' own linter takes; names of WAL-G are as they are.
 func TestOutputIsSound(t *testing.T) {
-	promtool := tool(t, "promtool")
+	promtool := pgtest.Program(t, "promtool")
 	holdfast := pgtest.Build(t, "holdfast/cmd/holdfast")
 	text := run(t, false, []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOME=" + t.TempDir()}, "", holdfast, "metrics")
 	var ours []string
@@ -223,29 +194,23 @@ func people(t *testing.T) (string, <-chan string) {
 	return hook.URL, came
 }
 
-// A job fails and an alert reaches people; it succeeds and they hear of that. What was known of the last success stays meanwhile.
-func TestAFailureReachesPeople(t *testing.T) {
-	prometheus, gateway, manager := tool(t, "prometheus"), tool(t, "prometheus-pushgateway"), tool(t, "prometheus-alertmanager")
-	holdfast := pgtest.Build(t, "holdfast/cmd/holdfast")
+// monitoring is Prometheus with rules, and Alertmanager, which tells people.
+type monitoring struct {
+	ask  string // address of Prometheus
+	came <-chan string
+}
+
+// monitor starts both. Scrape says of each job of Prometheus where it finds what.
+func monitor(t *testing.T, rules string, scrape map[string]string) *monitoring {
+	t.Helper()
+	prometheus, manager := pgtest.Program(t, "prometheus"), pgtest.Program(t, "prometheus-alertmanager")
 	dir := t.TempDir()
-	archive, broken := filepath.Join(dir, "archive"), filepath.Join(dir, "broken")
-	if err := os.Mkdir(archive, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	rules, err := filepath.Abs(deploy + "prometheus/holdfast.rules.yml")
-	if err != nil {
-		t.Fatal(err)
-	}
-	push, scrape, ask, alert := address(t), address(t), address(t), address(t)
+	ask, alert := pgtest.Address(t), pgtest.Address(t)
 	hook, came := people(t)
-	env := []string{"WALG_FILE_PREFIX=" + archive, "HOME=" + dir, "HOLDFAST_PUSHGATEWAY=http://" + push, "HOLDFAST_PUSHGATEWAY_LABELS=tier=gold"}
-	config := fmt.Sprintf(`global: {scrape_interval: 1s, evaluation_interval: 1s}
-rule_files: [%q]
-alerting: {alertmanagers: [{static_configs: [{targets: [%q]}]}]}
-scrape_configs:
-  - {job_name: pushgateway, honor_labels: true, static_configs: [{targets: [%q]}]}
-  - {job_name: holdfast, static_configs: [{targets: [%q]}]}
-`, rules, alert, push, scrape)
+	config := fmt.Sprintf("global: {scrape_interval: 1s, evaluation_interval: 1s}\nrule_files: [%q]\nalerting: {alertmanagers: [{static_configs: [{targets: [%q]}]}]}\nscrape_configs:\n", rules, alert)
+	for job, target := range scrape {
+		config += fmt.Sprintf("  - {job_name: %s, honor_labels: true, static_configs: [{targets: [%q]}]}\n", job, target)
+	}
 	routes := fmt.Sprintf(`route: {receiver: people, group_by: [alertname], group_wait: 1s, group_interval: 1s}
 receivers:
   - {name: people, webhook_configs: [{url: %q, send_resolved: true}]}
@@ -256,33 +221,55 @@ receivers:
 		t.Fatal(err)
 	}
 	serve(t, "http://"+alert+"/-/ready", nil, manager, "--config.file="+filepath.Join(dir, "alertmanager.yml"), "--storage.path="+filepath.Join(dir, "alerts"), "--web.listen-address="+alert, "--cluster.listen-address=")
+	serve(t, "http://"+ask+"/-/ready", nil, prometheus, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+ask)
+	return &monitoring{ask, came}
+}
+
+// hears waits until people heard of something.
+func (m *monitoring) hears(t *testing.T, what string) {
+	t.Helper()
+	for deadline := time.After(2 * time.Minute); ; {
+		select {
+		case got := <-m.came:
+			if got == what {
+				return
+			}
+		case <-deadline:
+			t.Fatalf("nobody heard of %s", what)
+		}
+	}
+}
+
+// holds reports whether a query has a result.
+func (m *monitoring) holds(t *testing.T, query string) bool {
+	t.Helper()
+	var answer struct{ Data struct{ Result []any } }
+	text := get(t, "http://"+m.ask+"/api/v1/query?query="+url.QueryEscape(query))
+	if err := json.Unmarshal([]byte(text), &answer); err != nil {
+		t.Fatal(err)
+	}
+	return len(answer.Data.Result) > 0
+}
+
+// A job fails and an alert reaches people; it succeeds and they hear of that. What was known of the last success stays meanwhile.
+func TestAFailureReachesPeople(t *testing.T) {
+	gateway := pgtest.Program(t, "prometheus-pushgateway")
+	holdfast := pgtest.Build(t, "holdfast/cmd/holdfast")
+	dir := t.TempDir()
+	archive, broken := filepath.Join(dir, "archive"), filepath.Join(dir, "broken")
+	if err := os.Mkdir(archive, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	rules, err := filepath.Abs(deploy + "prometheus/holdfast.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	push, scrape := pgtest.Address(t), pgtest.Address(t)
+	env := []string{"WALG_FILE_PREFIX=" + archive, "HOME=" + dir, "HOLDFAST_PUSHGATEWAY=http://" + push, "HOLDFAST_PUSHGATEWAY_LABELS=tier=gold"}
 	serve(t, "http://"+push+"/-/ready", nil, gateway, "--web.listen-address="+push)
 	serve(t, "http://"+scrape+"/metrics", env, holdfast, "metrics", "-web.listen-address", scrape, "-backup-list.scrape-interval=1s")
-	serve(t, "http://"+ask+"/-/ready", nil, prometheus, "--config.file="+filepath.Join(dir, "prometheus.yml"), "--storage.tsdb.path="+filepath.Join(dir, "tsdb"), "--web.listen-address="+ask)
-
-	// hears waits until people heard of something.
-	hears := func(what string) {
-		t.Helper()
-		for deadline := time.After(2 * time.Minute); ; {
-			select {
-			case got := <-came:
-				if got == what {
-					return
-				}
-			case <-deadline:
-				t.Fatalf("nobody heard of %s", what)
-			}
-		}
-	}
-	// holds reports whether a query has a result.
-	holds := func(query string) bool {
-		var answer struct{ Data struct{ Result []any } }
-		text := get(t, "http://"+ask+"/api/v1/query?query="+url.QueryEscape(query))
-		if err := json.Unmarshal([]byte(text), &answer); err != nil {
-			t.Fatal(err)
-		}
-		return len(answer.Data.Result) > 0
-	}
+	m := monitor(t, rules, map[string]string{"pushgateway": push, "holdfast": scrape})
+	hears, holds := func(what string) { t.Helper(); m.hears(t, what) }, func(query string) bool { t.Helper(); return m.holds(t, query) }
 	const failed = `ALERTS{alertname="HoldfastJobFailed",alertstate="firing",operation="retention",job="holdfast",type="retention",tier="gold"}`
 	const scraped = `holdfast_archive_up{job="holdfast"} == 1 and on () process_resident_memory_bytes{job="holdfast"} > 0`
 

@@ -5,7 +5,9 @@ import (
 	"path/filepath"
 	"regexp"
 	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"holdfast/test/pgtest"
 	"holdfast/test/site"
@@ -87,4 +89,63 @@ func TestABackupIsTold(t *testing.T) {
 	if end, _ := sample(t, push, "holdfast_job_end_timestamp_seconds"+of); !ok || verified < end-60 {
 		t.Errorf("verified at %f, after the backup had ended at %f", verified, end)
 	}
+}
+
+// Drills stop, and within the time of the rule people hear that no restore is proven any more; one that fails they hear of at once, and of the next that proves one, too.
+func TestStoppedProofsReachPeople(t *testing.T) {
+	const limit = 15 * time.Second // in place of the rule's
+	text, err := os.ReadFile(deploy + "prometheus/holdfast.rules.yml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rule := regexp.MustCompile(`(?s)- alert: HoldfastNotProven\n.*?\n\n`)
+	quick := strings.NewReplacer("35 * 86400", strconv.Itoa(int(limit.Seconds())), "for: 1h", "for: 0s").Replace(rule.FindString(string(text)))
+	if strings.Count(quick, "for: 0s") != 1 || !strings.Contains(quick, "> 15\n") {
+		t.Fatalf("the rule is now %s", quick)
+	}
+	rules := filepath.Join(t.TempDir(), "rules.yml")
+	if err := os.WriteFile(rules, []byte(rule.ReplaceAllLiteralString(string(text), quick)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	s := site.New(t, pgtest.Require(t, 17), pgtest.Options{})
+	name := s.Push(t)
+	s.Switch(t)
+	drills := pgtest.Dir(t)
+	drill := func(status int) {
+		t.Helper()
+		cmd := s.Command(t, "drill")
+		cmd.Env = append(cmd.Env, "HOLDFAST_DRILL_DIR="+drills, "HOLDFAST_PG_BIN="+s.Programs.Dir)
+		if r := site.Run(t, cmd); r.Status != status {
+			t.Fatalf("exit status %d, want %d\n%s", r.Status, status, r.Stderr)
+		}
+	}
+	drill(0)
+	stopped := time.Now()
+	scrape := pgtest.Address(t)
+	serve(t, "http://"+scrape+"/metrics", append(s.Env, "HOME="+t.TempDir()), s.Binary, "metrics", "-web.listen-address", scrape, "-backup-list.scrape-interval=1s")
+	m := monitor(t, rules, map[string]string{"holdfast": scrape})
+	m.hears(t, "firing HoldfastNotProven ")
+	took := time.Since(stopped)
+	t.Logf("people heard %s after the last drill, the rule has %s", took.Round(time.Second), limit)
+	if took < limit {
+		t.Errorf("people heard %s after the last drill, earlier than the rule has it", took)
+	}
+	drill(0)
+	m.hears(t, "resolved HoldfastNotProven ")
+
+	parts, err := filepath.Glob(filepath.Join(s.Root, "basebackups_005", name, "tar_partitions", "part_*"))
+	if err != nil || len(parts) == 0 {
+		t.Fatalf("%q, %v", parts, err)
+	}
+	away := filepath.Join(s.Dir, "away")
+	if err := os.Rename(parts[0], away); err != nil {
+		t.Fatal(err)
+	}
+	drill(2)
+	m.hears(t, "firing HoldfastProofFailed ")
+	if err := os.Rename(away, parts[0]); err != nil {
+		t.Fatal(err)
+	}
+	drill(0)
+	m.hears(t, "resolved HoldfastProofFailed ")
 }

@@ -48,11 +48,7 @@ func (v variant) tool(t testing.TB) string {
 	if v.newer {
 		return pgtest.Service(t, "pgbackrest")
 	}
-	path, err := exec.LookPath("pgbackrest")
-	if err != nil {
-		pgtest.Missing(t, "pgbackrest")
-	}
-	return path
+	return pgtest.Program(t, "pgbackrest")
 }
 
 // stanza is a cluster and a repository that it archives to.

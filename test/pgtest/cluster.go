@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 	"time"
@@ -142,7 +143,13 @@ func (c *Cluster) Conn(t testing.TB) *pgx.Conn {
 // Exec runs statements one after the other, each in a transaction of its own.
 func (c *Cluster) Exec(t testing.TB, statements ...string) {
 	t.Helper()
-	conn, err := pgx.Connect(t.Context(), c.Server.ConnString(instance.Superuser, "postgres"))
+	c.ExecIn(t, "postgres", statements...)
+}
+
+// ExecIn is Exec in another database.
+func (c *Cluster) ExecIn(t testing.TB, database string, statements ...string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), c.Server.ConnString(instance.Superuser, database))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,6 +177,14 @@ func (c *Cluster) Value(t testing.TB, sql string, args ...any) string {
 		return ""
 	}
 	return *s
+}
+
+// Pgbench prepares pgbench, of the server's version, for a database. One that is to run for -T seconds ends in order at SIGALRM before that.
+func (c *Cluster) Pgbench(t testing.TB, database string, args ...string) *exec.Cmd {
+	t.Helper()
+	cmd := Command(t, Tool(t, c.Programs.Major, "pgbench"), args...)
+	cmd.Env = slices.Concat(cmd.Environ(), c.Environ(), []string{"PGDATABASE=" + database})
+	return cmd
 }
 
 // Standby makes a streaming standby of c, which must not have tablespaces, and starts it.

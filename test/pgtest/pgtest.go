@@ -1,4 +1,4 @@
-// Package pgtest gives tests real PostgreSQL servers of every supported major version. Only tests import it.
+// Package pgtest gives tests real PostgreSQL servers of every supported major version, and other services. Only tests import it.
 //
 // Servers come from the cache that test/services/install.sh fills and from the host's own packages. Where one is missing the
 // test is skipped, unless REQUIRE_SERVICES=1 or CI=true: then it fails. PostgreSQL refuses to run as root, so tests that root
@@ -9,11 +9,15 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"os/user"
 	"path/filepath"
+	"runtime"
+	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -78,16 +82,6 @@ func Missing(t testing.TB, what string) {
 		t.Fatal(msg)
 	}
 	t.Skip(msg)
-}
-
-// Service returns the path of a program that install.sh brought, such as versitygw.
-func Service(t testing.TB, name string) string {
-	t.Helper()
-	path := filepath.Join(Cache(), "bin", name)
-	if _, err := os.Stat(path); err != nil {
-		Missing(t, name)
-	}
-	return path
 }
 
 // Each runs test once per major version, Oldest to Newest, as a subtest named PG10 and so on. Under -short it is the first and
@@ -203,7 +197,13 @@ func Build(t testing.TB, pkg string) string {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("go", "build", "-o", path, pkg).CombinedOutput(); err != nil {
+	seeSources(t)
+	cmd := exec.Command("go", "build", "-o", path, pkg)
+	if pkg == "holdfast/cmd/holdfast-client" && runtime.GOOS+"/"+runtime.GOARCH == "linux/amd64" { // as the Makefile does: what ships begins before main
+		cmd.Args = slices.Insert(cmd.Args, 2, "-ldflags", "-s -w -E main.entry")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, out)
 	}
 	for _, p := range []string{path, filepath.Dir(path), root} { // whatever our umask is
@@ -213,4 +213,19 @@ func Build(t testing.TB, pkg string) string {
 	}
 	builds[pkg] = path
 	return path
+}
+
+// seeSources lists the directories that programs are built of: a result of `go test` that is kept stands only as long as what the test has opened is as it was.
+func seeSources(t testing.TB) {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		t.Fatalf("go list -m: %v", err)
+	}
+	for _, dir := range []string{"cmd", "internal"} {
+		err := filepath.WalkDir(filepath.Join(strings.TrimSpace(string(out)), dir), func(_ string, _ fs.DirEntry, err error) error { return err })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -1,7 +1,11 @@
 package pgtest_test
 
 import (
+	"debug/buildinfo"
 	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -64,5 +68,21 @@ func TestBuildRunsAsServerAccount(t *testing.T) {
 	}
 	if os.Geteuid() == 0 && uid == 0 || os.Geteuid() != 0 && uid != os.Geteuid() {
 		t.Errorf("ran as user %d, the test as %d", uid, os.Geteuid())
+	}
+}
+
+// Tests with real daemons run the client that ships.
+func TestBuildMakesTheClientThatShips(t *testing.T) {
+	if runtime.GOOS+"/"+runtime.GOARCH != "linux/amd64" {
+		t.Skip("there is a quick start on linux/amd64 only")
+	}
+	info, err := buildinfo.ReadFile(pgtest.Build(t, "holdfast/cmd/holdfast-client"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(info.Settings, func(s debug.BuildSetting) bool {
+		return s.Key == "-ldflags" && strings.Contains(s.Value, "-E main.entry")
+	}) {
+		t.Errorf("built with %v", info.Settings)
 	}
 }

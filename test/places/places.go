@@ -4,25 +4,17 @@
 package places
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
-	"fmt"
-	mathrand "math/rand/v2"
-	"net"
 	"net/http"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strconv"
 	"strings"
-	"sync"
-	"syscall"
 	"testing"
 
 	"github.com/Azure/azure-sdk-for-go/sdk/storage/azblob"
@@ -87,67 +79,6 @@ func place(t testing.TB, name string, st store.Store, err error, env ...string) 
 	return Place{name, env, st}
 }
 
-// address returns an address of the loopback interface that is free, and stays so while a service is stopped: the host is one of its
-// millions that nobody else will come upon.
-func address(t testing.TB) (address, host, port string) {
-	t.Helper()
-	l, err := net.Listen("tcp", fmt.Sprintf("127.%d.%d.%d:0", 1+mathrand.IntN(254), mathrand.IntN(256), 1+mathrand.IntN(254)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close() // before the service listens there
-	address = l.Addr().String()
-	if host, port, err = net.SplitHostPort(address); err != nil {
-		t.Fatal(err)
-	}
-	return address, host, port
-}
-
-// serve starts a server and waits until it listens at address. It ends when stop is called, with the test at the latest, and
-// with this process however that ends. What it prints is shown when the test fails.
-func serve(t testing.TB, cmd *exec.Cmd, address string) (stop func()) {
-	t.Helper()
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
-	}
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	started, stopping, stopped := make(chan error), make(chan struct{}), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // the death of which that signal is about
-		defer close(stopped)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			<-stopping
-			_ = cmd.Process.Kill() // it may have ended
-			_ = cmd.Wait()         // killed
-		}
-	}()
-	if err := <-started; err != nil {
-		t.Fatal(err)
-	}
-	stop = sync.OnceFunc(func() {
-		close(stopping)
-		<-stopped
-	})
-	t.Cleanup(func() {
-		stop()
-		if t.Failed() && said.Len() > 0 {
-			t.Logf("%s said:\n%s", filepath.Base(cmd.Path), said.String())
-		}
-	})
-	pgtest.Eventually(t, cmd.Path+" listens", func() bool {
-		c, err := net.Dial("tcp", address)
-		if err != nil {
-			return false
-		}
-		return c.Close() == nil
-	})
-	return stop
-}
-
 // S3 is a versitygw with one bucket, archive.
 type S3 struct {
 	Dir  string // holds a directory per bucket, in which each object is a file
@@ -162,7 +93,7 @@ const (
 )
 
 // users have accounts in every S3, and no rights but what a policy gives them.
-var users = [...]string{"writer", "reader", "expirer"}
+var users = [...]string{"writer", "reader", "verifier", "expirer"}
 
 // NewS3 starts one.
 func NewS3(t testing.TB) *S3 {
@@ -171,7 +102,7 @@ func NewS3(t testing.TB) *S3 {
 	if err := os.MkdirAll(filepath.Join(g.Dir, "archive"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	at, _, _ := address(t)
+	at := pgtest.Address(t)
 	g.URL = "http://" + at
 	var iam struct {
 		Accounts map[string]any `json:"accessAccounts"`
@@ -199,16 +130,29 @@ func (g *S3) iam() string { return filepath.Join(filepath.Dir(g.Dir), "iam") }
 func (g *S3) Allow(t testing.TB, policies map[string]string) {
 	t.Helper()
 	type object = map[string]any
-	var statements []object
+	users := map[string][]string{} // by what is allowed, as versitygw keeps the whole in an attribute of a directory: 4 KiB
 	for user, text := range policies {
 		var policy struct{ Statement []object }
 		if err := json.Unmarshal([]byte(text), &policy); err != nil {
 			t.Fatalf("the policy of %s: %v", user, err)
 		}
 		for _, s := range policy.Statement {
-			s["Principal"] = object{"AWS": user}
-			statements = append(statements, s)
+			delete(s, "Sid")
+			what, err := json.Marshal(s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			users[string(what)] = append(users[string(what)], user)
 		}
+	}
+	var statements []object
+	for what, who := range users {
+		var s object
+		if err := json.Unmarshal([]byte(what), &s); err != nil {
+			t.Fatal(err)
+		}
+		s["Principal"] = object{"AWS": who}
+		statements = append(statements, s)
 	}
 	b, err := json.Marshal(object{"Version": "2012-10-17", "Statement": statements})
 	if err != nil {
@@ -227,7 +171,7 @@ func (g *S3) Start(t testing.TB) {
 	at := strings.TrimPrefix(g.URL, "http://")
 	cmd := pgtest.Command(t, pgtest.Service(t, "versitygw"), "--port", at, "--quiet", "--iam-dir", g.iam(), "posix", g.Dir)
 	cmd.Env = append(cmd.Environ(), "ROOT_ACCESS_KEY="+AccessKey, "ROOT_SECRET_KEY="+SecretKey)
-	g.Stop = serve(t, cmd, at)
+	g.Stop = pgtest.Serve(t, cmd, at)
 }
 
 // Env names an archive in the bucket, by the address of whatever stands before it; further settings win.
@@ -251,8 +195,9 @@ func (g *S3) Place(t testing.TB) Place {
 // GCS starts a Google Cloud Storage with a bucket.
 func GCS(t testing.TB) Place {
 	t.Helper()
-	at, host, port := address(t)
-	serve(t, pgtest.Command(t, pgtest.Service(t, "fake-gcs-server"), "-scheme", "http", "-host", host, "-port", port,
+	at := pgtest.Address(t)
+	host, port, _ := strings.Cut(at, ":")
+	pgtest.Serve(t, pgtest.Command(t, pgtest.Service(t, "fake-gcs-server"), "-scheme", "http", "-host", host, "-port", port,
 		"-public-host", at, "-backend", "memory", "-log-level", "error"), at)
 	url := "http://" + at
 	resp, err := http.Post(url+"/storage/v1/b?project=test", "application/json", strings.NewReader(`{"name":"archive"}`))
@@ -269,14 +214,15 @@ func GCS(t testing.TB) Place {
 // Azure starts a Blob Storage with a container.
 func Azure(t testing.TB) Place {
 	t.Helper()
-	at, host, port := address(t)
+	at := pgtest.Address(t)
+	host, port, _ := strings.Cut(at, ":")
 	const account = "account1"
 	key := base64.StdEncoding.EncodeToString([]byte("the-secret-access-key"))
 	cmd := pgtest.Command(t, pgtest.Service(t, "azurite-blob"), "--blobHost", host, "--blobPort", port, "--inMemoryPersistence", "--skipApiVersionCheck",
 		"--silent", "--disableTelemetry")
 	cmd.Dir = pgtest.Dir(t)
 	cmd.Env = append(cmd.Environ(), "AZURITE_ACCOUNTS="+account+":"+key)
-	serve(t, cmd, at)
+	pgtest.Serve(t, cmd, at)
 	url := "http://" + at + "/" + account
 	cred, err := azblob.NewSharedKeyCredential(account, key)
 	if err != nil {
@@ -302,7 +248,8 @@ func SFTP(t testing.TB) Place {
 		pgtest.Missing(t, "sshd")
 	}
 	dir := pgtest.Dir(t)
-	at, host, port := address(t)
+	at := pgtest.Address(t)
+	host, port, _ := strings.Cut(at, ":")
 	root, hostKey, key := filepath.Join(dir, "archive"), filepath.Join(dir, "host"), filepath.Join(dir, "key")
 	authorized, known := filepath.Join(dir, "authorized_keys"), filepath.Join(dir, "known_hosts")
 	server, public := newKey(t, hostKey), newKey(t, key)
@@ -323,7 +270,7 @@ func SFTP(t testing.TB) Place {
 		"MaxStartups=100", "LogLevel=ERROR", "AuthorizedKeysFile=" + authorized, "Subsystem=sftp internal-sftp"} {
 		cmd.Args = append(cmd.Args, "-o", option)
 	}
-	serve(t, cmd, at)
+	pgtest.Serve(t, cmd, at)
 	user := pgtest.Account(t)
 	n, err := strconv.Atoi(port)
 	if err != nil {
@@ -361,8 +308,8 @@ func newKey(t testing.TB, path string) ssh.PublicKey {
 // Swift starts a Swift with a container.
 func Swift(t testing.TB) Place {
 	t.Helper()
-	at, _, _ := address(t)
-	serve(t, pgtest.Command(t, pgtest.Build(t, "holdfast/test/places/swiftd"), at), at)
+	at := pgtest.Address(t)
+	pgtest.Serve(t, pgtest.Command(t, pgtest.Build(t, "holdfast/test/places/swiftd"), at), at)
 	const user = "swifttest"
 	auth := "http://" + at + "/v1.0"
 	conn := &clients.Connection{AuthUrl: auth, UserName: user, ApiKey: user}

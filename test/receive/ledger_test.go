@@ -133,7 +133,7 @@ func TestLedger(t *testing.T) {
 // TestLatency measures what a commit takes, of one client, with a server that syncs its WAL.
 func TestLatency(t *testing.T) {
 	if *latencyTime == 0 {
-		t.Skip("it measures only: -latency=5s")
+		t.Skip("measures what a commit takes, and checks nothing: give -latency=5s to have it measure for that long")
 	}
 	p := pgtest.Require(t, 17)
 	settings := keep(p)

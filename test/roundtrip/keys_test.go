@@ -31,16 +31,6 @@ func locks(t *testing.T) []lock {
 	return []lock{unlocked, sodiumLock(t), pgpLock(t), ageLock(t)}
 }
 
-// needs looks for a program that tests call.
-func needs(t *testing.T, program string) string {
-	t.Helper()
-	path, err := exec.LookPath(program)
-	if err != nil {
-		pgtest.Missing(t, program)
-	}
-	return path
-}
-
 // secret writes a file of keys that the account of the servers may read.
 func secret(t *testing.T, content string) string {
 	t.Helper()
@@ -52,7 +42,7 @@ func secret(t *testing.T, content string) string {
 // ageLock has a key that age-keygen makes.
 func ageLock(t *testing.T) lock {
 	t.Helper()
-	out, err := exec.Command(needs(t, "age-keygen")).Output()
+	out, err := exec.Command(pgtest.Program(t, "age-keygen")).Output()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -60,13 +50,13 @@ func ageLock(t *testing.T) lock {
 	recipient, _, _ = strings.Cut(recipient, "\n")
 	identity := secret(t, string(out))
 	return lock{"age", []string{"HOLDFAST_AGE_RECIPIENTS=" + recipient}, []string{"HOLDFAST_AGE_IDENTITIES_PATH=" + identity},
-		needs(t, "age") + " -d -i " + identity, []byte("age-encryption.org/v1\n")}
+		pgtest.Program(t, "age") + " -d -i " + identity, []byte("age-encryption.org/v1\n")}
 }
 
 // sodiumLock has a key of libsodium's, which itself decrypts.
 func sodiumLock(t *testing.T) lock {
 	t.Helper()
-	python := needs(t, "python3")
+	python := pgtest.Program(t, "python3")
 	if exec.Command(python, "-c", `import ctypes; ctypes.CDLL("libsodium.so.23")`).Run() != nil {
 		pgtest.Missing(t, "libsodium23")
 	}
@@ -86,7 +76,7 @@ func sodiumLock(t *testing.T) lock {
 // pgpLock has a key that gpg makes.
 func pgpLock(t *testing.T) lock {
 	t.Helper()
-	gpg := needs(t, "gpg")
+	gpg := pgtest.Program(t, "gpg")
 	home := pgtest.Dir(t)
 	if err := os.Chown(home, os.Geteuid(), os.Getegid()); err != nil { // or gpg warns
 		t.Fatal(err)
@@ -120,7 +110,7 @@ type sshPair struct {
 func sshKey(t *testing.T) sshPair {
 	t.Helper()
 	file := filepath.Join(pgtest.Dir(t), "id_ed25519")
-	if out, err := exec.Command(needs(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", file).CombinedOutput(); err != nil {
+	if out, err := exec.Command(pgtest.Program(t, "ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", file).CombinedOutput(); err != nil {
 		t.Fatalf("ssh-keygen: %v\n%s", err, out)
 	}
 	pgtest.Give(t, filepath.Dir(file))

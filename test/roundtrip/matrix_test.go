@@ -46,7 +46,7 @@ var codecs = []codec{
 func TestMatrix(t *testing.T) {
 	p := pgtest.Require(t, 15)
 	for _, c := range codecs {
-		needs(t, strings.Fields(c.tool)[0])
+		pgtest.Program(t, strings.Fields(c.tool)[0])
 	}
 	dir := pgtest.Dir(t)
 	current := filepath.Join(dir, "current.yaml") // where archive_command finds the archive of the moment

@@ -13,12 +13,12 @@ import (
 	"holdfast/test/site"
 )
 
-// withRoles starts an S3 with the users writer, reader and expirer, each of whom may do what the policy of docs/policies says.
+// withRoles starts an S3 with the users writer, reader, verifier and expirer, each of whom may do what the policy of docs/policies says.
 func withRoles(t *testing.T) *places.S3 {
 	t.Helper()
 	g := places.NewS3(t)
 	policies := map[string]string{}
-	for user, role := range map[string]string{"writer": "write", "reader": "read", "expirer": "expire"} {
+	for user, role := range map[string]string{"writer": "write", "reader": "read", "verifier": "verify", "expirer": "expire"} {
 		b, err := os.ReadFile(filepath.Join("..", "..", "docs", "policies", "s3-"+role+".json"))
 		if err != nil {
 			t.Fatal(err)
@@ -29,7 +29,7 @@ func withRoles(t *testing.T) *places.S3 {
 	return g
 }
 
-// The policies of docs/policies give three roles what they need and no more: S3 enforces them here.
+// The policies of docs/policies give four roles what they need and no more: S3 enforces them here.
 func TestRoles(t *testing.T) {
 	g := withRoles(t)
 	as := func(s *site.Site, user string) *site.Site {
@@ -38,7 +38,7 @@ func TestRoles(t *testing.T) {
 		return &here
 	}
 	writer := site.In(t, pgtest.Require(t, 15), pgtest.Options{}, g.Root(), g.Env(g.URL, "AWS_ACCESS_KEY_ID=writer", "HOLDFAST_WAL_SUMMARIES=on", "WALG_USE_WAL_DELTA=true")...)
-	reader, expirer := as(writer, "reader"), as(writer, "expirer")
+	reader, verifier, expirer := as(writer, "reader"), as(writer, "verifier"), as(writer, "expirer")
 	file := filepath.Join(writer.Dir, "file")
 	write(t, file, "of no use")
 	// allowed and denied look at what a role may do, by the storage tools; what is denied must have changed nothing.
@@ -120,6 +120,53 @@ func TestRoles(t *testing.T) {
 		t.Errorf("backups %q are left, want %s", names, second)
 	}
 	writer.NoTrace(t, second)
+
+	// Under an agent each takes its lease, asks for the time and notes its slot, or that nobody did what was due; none takes the lease of what another role does.
+	agents := func(s *site.Site, slot string) *site.Site {
+		here := *s
+		here.Env = append(slices.Clone(s.Env), "HOLDFAST_LEASE=archive", "HOLDFAST_SLOT="+slot+"@2025-11-21T03:00:00Z")
+		return &here
+	}
+	for slot, by := range map[string]*site.Site{"drill-oldest": reader, "verify": verifier, "retention": expirer} {
+		if r := agents(by, slot).OK(t, "agent", "slot", "--claim"); strings.Contains(r.Stderr, "WARN") || !by.Has("holdfast/schedule/"+slot+"/20251121T030000Z.absent.json") {
+			t.Errorf("who does %s cannot note that nobody did:\n%s", slot, r.Stderr)
+		}
+	}
+	for _, by := range []*site.Site{reader, verifier} {
+		denied(by, "put", file, "holdfast/leases/backup-push/0000000000000001.end.json")
+		denied(by, "put", file, "holdfast/leases/retention/0000000000000001.end.json")
+		denied(by, "put", file, "holdfast/schedule/backup/20251121T030000Z.json")
+	}
+	denied(reader, "put", file, "holdfast/leases/verify/0000000000000001.end.json")
+	denied(verifier, "put", file, "holdfast/schedule/drill/20251121T030000Z.json")
+
+	// Drills need no more than read, and leave their records. What retention goes by only verify may say; who may read verifies, and leaves none.
+	drills := *reader
+	drills.Env = append(slices.Clone(reader.Env), "HOLDFAST_DRILL_DIR="+pgtest.Dir(t), "HOLDFAST_PG_BIN="+filepath.Join(pgtest.Cache(), "pg", "*", "bin"))
+	denied(reader, "put", file, "basebackups_005/"+second+"/verified/x.json")
+	denied(reader, "put", file, "holdfast/verified/wal/x.json")
+	if r := reader.OK(t, "verify"); !strings.Contains(r.Stderr, "cannot be recorded") {
+		t.Errorf("verify by who may only read:\n%s", r.Stderr)
+	}
+	denied(verifier, "put", file, "basebackups_005/"+second+"/proven/x.json")
+	denied(verifier, "put", "-f", file, "basebackups_005/"+second+"_backup_stop_sentinel.json")
+	denied(verifier, "rm", "basebackups_005/"+second+"_backup_stop_sentinel.json")
+	for command, c := range map[string]struct {
+		by     *site.Site
+		record string
+	}{"verify": {verifier, second + "/verified/"}, "drill": {&drills, second + "/proven/"}, "retention apply": {expirer, "holdfast/leases/retention/0000000000000001.end.json"}} {
+		slot, _, _ := strings.Cut(command, " ")
+		r := agents(c.by, slot).OK(t, strings.Fields(command)...)
+		objects := strings.Join(reader.Objects(t), "\n")
+		for _, record := range []string{c.record, "holdfast/leases/" + slot + "/0000000000000001.json", "holdfast/schedule/" + slot + "/20251121T030000Z.json"} {
+			if strings.Contains(r.Stderr, "WARN") || !strings.Contains(objects, record) {
+				t.Errorf("%s does not leave %s:\n%s", command, record, r.Stderr)
+			}
+		}
+		if strings.Contains(objects, "holdfast/clock-") {
+			t.Errorf("%s leaves what it read the time off:\n%s", command, objects)
+		}
+	}
 }
 
 // pushedDelta takes a delta, without complaints, and returns its name.

@@ -1,8 +1,9 @@
 #!/bin/bash
 # install.sh [--server]: brings what the tests need: PostgreSQL 10 to 18, zstd, lz4, brotli, xz, lzop, gpg, age, libsodium, an S3
 # server (versitygw), a Google Cloud Storage (fake-gcs-server), an Azure Blob Storage (azurite), an SFTP server (Debian's
-# openssh-server, which is not started), OpenStack's own Swift (openstack-swift), etcd (Debian's etcd-server, which is not started),
-# Prometheus, its Pushgateway and Alertmanager (Debian's, which are not started).
+# openssh-server, which is not started), OpenStack's own Swift (openstack-swift), etcd and Patroni (Debian's etcd-server and patroni, which
+# are not started), Prometheus, its Pushgateway and Alertmanager (Debian's, which are not started),
+# and what the examples of deploy are checked with: systemd-analyze, and from npm gitlab-ci-local, action-validator, kubernetes-models.
 #
 # Everything but a few Debian packages goes below one cache directory, HOLDFAST_TEST_CACHE or /var/tmp/holdfast-test. It is
 # not below the home directory because PostgreSQL refuses to run as root: a test run by root starts it as user postgres, who
@@ -223,6 +224,17 @@ azurite() {
   ln -sf ../azurite/node_modules/.bin/azurite-blob "$cache/bin/azurite-blob"
 }
 
+# lint DATE PACKAGE@VERSION…: what the examples for CI and Kubernetes are checked with. Of what it depends on npm takes the versions that were the newest on that day.
+lint() {
+  local dir=$cache/lint
+  rm -rf "$dir"
+  mkdir -p "$dir"
+  cd "$dir"
+  echo '{"private": true}' > package.json
+  nice npm install --no-audit --no-fund --ignore-scripts --omit=dev --before="$1" "${@:2}"
+  echo "${*:2}" >&3
+}
+
 server=''
 for arg; do
   case $arg in
@@ -261,8 +273,8 @@ flock 9 # one installation at a time
 failed=0
 packages=$(missing zstd lz4 patchelf openssl:openssl node:nodejs npm /usr/lib/postgresql/15/bin/postgres:postgresql-15 \
   brotli xz:xz-utils lzop python3 /usr/lib/x86_64-linux-gnu/libsodium.so.23:libsodium23 \
-  /usr/sbin/sshd:openssh-server gpg:gnupg age etcd:etcd-server promtool:prometheus prometheus-pushgateway prometheus-alertmanager \
-  /usr/share/zoneinfo/UTC:tzdata pgbackrest | tr '\n' ' ')
+  /usr/sbin/sshd:openssh-server gpg:gnupg age etcd:etcd-server patroni /usr/lib/python3/dist-packages/etcd/__init__.py:python3-etcd promtool:prometheus prometheus-pushgateway prometheus-alertmanager \
+  /usr/share/zoneinfo/UTC:tzdata pgbackrest systemd-analyze:systemd | tr '\n' ' ')
 if [ -z "${packages// /}" ]; then
   echo "packages       all there"
 elif [ "$(id -u)" -ne 0 ]; then
@@ -285,6 +297,9 @@ tool pgbackrest forky backrest forky || failed=1
   exit $status
 ) & lanes=$!
 tool azurite 3.37.0 azurite 3.37.0 2026-11-15 & lanes="$lanes $!"
+lint='gitlab-ci-local@4.61.1 @action-validator/cli@0.6.0 @action-validator/core@0.6.0 kubernetes-models@4.5.1 yaml@2.9.1'
+# shellcheck disable=SC2086
+tool lint "$lint" lint 2026-11-20 $lint & lanes="$lanes $!"
 tool openstack-swift "bookworm $(sha256sum < "$here/openstack-swift.py" | head -c 8)" openstack_swift bookworm & lanes="$lanes $!"
 (
   status=0

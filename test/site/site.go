@@ -7,10 +7,12 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -76,7 +78,7 @@ type Result struct {
 	Status int // 128 and the signal's number when it was killed
 	Stdout string
 	Stderr string
-	Peak   int64 // bytes of memory that were resident at most, or those of this process where they were more
+	Peak   int64 // bytes of memory that were seen resident at most; 0 of a command that Run did not run
 }
 
 // Errors returns the lines of Stderr that tell of errors, hints left out.
@@ -108,23 +110,64 @@ func Run(t testing.TB, cmd *exec.Cmd) Result {
 	t.Helper()
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	cmd.WaitDelay = time.Minute // of what it leaves, which may hold its output
 	begun := time.Now()
-	err := cmd.Run()
+	if err := cmd.Start(); err != nil {
+		t.Fatalf("%s: %v", cmd, err)
+	}
+	hangs := time.AfterFunc(Patience, func() { _ = cmd.Process.Kill() }) // it may have ended
+	ended, peak := make(chan struct{}), make(chan int64)
+	go func() { peak <- watch(cmd.Process.Pid, ended) }()
+	err := cmd.Wait()
+	hangs.Stop()
+	close(ended)
+	most := <-peak
 	if exit := new(exec.ExitError); err != nil && !errors.As(err, &exit) {
 		t.Fatalf("%s: %v", cmd, err)
 	}
 	if took := time.Since(begun); took > Patience {
 		t.Errorf("%s took %s", cmd, took)
 	}
-	return Ended(cmd, stdout.String(), stderr.String())
+	r := Ended(cmd, stdout.String(), stderr.String())
+	r.Peak = most
+	return r
+}
+
+// watch returns the most memory that process pid was seen to have had when it has ended.
+func watch(pid int, ended <-chan struct{}) (most int64) {
+	for tick := time.NewTicker(2 * time.Millisecond); ; {
+		select {
+		case <-ended:
+			tick.Stop()
+			return most
+		case <-tick.C:
+			most = max(most, Peak(pid))
+		}
+	}
+}
+
+// Peak returns how much memory process pid has had at most, in bytes; 0 of none. What wait4(2) reports is not below the memory of the
+// parent, whose pages the child has until it becomes another program.
+func Peak(pid int) int64 {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		return 0
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			if err != nil {
+				return 0
+			}
+			return kib << 10
+		}
+	}
+	return 0
 }
 
 // Ended says how a command that was waited for ended.
 func Ended(cmd *exec.Cmd, stdout, stderr string) Result {
 	r := Result{Status: cmd.ProcessState.ExitCode(), Stdout: stdout, Stderr: stderr}
-	if used, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
-		r.Peak = used.Maxrss << 10
-	}
 	if ws, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
 		r.Status = 128 + int(ws.Signal())
 	}
@@ -303,6 +346,30 @@ func (s *Site) NoTrace(t testing.TB, backups ...string) {
 		}
 		if !known {
 			t.Errorf("the archive still holds %s", name)
+		}
+	}
+}
+
+// NoCopies fails the test where anything is left of copies that were made below dir.
+func (s *Site) NoCopies(t testing.TB, dir string) {
+	t.Helper()
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+		t.Errorf("%s still has %v (%v)", dir, entries, err)
+	}
+	for _, o := range s.Objects(t) {
+		if strings.HasPrefix(o, "holdfast/restores/") {
+			t.Errorf("the archive still has %s", o)
+		}
+	}
+	processes, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range processes {
+		called, err1 := os.ReadFile(p + "/cmdline")
+		at, err2 := os.Readlink(p + "/cwd") // by which a server's processes are known whatever they call themselves
+		if err1 == nil && strings.Contains(string(called), dir) || err2 == nil && strings.HasPrefix(at, dir+"/") {
+			t.Errorf("%s: %q is left", p, called)
 		}
 	}
 }

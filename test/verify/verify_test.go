@@ -39,7 +39,8 @@ func TestVerify(t *testing.T) {
 		t.Run(fmt.Sprint("PG", major), func(t *testing.T) {
 			s := site.New(t, p, pgtest.Options{Checksums: true, Settings: map[string]string{"wal_level": "logical"}})
 			s.Env = append(s.Env, "WALG_DELTA_MAX_STEPS=3")
-			s.Exec(t, `create table t as select g, repeat(md5(g::text), 10) as x from generate_series(1, 20000) g`, `create table gone as select 1 as a`)
+			s.Exec(t, `create table t as select g, repeat(md5(g::text), 10) as x from generate_series(1, 20000) g`, `create table gone as select 1 as a`,
+				`create table still as select md5(g::text) || md5((-g)::text) as x from generate_series(1, 150000) g`, `vacuum freeze still`)
 			full := s.Push(t)
 			s.Exec(t, `update t set x = 'changed' where g % 50 = 0`, `select pg_logical_emit_message(true, 'large', repeat('x', 30000000))`, `drop table gone`)
 			if err := s.Server.Stop(t.Context(), instance.Immediate); err != nil {
@@ -87,16 +88,17 @@ func TestVerify(t *testing.T) {
 				}
 			}
 
-			// A page of the full backup.
-			part := filepath.Join(s.Root, "basebackups_005", full, "tar_partitions", "part_001.tar.zst")
+			// A page of the full backup that the delta needs: most of the part that has it is that table.
+			name := partOf(t, s, full, s.Value(t, `select pg_relation_filepath('still')`))
+			part := filepath.Join(s.Root, "basebackups_005", full, "tar_partitions", name)
 			flip(t, part)
 			rep = report(t, s, 2, delta)
 			f := rep.Findings[0]
-			if f.Severity != verify.Damage || f.Object != "basebackups_005/"+full+"/tar_partitions/part_001.tar.zst" || f.Backup != full || f.Offset == nil ||
+			if f.Severity != verify.Damage || f.Object != "basebackups_005/"+full+"/tar_partitions/"+name || f.Backup != full || f.Offset == nil ||
 				!strings.Contains(f.Means, delta) {
 				t.Errorf("%+v", f)
 			}
-			s.Refused(t, 1, []string{"part_001.tar.zst"}, "backup-fetch", filepath.Join(pgtest.Dir(t), "data"), delta)
+			s.Refused(t, 1, []string{name}, "backup-fetch", filepath.Join(pgtest.Dir(t), "data"), delta)
 			flip(t, part)
 			report(t, s, 0, delta)
 
@@ -150,6 +152,26 @@ func TestVerify(t *testing.T) {
 			}
 		})
 	}
+}
+
+// partOf is the name of the part of backup that has the file path.
+func partOf(t *testing.T, s *site.Site, backup, path string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(s.Root, "basebackups_005", backup, "files_metadata.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list struct{ TarFileSets map[string][]string }
+	if err := json.Unmarshal(b, &list); err != nil {
+		t.Fatal(err)
+	}
+	for part, files := range list.TarFileSets {
+		if slices.ContainsFunc(files, func(f string) bool { return strings.TrimPrefix(f, "/") == path }) {
+			return part
+		}
+	}
+	t.Fatalf("no part of %s has %s", backup, path)
+	return ""
 }
 
 // flip changes a bit in the middle of a file, or changes it back.

@@ -51,43 +51,30 @@ type entry struct {
 	ModifyIndex uint64
 }
 
-func (e *entry) holder(job string) lease.Holder {
-	var h lease.Holder
-	if json.Unmarshal(e.Value, &h) != nil {
-		h = lease.Holder{}
-	}
-	h.Job, h.Token = job, e.ModifyIndex
-	return h
-}
-
 func (k *Keeper) path(job string) string {
 	return "/v1/kv/" + (&url.URL{Path: k.prefix + job}).EscapedPath()
 }
 
-// get reads a job's key; nil where there is none.
-func (k *Keeper) get(ctx context.Context, job string) (*entry, error) {
+// get reads who has a job's key, in which session; nil where nobody has.
+func (k *Keeper) get(ctx context.Context, job string) (*lease.Holder, string, error) {
 	if err := lease.CheckJob(job); err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	a, err := k.client.Do(ctx, http.MethodGet, k.path(job)+"?consistent", nil, http.StatusNotFound)
 	if err != nil || a.Status == http.StatusNotFound {
-		return nil, err
+		return nil, "", err
 	}
 	var all []entry
-	if err := a.Decode(&all); err != nil || len(all) == 0 {
-		return nil, err
+	if err := a.Decode(&all); err != nil || len(all) == 0 || all[0].Session == "" {
+		return nil, "", err
 	}
-	return &all[0], nil
+	return lease.ReadHolder(all[0].Value, job, all[0].ModifyIndex), all[0].Session, nil
 }
 
 // Holder implements lease.Keeper.
 func (k *Keeper) Holder(ctx context.Context, job string) (*lease.Holder, error) {
-	e, err := k.get(ctx, job)
-	if err != nil || e == nil || e.Session == "" {
-		return nil, err
-	}
-	h := e.holder(job)
-	return &h, nil
+	h, _, err := k.get(ctx, job)
+	return h, err
 }
 
 // Acquire implements lease.Keeper. A ttl below 10 s is taken for that.
@@ -127,18 +114,16 @@ func (k *Keeper) Acquire(ctx context.Context, job string, h lease.Holder, ttl ti
 		if _, err = k.client.Do(ctx, http.MethodPut, k.path(job)+"?acquire="+url.QueryEscape(g.session), value); err != nil {
 			return nil, err
 		}
-		e, err := k.get(ctx, job)
+		who, session, err := k.get(ctx, job)
 		switch {
 		case err != nil:
 			return nil, err
-		case e == nil, e.Session == "":
-			continue
-		case e.Session == g.session:
-			g.token = e.ModifyIndex
+		case session == g.session:
+			g.token = who.Token
 			return g, nil
+		case who != nil:
+			return nil, lease.Held(who, h)
 		}
-		who := e.holder(job)
-		return nil, &lease.HeldError{Holder: who, Here: who.Host == h.Host}
 	}
 	return nil, errors.New("Consul: the lock is free, and is not given")
 }
@@ -166,16 +151,11 @@ func (g *grant) Renew(ctx context.Context) error {
 
 // Check implements lease.Grant.
 func (g *grant) Check(ctx context.Context) error {
-	e, err := g.keeper.get(ctx, g.job)
-	switch {
-	case err != nil:
-		return err
-	case e == nil || e.Session == "":
-		return &lease.LostError{Job: g.job, Why: "Consul has ended it"}
-	case e.Session != g.session:
-		return &lease.LostError{Job: g.job, Why: e.holder(g.job).Host + " has it by now"}
+	h, session, err := g.keeper.get(ctx, g.job)
+	if err == nil && session != g.session {
+		err = lease.Taken(g.job, h, "Consul has ended it")
 	}
-	return nil
+	return err
 }
 
 // Release implements lease.Grant.

@@ -1,7 +1,6 @@
 package consul_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -149,22 +148,7 @@ func TestConsulKeepsLeases(t *testing.T) {
 
 func TestConsulThatRefusesIsAnError(t *testing.T) {
 	_, at := serve(t, "hush")
-	_, err := consul.New([]string{at}, "holdfast/", consul.Options{Token: "wrong-one"}).Acquire(t.Context(), "verify", lease.Holder{Host: "db1"}, time.Minute)
-	if err == nil || !strings.Contains(err.Error(), "Permission denied") || strings.Contains(err.Error(), "wrong-one") {
-		t.Errorf("%v", err)
-	}
-}
-
-// said answers requests with what there is for their method and the beginning of their path.
-type said map[string][]byte
-
-func (s said) RoundTrip(r *http.Request) (*http.Response, error) {
-	for begin, body := range s {
-		if strings.HasPrefix(r.Method+" "+r.URL.Path, begin) {
-			return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(bytes.NewReader(body)), Request: r}, nil
-		}
-	}
-	return &http.Response{StatusCode: http.StatusOK, Body: io.NopCloser(strings.NewReader("true")), Request: r}, nil
+	leasetest.Refused(t, consul.New([]string{at}, "holdfast/", consul.Options{Token: "wrong-one"}), "wrong-one", "Permission denied")
 }
 
 // A service that answers nonsense is an error, not a lease.
@@ -173,10 +157,15 @@ func FuzzAnswers(f *testing.F) {
 	f.Add([]byte(`{"ID":"a"}`), []byte(`[{"Session":"b","Value":"bnVsbA=="}]`))
 	f.Add([]byte(`{}`), []byte(`[]`))
 	f.Fuzz(func(t *testing.T, made, key []byte) {
-		k := consul.New([]string{"http://consul"}, "x/", consul.Options{HTTP: &http.Client{Transport: said{"PUT /v1/session/create": made, "GET /v1/kv/": key}}})
-		g, err := k.Acquire(t.Context(), "verify", lease.Holder{Host: "db1"}, time.Minute)
-		if (g == nil) == (err == nil) {
-			t.Errorf("%v, %v", g, err)
-		}
+		says := leasetest.Says(func(r *http.Request) []byte {
+			switch {
+			case r.URL.Path == "/v1/session/create":
+				return made
+			case r.Method == http.MethodGet:
+				return key
+			}
+			return []byte("true")
+		})
+		leasetest.Nonsense(t, consul.New([]string{"http://consul"}, "x/", consul.Options{HTTP: says.Client()}))
 	})
 }

@@ -102,36 +102,26 @@ type answer struct {
 
 func (k *Keeper) key(job string) []byte { return []byte(k.prefix + job) }
 
-// get reads a job's key; nil where there is none.
-func (k *Keeper) get(ctx context.Context, job string) (*pair, error) {
+// get reads who has a job's key, by which lease of etcd's; nil where nobody has.
+func (k *Keeper) get(ctx context.Context, job string) (h *lease.Holder, id int64, err error) {
 	if err := lease.CheckJob(job); err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	var a answer
 	if err := k.post(ctx, "/v3/kv/range", map[string]any{"key": k.key(job)}, &a); err != nil || len(a.Pairs) == 0 {
-		return nil, err
+		return nil, 0, err
 	}
-	return &a.Pairs[0], nil
+	return a.Pairs[0].holder(job), a.Pairs[0].Lease, nil
 }
 
-// holder reads who holds a key. What is not understood is a holder nobody knows.
-func (p *pair) holder(job string) lease.Holder {
-	var h lease.Holder
-	if json.Unmarshal(p.Value, &h) != nil {
-		h = lease.Holder{}
-	}
-	h.Job, h.Token = job, uint64(p.Create)
-	return h
+func (p *pair) holder(job string) *lease.Holder {
+	return lease.ReadHolder(p.Value, job, uint64(p.Create))
 }
 
 // Holder implements lease.Keeper.
 func (k *Keeper) Holder(ctx context.Context, job string) (*lease.Holder, error) {
-	p, err := k.get(ctx, job)
-	if err != nil || p == nil {
-		return nil, err
-	}
-	h := p.holder(job)
-	return &h, nil
+	h, _, err := k.get(ctx, job)
+	return h, err
 }
 
 // Acquire implements lease.Keeper. etcd makes a lease of less than about 2 s longer.
@@ -171,8 +161,7 @@ func (k *Keeper) Acquire(ctx context.Context, job string, h lease.Holder, ttl ti
 					g.token = uint64(p.Create)
 					return g, nil
 				}
-				who := p.holder(job)
-				err = &lease.HeldError{Holder: who, Here: who.Host == h.Host}
+				err = lease.Held(p.holder(job), h)
 			}
 		}
 		if err == nil {
@@ -212,16 +201,11 @@ func (g *grant) Renew(ctx context.Context) error {
 
 // Check implements lease.Grant.
 func (g *grant) Check(ctx context.Context) error {
-	p, err := g.keeper.get(ctx, g.job)
-	switch {
-	case err != nil:
-		return err
-	case p == nil:
-		return &lease.LostError{Job: g.job, Why: "it is not in etcd any more"}
-	case p.Lease != g.id:
-		return &lease.LostError{Job: g.job, Why: p.holder(g.job).Host + " has it by now"}
+	h, id, err := g.keeper.get(ctx, g.job)
+	if err == nil && (h == nil || id != g.id) {
+		err = lease.Taken(g.job, h, "it is not in etcd any more")
 	}
-	return nil
+	return err
 }
 
 // Release implements lease.Grant.

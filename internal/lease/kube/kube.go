@@ -83,12 +83,11 @@ func identity(h lease.Holder) string {
 }
 
 // holder says who has, or had, the Lease.
-func (o *object) holder(job string) lease.Holder {
-	var h lease.Holder
-	if json.Unmarshal([]byte(o.Metadata.Annotations[holderKey]), &h) != nil {
-		h = lease.Holder{Host: o.Spec.Holder} // of another program
+func (o *object) holder(job string) *lease.Holder {
+	h := lease.ReadHolder([]byte(o.Metadata.Annotations[holderKey]), job, uint64(max(0, o.Spec.Transitions)))
+	if h.Host == "" {
+		h.Host = o.Spec.Holder // of another program
 	}
-	h.Job, h.Token = job, uint64(max(0, o.Spec.Transitions))
 	return h
 }
 
@@ -169,8 +168,7 @@ func (k *Keeper) Holder(ctx context.Context, job string) (*lease.Holder, error) 
 	if err != nil || o == nil || !o.held(now) {
 		return nil, err
 	}
-	h := o.holder(job)
-	return &h, nil
+	return o.holder(job), nil
 }
 
 // Acquire implements lease.Keeper.
@@ -189,8 +187,7 @@ func (k *Keeper) Acquire(ctx context.Context, job string, h lease.Holder, ttl ti
 			o = &object{APIVersion: "coordination.k8s.io/v1", Kind: "Lease"}
 			o.Metadata.Name, o.Metadata.Namespace = k.name+"-"+job, k.namespace
 		case o.held(now):
-			who := o.holder(job)
-			return nil, &lease.HeldError{Holder: who, Here: who.Host == h.Host}
+			return nil, lease.Held(o.holder(job), h)
 		}
 		if o.Spec.Transitions == math.MaxInt32 {
 			return nil, errors.New("Kubernetes: the Lease has changed hands too often: remove it")
@@ -233,7 +230,7 @@ func (g *grant) mine(ctx context.Context) (*object, time.Time, error) {
 	case o == nil:
 		return nil, now, &lease.LostError{Job: g.job, Why: "the Lease was removed"}
 	case o.Spec.Holder != g.identity || uint64(o.Spec.Transitions) != g.token:
-		return nil, now, &lease.LostError{Job: g.job, Why: o.holder(g.job).Host + " has it by now"}
+		return nil, now, lease.Taken(g.job, o.holder(g.job), "")
 	case !o.held(now):
 		return nil, now, &lease.LostError{Job: g.job, Why: "it was not renewed in time"}
 	}

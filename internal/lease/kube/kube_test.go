@@ -1,10 +1,8 @@
 package kube_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -124,10 +122,7 @@ func TestKubernetesKeepsLeases(t *testing.T) {
 
 func TestKubernetesThatRefusesIsAnError(t *testing.T) {
 	_, at := serve(t)
-	_, err := kube.New(at, "postgres", "orders", token("wrong-one")).Acquire(t.Context(), "verify", lease.Holder{Host: "db1"}, time.Minute)
-	if err == nil || !strings.Contains(err.Error(), "is forbidden") || strings.Contains(err.Error(), "wrong-one") {
-		t.Errorf("%v", err)
-	}
+	leasetest.Refused(t, kube.New(at, "postgres", "orders", token("wrong-one")), "wrong-one", "is forbidden")
 }
 
 // A Lease of another program's, such as one that an operator has made by hand, is respected while it is held, and taken when it is not.
@@ -150,23 +145,13 @@ func TestALeaseOfAnotherProgramIsRespected(t *testing.T) {
 	}
 }
 
-// said answers each request with the same.
-type said []byte
-
-func (s said) RoundTrip(r *http.Request) (*http.Response, error) {
-	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Date": {"Sat, 21 Nov 2026 03:00:00 GMT"}}, Body: io.NopCloser(bytes.NewReader(s)), Request: r}, nil
-}
-
 // A service that answers nonsense is an error, or a lease that somebody holds.
 func FuzzAnswers(f *testing.F) {
 	f.Add([]byte(`{"metadata":{"resourceVersion":"1"},"spec":{"holderIdentity":"x","leaseDurationSeconds":60,"renewTime":"2026-11-21T03:00:00.000000Z"}}`))
 	f.Add([]byte(`{"metadata":{"annotations":{"holdfast/holder":"[]"}},"spec":{"leaseTransitions":2147483647}}`))
 	f.Add([]byte(`{"spec":{"leaseTransitions":-5,"leaseDurationSeconds":-1,"renewTime":"never"}}`))
 	f.Fuzz(func(t *testing.T, answer []byte) {
-		k := kube.New("http://kube", "postgres", "orders", kube.Options{HTTP: &http.Client{Transport: said(answer)}})
-		g, err := k.Acquire(t.Context(), "verify", lease.Holder{Host: "db1"}, time.Minute)
-		if (g == nil) == (err == nil) {
-			t.Errorf("%v, %v", g, err)
-		}
+		says := leasetest.Says(func(*http.Request) []byte { return answer })
+		leasetest.Nonsense(t, kube.New("http://kube", "postgres", "orders", kube.Options{HTTP: says.Client()}))
 	})
 }

@@ -2,8 +2,12 @@
 package leasetest
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -210,4 +214,33 @@ func names(t *testing.T, s Service) {
 			t.Errorf("a job %q", bad)
 		}
 	}
+}
+
+// Refused checks that a service that refuses whoever gives secret is an error, which says why and tells no secret.
+func Refused(t *testing.T, k lease.Keeper, secret, why string) {
+	t.Helper()
+	_, err := k.Acquire(t.Context(), job, holder("db1"), time.Minute)
+	if err == nil || !strings.Contains(err.Error(), why) || strings.Contains(err.Error(), secret) {
+		t.Errorf("%v, want %q in it and not %q", err, why, secret)
+	}
+}
+
+// Nonsense checks of a service that may answer nonsense that it either gives a lease or says why not.
+func Nonsense(t *testing.T, k lease.Keeper) {
+	t.Helper()
+	g, err := k.Acquire(t.Context(), job, holder("db1"), time.Minute)
+	if (g == nil) == (err == nil) {
+		t.Errorf("%v, %v", g, err)
+	}
+}
+
+// Says is a service that answers each request with what it returns.
+type Says func(r *http.Request) []byte
+
+// Client returns a client of that service alone.
+func (s Says) Client() *http.Client { return &http.Client{Transport: s} }
+
+// RoundTrip implements http.RoundTripper.
+func (s Says) RoundTrip(r *http.Request) (*http.Response, error) {
+	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"Date": {"Sat, 21 Nov 2026 03:00:00 GMT"}}, Body: io.NopCloser(bytes.NewReader(s(r))), Request: r}, nil
 }

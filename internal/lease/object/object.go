@@ -127,31 +127,58 @@ func (k *Keeper) load(ctx context.Context, job string) (*state, error) {
 	if err := lease.CheckJob(job); err != nil {
 		return nil, err
 	}
-	dir := Dir + job + "/"
-	all := map[uint64][]store.Object{}
 	s := &state{}
-	for o, err := range k.store.List(ctx, dir, "") {
-		if err != nil {
-			return nil, fmt.Errorf("list %s: %w", dir, err)
-		}
-		if token, _, ok := parse(o.Name); ok && !o.IsDir() {
-			all[token] = append(all[token], o)
-			s.token = max(s.token, token)
-		}
+	var newest []store.Object
+	var err error
+	if s.token, newest, s.old, err = list(ctx, k.store, job); err != nil {
+		return nil, err
 	}
-	for token, objects := range all {
-		if token+kept <= s.token {
-			for _, o := range objects {
-				s.old = append(s.old, o.Name)
-			}
-		}
-	}
-	for _, o := range all[s.token] {
+	for _, o := range newest {
 		if err := k.read(ctx, s, o); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
+}
+
+// list returns the newest token of job, its objects, and those of tokens that are history.
+func list(ctx context.Context, st store.Store, job string) (token uint64, newest []store.Object, old []string, err error) {
+	dir := Dir + job + "/"
+	all := map[uint64][]store.Object{}
+	for o, err := range st.List(ctx, dir, "") {
+		if err != nil {
+			return 0, nil, nil, fmt.Errorf("list %s: %w", dir, err)
+		}
+		if t, _, ok := parse(o.Name); ok && !o.IsDir() {
+			all[t] = append(all[t], o)
+			token = max(token, t)
+		}
+	}
+	for t, objects := range all {
+		if t+kept <= token {
+			for _, o := range objects {
+				old = append(old, o.Name)
+			}
+		}
+	}
+	return token, all[token], old, nil
+}
+
+// Sweep removes what is history of the leases of all jobs: those who take them do, where they may remove anything.
+func Sweep(ctx context.Context, s store.Store) error {
+	jobs, err := New(s, nil, Options{}).Jobs(ctx)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, job := range jobs {
+		_, _, old, err := list(ctx, s, job)
+		if err == nil && len(old) > 0 {
+			err = store.DeleteMany(ctx, s, old)
+		}
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
 }
 
 // read reads one object of the newest token.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"testing"
@@ -236,6 +237,53 @@ func TestWhoWakesWhenItsTokenIsHistoryCommitsNothing(t *testing.T) {
 			t.Errorf("renew: %v", err)
 		}
 	})
+}
+
+// Hosts that may not remove anything leave old tokens; who may sweeps them, of every job, and leases are as they were.
+func TestWhatHostsMayNotRemoveIsSwept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &storetest.Memory{}
+		k := keeper(keepsAll{m}, object.Options{})
+		for _, job := range []string{"backup-push", "verify"} {
+			for range 40 {
+				g, err := k.Acquire(t.Context(), job, host("db1"), ttl)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := g.Release(t.Context(), true); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		held := acquire(t, k, "db1")
+		if n := len(objects(t, m, object.Dir)); n != 161 {
+			t.Errorf("%d objects of leases, want two for each turn that is over and one for the last", n)
+		}
+		if err := object.Sweep(t.Context(), keepsAll{m}); !errors.Is(err, fs.ErrPermission) {
+			t.Errorf("by who may not: %v", err)
+		}
+		if err := object.Sweep(t.Context(), m); err != nil {
+			t.Error(err)
+		}
+		if n := len(objects(t, m, object.Dir)); n != 31+32 {
+			t.Errorf("%d objects stay, want those of the last 16 of each job", n)
+		}
+		if err := held.Renew(t.Context()); err != nil {
+			t.Error(err)
+		}
+		refused(t, k, "db2", "Another host (db1) holds the lease since 2000-01-01T00:00:00Z: nothing to do.")
+	})
+}
+
+// keepsAll is a store that lets nothing go.
+type keepsAll struct{ *storetest.Memory }
+
+func (k keepsAll) Delete(_ context.Context, name string) error {
+	return &fs.PathError{Op: "delete", Path: name, Err: fs.ErrPermission}
+}
+
+func (k keepsAll) DeleteMany(ctx context.Context, names []string) error {
+	return k.Delete(ctx, names[0])
 }
 
 func TestBreakTakesALeaseAway(t *testing.T) {

@@ -107,7 +107,7 @@ func (k *Keeper) Acquire(ctx context.Context, job string, h lease.Holder, ttl ti
 	if who == nil { // it was given up since
 		who = &lease.Holder{Job: job}
 	}
-	return nil, &lease.HeldError{Holder: *who, Here: who.Host != "" && who.Host == h.Host}
+	return nil, lease.Held(who, h)
 }
 
 // Holder implements lease.Keeper.

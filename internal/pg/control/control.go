@@ -45,11 +45,21 @@ type Data struct {
 	BackupStart            wal.LSN      // of the base backup that replay has not made consistent yet; 0 for none
 
 	WALLevel         WALLevel
+	Demands          Demands
 	SegmentSize      wal.SegmentSize
 	WALBlockSize     uint32 // bytes of a page of WAL
 	BlockSize        uint32 // bytes of a page of a relation
 	BlocksPerSegment uint32 // of a relation's file: the 1 GB after which the next file begins, in blocks
 	ChecksumVersion  uint32 // of data pages; 0 is none
+}
+
+// Demands are settings of the server that wrote the WAL. A server that replays it needs at least as much of each.
+type Demands struct {
+	MaxConnections          int
+	MaxWorkerProcesses      int
+	MaxWALSenders           int // 0 before PostgreSQL 12, which does not write it down
+	MaxPreparedTransactions int
+	MaxLocksPerTransaction  int
 }
 
 // TablespaceDir is the directory within every tablespace that belongs to this cluster's version
@@ -191,6 +201,14 @@ func Decode(b []byte) (Data, error) {
 	d.MinRecoveryEndTimeline = wal.Timeline(u32(l.unlogged + 16))
 	d.BackupStart = lsn(l.unlogged + 24)
 	d.WALLevel = WALLevel(u32(l.unlogged + 44))
+
+	demand := l.unlogged + 52 // behind wal_level and wal_log_hints
+	next := func() int { demand += 4; return int(int32(u32(demand - 4))) }
+	d.Demands.MaxConnections, d.Demands.MaxWorkerProcesses = next(), next()
+	if d.Major >= 12 {
+		d.Demands.MaxWALSenders = next()
+	}
+	d.Demands.MaxPreparedTransactions, d.Demands.MaxLocksPerTransaction = next(), next()
 
 	d.BlockSize = u32(l.sizes)
 	d.BlocksPerSegment = u32(l.sizes + 4)

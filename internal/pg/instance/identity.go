@@ -71,10 +71,10 @@ func (id *identity) apply(cmd *exec.Cmd) {
 	cmd.SysProcAttr.Credential = id.cred
 }
 
-// give makes the file at path belong to id.
-func (id *identity) give(path string) error {
+// give makes a file belong to id.
+func (id *identity) give(f *os.File) error {
 	if id == nil {
 		return nil
 	}
-	return os.Lchown(path, int(id.cred.Uid), int(id.cred.Gid))
+	return f.Chown(int(id.cred.Uid), int(id.cred.Gid))
 }

@@ -2,7 +2,7 @@
 // stops one server as a child of this process.
 //
 // The server is started directly, not through pg_ctl, in a process group of its own, so that an interrupt typed at the terminal reaches only us
-// and what we stop is exactly what we started. On Linux it does not outlive us: when this process dies the kernel tells the server to
+// and what we stop is exactly what we started. On Linux it does not outlive us unless it is detached: when this process dies the kernel tells the server to
 // shut down at once (as Immediate does). Its state is read from postmaster.pid and pg_control, as pg_ctl does (src/bin/pg_ctl/pg_ctl.c), so
 // no role or password is needed.
 package instance
@@ -39,6 +39,8 @@ type Options struct {
 	LogFile   string            // the server's output is appended here; "" means SocketDir/postgres.log
 	User      string            // account to run as when we are root; "" means the owner of DataDir
 	Env       []string          // NAME=value for the server and its archive and restore commands, beside this process's own
+	Without   []string          // names of variables of this process that the server does not get
+	Detached  bool              // the server outlives us
 }
 
 // Instance is a running server. Stop or Kill it.
@@ -54,7 +56,7 @@ type Instance struct {
 const maxSocketPath = 107
 
 // pollInterval is how often a wait looks at the server's files.
-const pollInterval = 20 * time.Millisecond
+const pollInterval = 5 * time.Millisecond
 
 // Start starts a server and waits until it accepts connections, or read-only ones during recovery (hot_standby=on); with
 // hot_standby=off that is when recovery has ended. It listens on a Unix socket only, unless Settings say otherwise. When
@@ -72,12 +74,12 @@ func Start(ctx context.Context, opts Options) (*Instance, error) {
 	if i.id, err = runAs(opts.User, opts.DataDir); err != nil {
 		return nil, fmt.Errorf("start PostgreSQL on %s: %w", opts.DataDir, err)
 	}
-	log, err := os.OpenFile(opts.LogFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	log, err := os.OpenFile(opts.LogFile, os.O_WRONLY|os.O_CREATE|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("start PostgreSQL on %s: %w", opts.DataDir, err)
 	}
 	defer log.Close() // the server has its own descriptor
-	if err := i.id.give(opts.LogFile); err != nil {
+	if err := i.id.give(log); err != nil {
 		return nil, fmt.Errorf("start PostgreSQL on %s: %w", opts.DataDir, err)
 	}
 	begin, err := log.Seek(0, io.SeekEnd)
@@ -87,9 +89,12 @@ func Start(ctx context.Context, opts Options) (*Instance, error) {
 
 	i.cmd = exec.Command(opts.Programs.path("postgres"), i.args()...)
 	i.cmd.Dir = "/"
-	i.cmd.Env = append(os.Environ(), opts.Env...)
+	i.cmd.Env = opts.environ()
 	i.cmd.Stdout, i.cmd.Stderr = log, log
-	i.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGQUIT}
+	i.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if !opts.Detached {
+		i.cmd.SysProcAttr.Pdeathsig = syscall.SIGQUIT
+	}
 	i.id.apply(i.cmd)
 	if err := i.launch(); err != nil {
 		return nil, fmt.Errorf("start PostgreSQL %d on %s: %w", opts.Programs.Major, opts.DataDir, err)
@@ -99,6 +104,38 @@ func Start(ctx context.Context, opts Options) (*Instance, error) {
 		return nil, fmt.Errorf("start PostgreSQL %d on %s: %w%s", opts.Programs.Major, opts.DataDir, err, tail(opts.LogFile, begin))
 	}
 	return i, nil
+}
+
+// Configured returns what the setting called name is where opts would start a server: by its configuration files, ALTER SYSTEM and opts.Settings. An error is that
+// PostgreSQL cannot make sense of these, or does not know the setting.
+func Configured(ctx context.Context, opts Options, name string) (string, error) {
+	opts.Port = cmp.Or(opts.Port, 5432)
+	id, err := runAs(opts.User, opts.DataDir)
+	if err != nil {
+		return "", fmt.Errorf("ask for %s on %s: %w", name, opts.DataDir, err)
+	}
+	i := &Instance{opts: opts}
+	var stdout, stderr bytes.Buffer
+	cmd := exec.CommandContext(ctx, opts.Programs.path("postgres"), append([]string{"-C", name}, i.args()...)...)
+	cmd.Dir = "/"
+	cmd.Env = opts.environ()
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	id.apply(cmd)
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("ask for %s on %s: %w: %s", name, opts.DataDir, errors.Join(ctx.Err(), err), bytes.TrimSpace(stderr.Bytes()))
+	}
+	return strings.TrimSuffix(stdout.String(), "\n"), nil
+}
+
+// environ returns the server's environment.
+func (o *Options) environ() []string { return Leave(append(os.Environ(), o.Env...), o.Without) }
+
+// Leave returns environ without the variables of these names. It changes environ.
+func Leave(environ, names []string) []string {
+	return slices.DeleteFunc(environ, func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return slices.Contains(names, name)
+	})
 }
 
 // args returns the server's command line. Logging goes to our file whatever the configuration says, or a failed start could not be explained.
@@ -213,6 +250,7 @@ func (i *Instance) AwaitRecovery(ctx context.Context) error {
 func (i *Instance) Promote(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, i.opts.Programs.path("pg_ctl"), "promote", "-W", "-D", i.opts.DataDir)
 	cmd.Dir = "/"
+	cmd.Env = i.opts.environ()
 	i.id.apply(cmd)
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("promote %s: %w: %s", i.opts.DataDir, errors.Join(ctx.Err(), err), bytes.TrimSpace(out))

@@ -75,11 +75,21 @@ func ReceiveWAL(messages []byte, from, to wal.LSN) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &walStream{session: c, watch: newWatch(context.Background(), c.pg.Conn()), next: from, to: to}
-	if err := s.start(1); err != nil {
+	s, err := c.stretch(context.Background(), 1, from, to)
+	if err != nil {
 		return nil, err
 	}
 	return io.ReadAll(s)
+}
+
+// BeginStream begins to stream from a server that says this.
+func BeginStream(ctx context.Context, messages []byte) error {
+	c, err := sessionThatSays(170000, messages)
+	if err != nil {
+		return err
+	}
+	_, err = c.Stream(ctx, "slot", 1, 0x1000)
+	return err
 }
 
 // ReceiveStream reads the write-ahead log of timeline 1 from from on that a server sends by these messages, to the end of the timeline.

@@ -152,3 +152,11 @@ func (c *Conn) ArchiverStatus(ctx context.Context) (ArchiverStatus, error) {
 	}
 	return a, nil
 }
+
+// Streamed reports whether somebody streams WAL: a standby, or one that archives. Whose slot is not active may be about to stream nevertheless, and who streams may have
+// none; so both are looked at. Who takes a backup streams no WAL.
+func (c *Conn) Streamed(ctx context.Context) (streamed bool, err error) {
+	err = c.row(ctx, "ask PostgreSQL who streams from it", `select exists(select from pg_catalog.pg_replication_slots where slot_type = 'physical' and active) or
+		exists(select from pg_catalog.pg_stat_replication where state is distinct from 'backup')`, nil, &streamed)
+	return streamed, err
+}

@@ -1,6 +1,7 @@
 package server_test
 
 import (
+	"context"
 	"encoding/binary"
 	"testing"
 
@@ -157,5 +158,35 @@ func TestStreamMessages(t *testing.T) {
 	over := say(t, &pgproto3.RowDescription{}, row("3", "0/1000"), &pgproto3.CommandComplete{CommandTag: []byte("SELECT 1")}, &pgproto3.ReadyForQuery{TxStatus: 'I'})
 	if got, follows, at, err := server.ReceiveStream(over, 0x1000); len(got) != 0 || follows != 3 || at != 0x1000 || err != nil {
 		t.Errorf("%q, then timeline %d at %s, %v", got, follows, at, err)
+	}
+}
+
+// watched is a context that never ends, and counts who waits for its end.
+type watched struct {
+	context.Context
+	waiting int
+	done    chan struct{}
+}
+
+func (w *watched) Done() <-chan struct{} { return w.done }
+
+func (w *watched) AfterFunc(func()) (stop func() bool) {
+	w.waiting++
+	return func() bool { w.waiting--; return true }
+}
+
+// Of a stream that cannot begin nothing stays: who streams for months begins anew whenever a server is away.
+func TestAStreamThatCannotBeginLeavesNothing(t *testing.T) {
+	ctx := &watched{Context: context.Background(), done: make(chan struct{})}
+	for range 3 {
+		if err := server.BeginStream(ctx, []byte("nonsense")); err == nil {
+			t.Error("it began")
+		}
+	}
+	if ctx.waiting != 0 {
+		t.Errorf("%d connections are kept", ctx.waiting)
+	}
+	if err := server.BeginStream(ctx, stream(t)); err != nil || ctx.waiting != 1 {
+		t.Errorf("one that began: %v, %d watched", err, ctx.waiting)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"holdfast/internal/pg/server"
+	"holdfast/internal/pg/wal"
 	"holdfast/test/pgtest"
 )
 
@@ -39,5 +40,37 @@ func TestRole(t *testing.T) {
 		if _, err := connect(t, with(primary.Config(), "user", "nobody")).Standbys(t.Context()); !errors.As(err, &said) || said.Hint() == "" {
 			t.Errorf("PostgreSQL %d: who may not see: %v", major, err)
 		}
+	}
+}
+
+// A standby that follows another one through its promotion is on the new timeline as soon as it receives that; any role may ask.
+func TestTimeline(t *testing.T) {
+	for _, major := range []int{10, 18} {
+		primary := pgtest.New(t, pgtest.Require(t, major), pgtest.Options{})
+		primary.Exec(t, `create role nobody login`)
+		standby := primary.Standby(t, pgtest.Options{})
+		leaf := standby.Standby(t, pgtest.Options{})
+		primary.CatchUp(t, leaf)
+		ask := func(c *pgtest.Cluster, user string) wal.Timeline {
+			t.Helper()
+			at, err := connect(t, with(c.Config(), "user", user)).Timeline(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return at
+		}
+		for _, c := range []*pgtest.Cluster{primary, standby, leaf} {
+			if at := ask(c, "nobody"); at != 1 {
+				t.Errorf("PostgreSQL %d: timeline %d before any promotion", major, at)
+			}
+		}
+		if err := standby.Server.Promote(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if one, two := ask(primary, "nobody"), ask(standby, "nobody"); one != 1 || two != 2 {
+			t.Errorf("PostgreSQL %d: the primary is on timeline %d, who was promoted on %d", major, one, two)
+		}
+		standby.Exec(t, `create table t ()`)
+		pgtest.Eventually(t, "who follows is on timeline 2", func() bool { return ask(leaf, "postgres") == 2 })
 	}
 }

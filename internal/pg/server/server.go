@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -98,6 +99,7 @@ type Conn struct {
 	pg      *pgx.Conn
 	turn    chan struct{} // holds a token while a method uses pg
 	version int           // server_version_num
+	lent    bool          // by a pooler: see Lent
 	backup  *Start        // the running backup
 }
 
@@ -128,23 +130,82 @@ func Connect(ctx context.Context, cfg Config) (*Conn, error) {
 	return c, nil
 }
 
-// prepare sets the session up: no time limit may end a long backup, nothing but pg_catalog is searched, and a server whose client's
+// Session opens a session with the one server that cfg names, for those who ask what this package does not. It begins with params. Errors are *Error.
+func Session(ctx context.Context, cfg Config, params map[string]string) (*pgx.Conn, error) {
+	pgcfg, err := cfg.parse()
+	if err != nil {
+		return nil, &Error{Op: "connect to PostgreSQL", Err: err}
+	}
+	maps.Copy(pgcfg.RuntimeParams, params)
+	pgcfg.BuildContextWatcherHandler = func(c *pgconn.PgConn) ctxwatch.Handler {
+		return &pgconn.CancelRequestContextWatcherHandler{Conn: c, DeadlineDelay: 5 * time.Second}
+	}
+	pg, err := pgx.ConnectConfig(ctx, pgcfg)
+	if err != nil {
+		return nil, connectError(ctx, fmt.Sprintf("connect to database %s at %s port %d as %s", pgcfg.Database, pgcfg.Host, pgcfg.Port, pgcfg.User), err)
+	}
+	return pg, nil
+}
+
+// Lent reports whether a session is a pooler's (PgBouncer and its like), which may lend a session of the server to us and to others in turn, a transaction each: what is set in it would be
+// set for others. Where PostgreSQL tells the number of its process as a session begins, a pooler tells one of its own.
+func Lent(ctx context.Context, pg *pgx.Conn) (bool, error) {
+	results, err := pg.PgConn().Exec(ctx, `select pg_catalog.pg_backend_pid()`).ReadAll()
+	if err != nil {
+		return false, err
+	}
+	if len(results) != 1 || len(results[0].Rows) != 1 || len(results[0].Rows[0]) != 1 {
+		return false, errors.New("ask for the number of its process: no answer")
+	}
+	return string(results[0].Rows[0][0]) != strconv.FormatUint(uint64(pg.PgConn().PID()), 10), nil
+}
+
+// settings are those of our sessions: no time limit may end a long backup, nothing but pg_catalog is searched, and a server whose client's
 // machine vanished notices within two minutes, which ends the backup.
-func (c *Conn) prepare(ctx context.Context, op string) error {
-	err := c.row(ctx, op, `select pg_catalog.current_setting('server_version_num')::int4`, nil, &c.version)
+const settings = `
+	select pg_catalog.count(pg_catalog.set_config(s.name, v.value, $1))
+	from (values ('search_path', 'pg_catalog'), ('client_encoding', 'UTF8'), ('statement_timeout', '0'), ('lock_timeout', '0'),
+		('transaction_timeout', '0'), ('idle_session_timeout', '0'), ('idle_in_transaction_session_timeout', '0'),
+		('tcp_keepalives_idle', '60'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '6')) v(name, value)
+	join pg_catalog.pg_settings s on s.name operator(pg_catalog.=) v.name`
+
+// prepare sets the session up, for all that follows if it is our own.
+func (c *Conn) prepare(ctx context.Context, op string) (err error) {
+	if c.lent, err = Lent(ctx, c.pg); err != nil {
+		return c.error(ctx, op, err)
+	}
+	err = c.row(ctx, op, `select pg_catalog.current_setting('server_version_num')::int4`, nil, &c.version)
 	if err != nil {
 		return err
 	}
 	if c.version < oldest {
 		return &Error{Op: op, Err: fmt.Errorf("the server is PostgreSQL %s, the oldest supported is 10", c.pg.PgConn().ParameterStatus("server_version"))}
 	}
-	var n int
-	return c.row(ctx, op, `
-		select pg_catalog.count(pg_catalog.set_config(s.name, v.value, false))
-		from (values ('search_path', 'pg_catalog'), ('client_encoding', 'UTF8'), ('statement_timeout', '0'), ('lock_timeout', '0'),
-			('transaction_timeout', '0'), ('idle_session_timeout', '0'), ('idle_in_transaction_session_timeout', '0'),
-			('tcp_keepalives_idle', '60'), ('tcp_keepalives_interval', '10'), ('tcp_keepalives_count', '6')) v(name, value)
-		join pg_catalog.pg_settings s on s.name operator(pg_catalog.=) v.name`, nil, &n)
+	if c.lent {
+		return nil
+	}
+	return c.row(ctx, op, settings, []any{false}, new(int))
+}
+
+// scoped runs do where our settings hold: in a session that is lent, a transaction.
+func (c *Conn) scoped(ctx context.Context, do func() error) error {
+	if !c.lent || c.pg.PgConn().TxStatus() != 'I' {
+		return do()
+	}
+	return pgx.BeginFunc(ctx, c.pg, func(tx pgx.Tx) error {
+		if err := tx.QueryRow(ctx, settings, pgx.QueryExecModeExec, true).Scan(new(int)); err != nil {
+			return err
+		}
+		return do()
+	})
+}
+
+// arguments are those of a query. A statement that was prepared in a session that is lent might not be there the next time.
+func (c *Conn) arguments(args []any) []any {
+	if c.lent {
+		return append([]any{pgx.QueryExecModeExec}, args...)
+	}
+	return args
 }
 
 // closeTimeout bounds how long Close waits for the server.
@@ -259,7 +320,8 @@ func (c *Conn) row(ctx context.Context, op, sql string, args []any, dst ...any) 
 
 // query is row for those who hold the turn.
 func (c *Conn) query(ctx context.Context, op, sql string, args []any, dst ...any) error {
-	if err := c.pg.QueryRow(ctx, sql, args...).Scan(dst...); err != nil {
+	err := c.scoped(ctx, func() error { return c.pg.QueryRow(ctx, sql, c.arguments(args)...).Scan(dst...) })
+	if err != nil {
 		return c.error(ctx, op, err)
 	}
 	return nil

@@ -339,3 +339,26 @@ func TestSwitchWAL(t *testing.T) {
 		t.Errorf("version %s", got)
 	}
 }
+
+// A standby streams, also without a slot; who takes a backup does not.
+func TestStreamed(t *testing.T) {
+	for _, major := range []int{13, 18} {
+		c := pgtest.New(t, pgtest.Require(t, major), pgtest.Options{})
+		conn := connect(t, c.Config())
+		streamed := func() bool {
+			is, err := conn.Streamed(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			return is
+		}
+		if streamed() {
+			t.Errorf("%d: nobody is there, and streams", major)
+		}
+		c.Standby(t, pgtest.Options{})
+		pgtest.Eventually(t, "the standby streams", streamed)
+		if n := c.Value(t, `select count(*) from pg_replication_slots`); n != "0" {
+			t.Errorf("%d: there are %s slots", major, n)
+		}
+	}
+}

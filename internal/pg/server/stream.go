@@ -106,8 +106,13 @@ type Stream struct {
 
 // Stream begins to stream timeline t from from on. "" is no slot. The session is the stream's from then on. WAL that the server no longer has is a
 // *pgconn.PgError of code 58P01, here or from Next.
-func (c *Replication) Stream(ctx context.Context, slot string, t wal.Timeline, from wal.LSN) (*Stream, error) {
+func (c *Replication) Stream(ctx context.Context, slot string, t wal.Timeline, from wal.LSN) (_ *Stream, err error) {
 	s := &Stream{session: c, watch: newWatch(ctx, c.pg.Conn()), next: from, ended: true}
+	defer func() {
+		if err != nil { // ctx would keep the connection for as long as it lasts
+			s.watch.stop()
+		}
+	}()
 	command := "START_REPLICATION "
 	if slot != "" {
 		if err := CheckSlotName(slot); err != nil {

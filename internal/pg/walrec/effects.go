@@ -8,8 +8,7 @@ import (
 	"holdfast/internal/pg/page"
 )
 
-// What records do, in the high bits of Info (catalog/pg_control.h, access/xact.h, catalog/storage_xlog.h and
-// commands/dbcommands_xlog.h in src/include).
+// What records do, in the high bits of Info (catalog/pg_control.h, catalog/storage_xlog.h and commands/dbcommands_xlog.h in src/include).
 const (
 	xlogCheckpointShutdown  = 0x00
 	xlogSwitch              = 0x40
@@ -17,16 +16,6 @@ const (
 	xlogEndOfRecovery       = 0x90
 	xlogOverwriteContrecord = 0xD0
 	xlogCheckpointRedo      = 0xE0 // since 17
-
-	xactCommit         = 0x00
-	xactAbort          = 0x20
-	xactCommitPrepared = 0x30
-	xactAbortPrepared  = 0x40
-	xactOperation      = 0x70
-	xactHasInfo        = 0x80
-	xactHasDatabase    = 1 << 0
-	xactHasSubxacts    = 1 << 1
-	xactHasRelations   = 1 << 2
 
 	storageCreate   = 0x10
 	storageTruncate = 0x20
@@ -141,43 +130,13 @@ func (c *collector) xlog(rec *Record) error {
 	return nil
 }
 
-// xact notes the relations that were dropped with the end of a transaction (ParseCommitRecord, ParseAbortRecord).
+// xact notes the relations that were dropped with the end of a transaction.
 func (c *collector) xact(rec *Record) error {
-	switch rec.Info & xactOperation {
-	case xactCommit, xactAbort, xactCommitPrepared, xactAbortPrepared:
-	default:
-		return nil
+	e, ok, err := rec.end()
+	if !ok || err != nil {
+		return err
 	}
-	if rec.Info&xactHasInfo == 0 {
-		return nil
-	}
-	b := rec.Main
-	le := binary.LittleEndian
-	if len(b) < 12 {
-		return rec.errShort()
-	}
-	has := le.Uint32(b[8:])
-	b = b[12:]
-	if has&xactHasRelations == 0 {
-		return nil
-	}
-	if has&xactHasDatabase != 0 {
-		if len(b) < 8 {
-			return rec.errShort()
-		}
-		b = b[8:]
-	}
-	if has&xactHasSubxacts != 0 {
-		if len(b) < 4 || uint64(len(b)-4) < uint64(le.Uint32(b))*4 {
-			return rec.errShort()
-		}
-		b = b[4+le.Uint32(b)*4:]
-	}
-	if len(b) < 4 || uint64(len(b)-4) < uint64(le.Uint32(b))*12 {
-		return rec.errShort()
-	}
-	n := le.Uint32(b)
-	for b = b[4:]; n > 0; n, b = n-1, b[12:] {
+	for b := e.relations; len(b) > 0; b = b[12:] {
 		rel := relation(b)
 		for _, fork := range []blockset.Fork{blockset.Main, blockset.VM, blockset.Init} {
 			if err := c.truncate(rec, blockset.Key{Relation: rel, Fork: fork}, 0); err != nil {

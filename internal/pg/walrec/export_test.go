@@ -11,3 +11,6 @@ func Effects(rec *Record, version int, to interface {
 	c := collector{blocks: to, version: version}
 	return c.add(rec)
 }
+
+// PGLZ decompresses src into dst.
+func PGLZ(dst, src []byte) (int, error) { return pglz(dst, src) }

@@ -45,6 +45,11 @@ func FuzzReader(f *testing.F) {
 			if rec.LSN <= last || n > 0 && rec.Prev != last || rec.End < rec.LSN+24 || rec.Length < 24 || len(rec.Main) > int(rec.MainLen) {
 				t.Errorf("after %s: %+v", last, *rec)
 			}
+			told(rec)
+			rec.InPlace()
+			if row, ok := rec.NewRow(); ok && row.Same > len(row.Rest) {
+				t.Errorf("%+v has a row of %d bytes, of which %d are as before", *rec, len(row.Rest), row.Same)
+			}
 			if walrec.Effects(rec, r.Version(), &want) != nil {
 				return
 			}

@@ -106,6 +106,7 @@ func agreeWithWaldump(t *testing.T, c *pgtest.Cluster) {
 		t.Fatal(err)
 	}
 	cmd := pgtest.Command(t, waldump, "-p", c.Data+"/pg_wal", "-s", r.Header().Address.String())
+	cmd.Env = append(cmd.Environ(), "TZ=UTC")
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -116,7 +117,7 @@ func agreeWithWaldump(t *testing.T, c *pgtest.Cluster) {
 	lines := bufio.NewScanner(stdout)
 	lines.Buffer(nil, 16<<20) // it prints a logical message's bytes in full
 	count, bytes := 0, uint64(0)
-	kinds := map[string]int{}
+	kinds, tells := map[string]int{}, map[string]int{}
 	images := 0
 	for {
 		rec, err := r.Next()
@@ -132,6 +133,7 @@ func agreeWithWaldump(t *testing.T, c *pgtest.Cluster) {
 		if got, want := line(rec), parseDump(t, lines.Text()); got != want {
 			t.Fatalf("got  %s\nwant %s", got, want)
 		}
+		sameTold(t, rec, lines.Text(), tells)
 		count, bytes = count+1, bytes+uint64(rec.Length)
 		kinds[managers[rec.RM]]++
 		for _, b := range rec.Blocks {
@@ -144,6 +146,11 @@ func agreeWithWaldump(t *testing.T, c *pgtest.Cluster) {
 		t.Errorf("pg_waldump goes on with %s", lines.Text())
 	}
 	cmd.Wait() // it fails where the WAL ends
+	for _, kind := range []string{"end", "checkpoint", "point", "creates", "drops", "makes", "running", "map", "inserts", "deletes", "updates", "locks"} {
+		if tells[kind] == 0 {
+			t.Errorf("no record tells of what %s", kind)
+		}
+	}
 	var seen []string
 	for _, name := range managers {
 		if kinds[name] == 0 && name != "Generic" { // of extensions

@@ -9,13 +9,18 @@ import (
 	"holdfast/internal/pg/wal"
 )
 
-// Resource managers whose records do more than their block references say (src/include/access/rmgrlist.h). The numbers are
-// the same in all versions.
+// Resource managers whose records do more than their block references say, or of whose rows something is told (src/include/access/rmgrlist.h).
+// The numbers are the same in all versions.
 const (
-	RMXLOG     = 0
-	RMXact     = 1
-	RMStorage  = 2
-	RMDatabase = 4
+	RMXLOG       = 0
+	RMXact       = 1
+	RMStorage    = 2
+	RMDatabase   = 4
+	RMTablespace = 5
+	RMRelMap     = 7
+	RMStandby    = 8
+	RMHeap2      = 9
+	RMHeap       = 10
 
 	lastBuiltin = 21  // RM_LOGICALMSG_ID
 	firstCustom = 128 // RM_MIN_CUSTOM_ID, of extensions, since 15
@@ -41,6 +46,9 @@ type Record struct {
 	Blocks  []BlockRef
 	Main    []byte // what the resource manager wrote beside blocks; less than MainLength only in records of more than 16 MiB
 	MainLen uint32
+
+	body    []byte // the record, or what is kept of it
+	version int    // of PostgreSQL
 }
 
 // BlockRef is a block that a record changes.
@@ -62,6 +70,7 @@ func (rec *Record) decode(b []byte, version int) error {
 	}
 	le := binary.LittleEndian
 	rec.Blocks, rec.Main, rec.MainLen, rec.TopXID, rec.Origin = rec.Blocks[:0], nil, 0, 0, 0
+	rec.body, rec.version = b, version
 	var rel blockset.Relation
 	hasRel := false
 	lastID := -1

@@ -19,7 +19,6 @@ import (
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/azure"
-	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/storetest"
 	"holdfast/test/pgtest"
 )
@@ -54,7 +53,7 @@ func start(program, scheme string, args ...string) server {
 	cmd := exec.Command(program, append([]string{"--blobPort", port, "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry"}, args...)...)
 	cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS="+account+":"+accessKey)
 	cmd.Dir = dir
-	stop, err := servicetest.Start(cmd, address)
+	stop, err := pgtest.Start(cmd, address)
 	if err != nil {
 		os.RemoveAll(dir)
 		return server{err: err}

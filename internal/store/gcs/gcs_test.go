@@ -18,7 +18,6 @@ import (
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/gcs"
-	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/storetest"
 	"holdfast/test/pgtest"
 )
@@ -27,12 +26,12 @@ import (
 func service(t *testing.T) string {
 	t.Helper()
 	program := pgtest.Service(t, "fake-gcs-server")
-	address := servicetest.Address(t)
-	_, port, err := net.SplitHostPort(address)
+	address := pgtest.Address(t)
+	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	servicetest.Run(t, exec.Command(program, "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-public-host", address, "-backend", "memory", "-log-level", "error"), address)
+	pgtest.Serve(t, exec.Command(program, "-scheme", "http", "-host", host, "-port", port, "-public-host", address, "-backend", "memory", "-log-level", "error"), address)
 	return "http://" + address
 }
 

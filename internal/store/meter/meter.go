@@ -48,6 +48,25 @@ type Op struct {
 	Took [len(bounds) + 1]int64
 }
 
+// Plus returns the counts of both together.
+func (c Counts) Plus(o Counts) Counts {
+	c.Read, c.Written, c.Retried = c.Read+o.Read, c.Written+o.Written, c.Retried+o.Retried
+	for _, both := range []struct {
+		into *Op
+		from Op
+	}{{&c.Open, o.Open}, {&c.Put, o.Put}, {&c.Stat, o.Stat}, {&c.List, o.List}, {&c.Delete, o.Delete}, {&c.Copy, o.Copy}} {
+		both.into.add(both.from)
+	}
+	return c
+}
+
+func (o *Op) add(other Op) {
+	o.Calls, o.Failed, o.Running, o.Objects, o.Time = o.Calls+other.Calls, o.Failed+other.Failed, o.Running+other.Running, o.Objects+other.Objects, o.Time+other.Time
+	for i, n := range other.Took {
+		o.Took[i] += n
+	}
+}
+
 // bounds are from what a file system answers in to what a large part takes over a slow line.
 var bounds = [...]time.Duration{
 	time.Millisecond, 5 * time.Millisecond, 10 * time.Millisecond, 25 * time.Millisecond, 50 * time.Millisecond, 100 * time.Millisecond, 250 * time.Millisecond,

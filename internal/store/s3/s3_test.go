@@ -16,7 +16,6 @@ import (
 	"holdfast/internal/store"
 	"holdfast/internal/store/retry"
 	"holdfast/internal/store/s3"
-	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/storetest"
 	"holdfast/test/pgtest"
 )
@@ -78,10 +77,10 @@ func TestS3WithTheOldListingIsAStore(t *testing.T) {
 func gateway(t *testing.T) (newStore func(t *testing.T, change func(*s3.Options)) *s3.Store) {
 	t.Helper()
 	program := pgtest.Service(t, "versitygw")
-	address := servicetest.Address(t)
+	address := pgtest.Address(t)
 	cmd := exec.Command(program, "--port", address, "--quiet", "posix", t.TempDir())
 	cmd.Env = []string{"ROOT_ACCESS_KEY=" + accessKey, "ROOT_SECRET_KEY=" + secretKey}
-	servicetest.Run(t, cmd, address)
+	pgtest.Serve(t, cmd, address)
 	var made atomic.Int32
 	return func(t *testing.T, change func(*s3.Options)) *s3.Store {
 		t.Helper()

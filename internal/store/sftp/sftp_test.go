@@ -1,7 +1,6 @@
 package sftp_test
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/pem"
@@ -23,7 +22,6 @@ import (
 	"golang.org/x/crypto/ssh/knownhosts"
 
 	"holdfast/internal/store"
-	"holdfast/internal/store/servicetest"
 	"holdfast/internal/store/sftp"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/store/unfinished"
@@ -101,14 +99,7 @@ func sshdWith(t *testing.T, subsystem string, options ...string) server {
 		args = append(args, "-o", option)
 	}
 	cmd := exec.Command(program, args...)
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("sshd said:\n%s", log.String())
-		}
-	})
-	servicetest.Run(t, cmd, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+	pgtest.Serve(t, cmd, net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	s := server{port: port, hostKey: hostKey, key: key}
 	s.knownHosts = s.known(t, hostKey)
 	return s

@@ -251,7 +251,7 @@ func TestAFailedLargePutLeavesNothing(t *testing.T) {
 	}{
 		"a segment is refused": {front: func(w http.ResponseWriter, r *http.Request) bool {
 			return r.Method == http.MethodPut && strings.HasSuffix(r.URL.Path, "/00000003") && refuse(w, r, 403)
-		}, want: "see OS_USERNAME"},
+		}, want: "see OS_USERNAME", late: true},
 		"the manifest is refused": {front: func(w http.ResponseWriter, r *http.Request) bool {
 			return isManifest(r) && refuse(w, r, 400)
 		}, want: "(status 400)"},

@@ -1,19 +1,16 @@
 package swift_test
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net/http"
 	"os/exec"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/servicetest"
@@ -26,24 +23,10 @@ import (
 func openStack(t *testing.T) (newStore func(t *testing.T, change func(*swift.Options)) *swift.Store) {
 	t.Helper()
 	program := pgtest.Service(t, "openstack-swift")
-	address := servicetest.Address(t)
-	var said bytes.Buffer
+	address := pgtest.Address(t)
 	cmd := exec.Command(program, address, t.TempDir())
-	cmd.Stdout, cmd.Stderr = &said, &said
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("the service said\n%s", said.String())
-		}
-	})
-	servicetest.Run(t, cmd, address)
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		if resp, err := http.Get("http://" + address + "/healthcheck"); err == nil {
-			resp.Body.Close()
-			break
-		} else if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+	pgtest.Serve(t, cmd, address)
+	pgtest.Answers(t, "http://"+address+"/healthcheck")
 	var containers atomic.Int32
 	return func(t *testing.T, change func(*swift.Options)) *swift.Store {
 		t.Helper()

@@ -1,4 +1,4 @@
-package verify
+package archive
 
 import (
 	"io"
@@ -10,7 +10,7 @@ const (
 	aheadMany = 8         // pieces
 )
 
-// ahead is a stream that is read by a goroutine of its own: fetching, decrypting and decompressing go on while what came before is looked at.
+// ahead is a stream that is read by a goroutine of its own.
 type ahead struct {
 	src   io.ReadCloser
 	full  chan piece
@@ -28,8 +28,9 @@ type piece struct {
 	err error
 }
 
-// readAhead reads src ahead. Close ends that, and closes src.
-func readAhead(src io.ReadCloser) *ahead {
+// ReadAhead has src read by a goroutine of its own, up to 2 MiB ahead: fetching, decrypting and decompressing go on while what came before is looked at. Close ends
+// that, and closes src.
+func ReadAhead(src io.ReadCloser) io.ReadCloser {
 	a := &ahead{src: src, full: make(chan piece, aheadMany), empty: make(chan []byte, aheadMany), stop: make(chan struct{})}
 	for range aheadMany {
 		a.empty <- make([]byte, aheadLen)

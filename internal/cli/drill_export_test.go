@@ -1,0 +1,4 @@
+package cli
+
+// PlainConninfo is plainConninfo.
+func PlainConninfo(text string) bool { return plainConninfo(text) }

@@ -1,0 +1,4 @@
+package cli
+
+// ParseTable reads the name of a table as recover-table takes it.
+var ParseTable = parseTable
