@@ -42,9 +42,10 @@ test: services ## run every test, on every major of PostgreSQL and every store; 
 	REQUIRE_SERVICES=1 go test -timeout 50m $$(go list ./... | grep -vE '/test/(roundtrip|faults)$$')
 	@set -o pipefail; REQUIRE_SERVICES=1 go test -timeout 50m -parallel 8 -v ./test/faults ./test/roundtrip | grep -v '^ *=== '
 
-check: ## gofmt, go vet, and the pure Go codec builds and works
+check: ## gofmt, go vet, what the services are built of is pinned, and the pure Go codec builds and works
 	@test -z "$$(gofmt -l cmd internal test)" || { echo "not gofmt-ed:"; gofmt -l cmd internal test; exit 1; }
 	go vet ./...
+	cd test/services/tools && GOFLAGS= go list -deps tool > /dev/null
 	CGO_ENABLED=0 go build -buildvcs=false -o /dev/null ./cmd/holdfast
 	CGO_ENABLED=0 go test ./internal/compress
 

@@ -166,18 +166,10 @@ func (h *host) logged(t testing.TB, cmd *exec.Cmd, name string) *exec.Cmd {
 // begin starts a process that does not outlive the test; the channel is closed once it has ended.
 func (c *cluster) begin(t testing.TB, cmd *exec.Cmd) chan struct{} {
 	t.Helper()
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
-	}
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	if err := cmd.Start(); err != nil {
+	ended, err := pgtest.Begin(cmd)
+	if err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // how it ended is its state
-		close(ended)
-	}()
 	return ended
 }
 

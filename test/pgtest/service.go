@@ -9,7 +9,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -70,29 +69,14 @@ func Serve(t testing.TB, cmd *exec.Cmd, address string) (stop func()) {
 
 // Start is Serve for servers that outlive a test: stop has to be called.
 func Start(cmd *exec.Cmd, address string) (stop func(), err error) {
-	if cmd.SysProcAttr == nil {
-		cmd.SysProcAttr = &syscall.SysProcAttr{}
-	}
-	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
-	started, stopping, stopped := make(chan error), make(chan struct{}), make(chan struct{})
-	go func() {
-		runtime.LockOSThread() // the death of which that signal is about
-		defer close(stopped)
-		err := cmd.Start()
-		started <- err
-		if err == nil {
-			<-stopping
-			_ = cmd.Process.Kill() // it may have ended
-			_ = cmd.Wait()         // killed
-		}
-	}()
-	if err := <-started; err != nil {
+	ended, err := Begin(cmd)
+	if err != nil {
 		return nil, err
 	}
-	stop = sync.OnceFunc(func() {
-		close(stopping)
-		<-stopped
-	})
+	stop = func() {
+		_ = cmd.Process.Kill() // it may have ended
+		<-ended
+	}
 	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
 		c, err := net.Dial("tcp", address)
 		if err == nil {
@@ -103,6 +87,26 @@ func Start(cmd *exec.Cmd, address string) (stop func(), err error) {
 			return nil, err
 		}
 	}
+}
+
+// Begin starts a process that does not outlive this one, however this one ends. The channel is closed once it has ended; how, is its state.
+func Begin(cmd *exec.Cmd) (ended chan struct{}, err error) {
+	if cmd.SysProcAttr == nil {
+		cmd.SysProcAttr = &syscall.SysProcAttr{}
+	}
+	cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
+	started, ended := make(chan error), make(chan struct{})
+	go func() {
+		runtime.LockOSThread() // the death of which that signal is about: it is nobody else's until then
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // see its state
+			close(ended)
+		}
+	}()
+	return ended, <-started
 }
 
 // Answers waits until what is at url answers a GET with status 200.
