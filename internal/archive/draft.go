@@ -41,6 +41,8 @@ type Draft struct {
 	ended  bool       // the marker is not to be stored again
 	final  bool       // others may put the sentinel: nothing is to be removed
 
+	broken atomic.Bool // a put was broken off: the store may come to finish it all the same
+
 	sentinel []byte // once Commit tries to store it
 	files    int64  // once Commit has counted them
 
@@ -332,6 +334,9 @@ func (d *Draft) put(ctx context.Context, name string, r io.Reader) error {
 		d.note(name, Stored{ours.n, ours.xxh64()})
 	}
 	if !errors.Is(err, fs.ErrExist) {
+		if ctx.Err() != nil {
+			d.broken.Store(true)
+		}
 		return err
 	}
 	// Where all of it had been sent it may be our own, stored though the answer got lost.
@@ -429,9 +434,24 @@ func partRank(name string) int {
 	return 0
 }
 
+// retake takes the name again that d has lost, to remove what d has put since. It is an *InUseError where there is a backup of that name, or another push.
+func (d *Draft) retake(ctx context.Context) error {
+	whole, err := d.archive.exists(ctx, d.archive.sentinelName(d.name))
+	switch {
+	case err != nil:
+		return err
+	case whole:
+		return d.taken(d.archive.sentinelName(d.name))
+	}
+	return d.take(ctx, false)
+}
+
+// late is the longest pause before the store is looked at once more for what it went on with when the put of it had been broken off.
+const late = 500 * time.Millisecond
+
 // Abort removes everything the draft stored, the sentinel first in case a failed Commit left one. Where the name, or the sentinel, is
 // another push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError, but for one who
-// had lost its turn by the archive's Fence: that is told so already. After a *SealedError it removes nothing either.
+// had lost its turn by the archive's Fence: that is told so already, and removes what it has put since its name was swept. After a *SealedError it removes nothing either.
 func (d *Draft) Abort(ctx context.Context) error {
 	d.ending.Lock()
 	defer d.ending.Unlock()
@@ -440,11 +460,14 @@ func (d *Draft) Abort(ctx context.Context) error {
 		return nil
 	}
 	told := func(err error) bool { return d.archive.fence != nil && errors.As(err, new(*InUseError)) }
-	switch err := d.hold(ctx); {
-	case told(err):
-		d.ended = true
-		return nil
-	case err != nil:
+	err := d.hold(ctx)
+	if told(err) {
+		if err = d.retake(ctx); told(err) {
+			d.ended = true
+			return nil
+		}
+	}
+	if err != nil {
 		return err
 	}
 	d.ended = true
@@ -460,20 +483,30 @@ func (d *Draft) Abort(ctx context.Context) error {
 			return err
 		}
 	}
-	var names []string
-	for o, err := range store.Walk(ctx, d.archive.store, d.archive.folder(d.name)) {
-		if err != nil {
+	for pause := late / 4; ; pause *= 2 {
+		var names []string
+		for o, err := range store.Walk(ctx, d.archive.store, d.archive.folder(d.name)) {
+			if err != nil {
+				return err
+			}
+			if o.Name != d.markerName() {
+				names = append(names, o.Name)
+			}
+		}
+		switch err := d.erase(ctx, names); {
+		case told(err):
+			return nil
+		case err != nil:
 			return err
 		}
-		if o.Name != d.markerName() {
-			names = append(names, o.Name)
+		if !d.broken.Load() || pause > late {
+			break
 		}
-	}
-	switch err := d.erase(ctx, names); {
-	case told(err):
-		return nil
-	case err != nil:
-		return err
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(pause):
+		}
 	}
 	return d.archive.store.Delete(ctx, d.markerName()) // last, so that a removal that is cut short can be taken up again
 }

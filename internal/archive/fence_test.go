@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -381,4 +382,35 @@ func FuzzFinish(f *testing.F) {
 			tt.Errorf("%q was put, with %q", object, content)
 		}
 	})
+}
+
+// A process that stood still while the next one swept away what it had stored, and then goes on with a put, removes that itself: unless the name is another's by then.
+func TestAPutAfterTheSweepIsRemoved(t *testing.T) {
+	for _, again := range []string{"", "it is being made again", "it is made again"} {
+		m := &storetest.Memory{}
+		d := begin(t, m, &turn{id: "1"}, backupName)
+		if swept, err := archive.New(m, archive.Options{}).Fenced(&turn{id: "2"}).SweepDead(t.Context(), "db2"); len(swept) != 1 || err != nil {
+			t.Fatalf("swept %q, %v", swept, err)
+		}
+		var next *archive.Draft
+		if again != "" {
+			next = begin(t, m, &turn{id: "2"}, backupName)
+		} else if err := m.Put(t.Context(), archive.Folder(backupName)+"tar_partitions/part_007.tar.zst", strings.NewReader("late")); err != nil {
+			t.Fatal(err)
+		}
+		if again == "it is made again" {
+			if err := commit(t, next); err != nil {
+				t.Fatal(err)
+			}
+		}
+		before := contents(t, m)
+		if err := d.Abort(t.Context()); err != nil {
+			t.Errorf("%s: %v", again, err)
+		}
+		if again == "" {
+			empty(t, m, backupName)
+		} else if after := contents(t, m); !maps.Equal(before, after) {
+			t.Errorf("%s: of %d objects %d are left", again, len(before), len(after))
+		}
+	}
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -511,5 +512,47 @@ func TestBeat(t *testing.T) {
 	}
 	if _, err := m.Stat(t.Context(), marker); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the marker is back: %v", err)
+	}
+}
+
+// tardy is a store that goes on with a put of a part that was broken off when all of it had been sent.
+type tardy struct {
+	storetest.Memory
+	late sync.WaitGroup
+}
+
+func (s *tardy) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
+	if !strings.Contains(name, "/tar_partitions/") {
+		return s.Memory.PutIfAbsent(ctx, name, r)
+	}
+	b, err := io.ReadAll(r)
+	if err != nil {
+		return err
+	}
+	s.late.Go(func() {
+		time.Sleep(300 * time.Millisecond)
+		_ = s.Memory.PutIfAbsent(context.WithoutCancel(ctx), name, bytes.NewReader(b)) // nobody hears of it
+	})
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// What arrives when the put of it is given up goes, too.
+func TestAbortAwaitsBrokenOffPuts(t *testing.T) {
+	s := &tardy{}
+	d, err := archive.New(s, archive.Options{}).Begin(t.Context(), backupName, "db1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	p := tarpart.NewPacker(entries(tarpart.Entry{Path: "base/5/1", Content: []byte("one"), Mode: 0o600}), tarpart.Options{})
+	if err := d.PutPart(ctx, d.NextPart(), p, p.Members); !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("put: %v", err)
+	}
+	err = d.Abort(t.Context())
+	s.late.Wait()
+	if err != nil || len(contents(t, &s.Memory)) != 0 {
+		t.Errorf("%v, and %v is left", err, contents(t, &s.Memory))
 	}
 }
