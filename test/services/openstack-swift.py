@@ -1,9 +1,11 @@
 """openstack-swift.py ADDRESS DIR: an OpenStack Swift in one process, for tests.
 
 OpenStack's own account, container, object and proxy servers, with one replica below the directory DIR and what they would keep in
-memcached in memory. The middleware is that of Swift's sample configuration as far as clients see it, but a manifest of a large object
-names 10 segments at most, so that a test needs few bytes for a manifest of manifests. Log in at /auth/v1.0 as
-test:tester with key testing, who owns the account, or as test:reader with key reading, who may do nothing of himself.
+memcached in memory. They are more patient than by default, where half a second without a connection is a failure, ten failures shut the
+only replica out for a minute, and a listing that takes a second to be told of an object learns of it later, from a daemon that is not
+here. The middleware is that of Swift's sample configuration as far as clients see it, but a manifest of a large object names 10 segments
+at most, so that a test needs few bytes for a manifest of manifests. Log in at /auth/v1.0 as test:tester with key testing, who owns the
+account, or as test:reader with key reading, who may do nothing of himself.
 """
 
 import os
@@ -29,6 +31,9 @@ pipeline = catch_errors healthcheck listing_formats bulk tempauth copy slo dlo p
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
+conn_timeout = 60
+node_timeout = 60
+error_suppression_limit = 1000000
 [filter:catch_errors]
 use = egg:swift#catch_errors
 [filter:healthcheck]
@@ -94,7 +99,7 @@ def main(address, directory):
     utils.HASH_PATH_SUFFIX = utils.HASH_PATH_PREFIX = b"test"
     log = utils.NullLogger()
     settings = {"devices": devices, "swift_dir": directory, "mount_check": "false", "fallocate_reserve": "0", "disable_fallocate": "true",
-                "bind_ip": "127.0.0.1", "log_name": "swift"}
+                "bind_ip": "127.0.0.1", "log_name": "swift", "conn_timeout": "60", "node_timeout": "60", "container_update_timeout": "60"}
 
     def serve(listener, app):
         return eventlet.spawn(wsgi.server, listener, app, log, protocol=SwiftHttpProtocol, log_output=False)
