@@ -234,7 +234,7 @@ func (d *drill) run(ctx context.Context, r Request) (_ *Copy, err error) {
 	}
 	err = d.prove(ctx)
 	d.done = err == nil || ctx.Err() == nil
-	if d.Keep && ctx.Err() == nil && d.instance != nil {
+	if d.Keep && ctx.Err() == nil && d.instance != nil && !errors.As(err, new(*HostError)) { // with which Run returns no copy
 		if errKeep := s.keep(); errKeep == nil {
 			return d.kept(), err
 		} else {

@@ -328,6 +328,7 @@ func TestMisconfiguration(t *testing.T) {
 	host("no directory", "no such file", []string{"HOLDFAST_DRILL_DIR=/nonexistent/for/drills"})
 	host("long directory", "bytes too many", []string{"HOLDFAST_DRILL_DIR=" + longDir(t)})
 	host("no such role", "lets in no superuser", nil, "--role", "nobody")
+	host("no such role, and what is not to be kept", "lets in no superuser", nil, "--keep", "--role", "nobody")
 	host("role that is no superuser", "lets in no superuser of the names plain", nil, "--role", "plain")
 	if os.Geteuid() == 0 {
 		t.Run("no room", func(t *testing.T) {
