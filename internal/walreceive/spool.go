@@ -1,6 +1,7 @@
 package walreceive
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -93,7 +94,11 @@ func (s *spool) forget(name string) error {
 // keep gives what was received of a segment another name, which no later run touches.
 func (s *spool) keep(name string) (path string, err error) {
 	path = s.path(name + kept)
-	if err = os.Rename(s.path(name+receiving), path); err == nil {
+	err = os.Rename(s.path(name+receiving), path)
+	if errors.Is(err, fs.ErrNotExist) { // it was received whole
+		err = os.Rename(s.path(name), path)
+	}
+	if err == nil {
 		err = atomicfile.SyncDir(s.dir)
 	}
 	return path, err
@@ -141,17 +146,15 @@ func (s *spool) load(log *slog.Logger) (segments []*segment, size wal.SegmentSiz
 		size, cluster = h.SegmentSize, h.SystemIdentifier
 		segments = append(segments, seg)
 	}
-	slices.SortFunc(segments, func(a, b *segment) int {
-		if a.start != b.start {
-			return int(int64(a.start - b.start))
-		}
-		return int(a.timeline) - int(b.timeline)
+	slices.SortFunc(segments, func(a, b *segment) int { // as they came: a timeline that was left may have come further than the next one began
+		return cmp.Or(cmp.Compare(a.timeline, b.timeline), cmp.Compare(a.start, b.start))
 	})
-	return s.inOrder(segments, size, log), size, cluster, nil
+	segments, err = s.inOrder(segments, size, log)
+	return segments, size, cluster, err
 }
 
-// inOrder keeps of segments those that follow one another.
-func (s *spool) inOrder(segments []*segment, size wal.SegmentSize, log *slog.Logger) []*segment {
+// inOrder returns of segments those that follow one another. What is left of the others is kept under another name: the server may not have it any more.
+func (s *spool) inOrder(segments []*segment, size wal.SegmentSize, log *slog.Logger) ([]*segment, error) {
 	for i, seg := range segments[:max(len(segments)-1, 0)] {
 		next := segments[i+1]
 		switch {
@@ -160,16 +163,17 @@ func (s *spool) inOrder(segments []*segment, size wal.SegmentSize, log *slog.Log
 		case seg.whole && next.timeline == seg.timeline && next.start == seg.start+wal.LSN(size):
 		default:
 			for _, lost := range segments[i+1:] {
-				log.Warn("a segment does not follow what is left before it, and is received again", "file", lost.name)
-				lost.file.Close() // it is removed
-				if err := s.forget(lost.name); err != nil {
-					log.Warn("cannot remove it", "error", err)
+				lost.file.Close() // only read
+				path, err := s.keep(lost.name)
+				if err != nil {
+					return nil, err
 				}
+				log.Warn("a segment does not follow what is left before it: it is received again, and what there is of it is kept", "file", path)
 			}
-			return segments[:i+1]
+			return segments[:i+1], nil
 		}
 	}
-	return segments
+	return segments, nil
 }
 
 // errUseless says that nothing of a file can be trusted.

@@ -701,6 +701,53 @@ func TestLocalCommitNeedsNoStore(t *testing.T) {
 	f.stop(t)
 }
 
+// A primary that is lost may have come further than where the standby's timeline begins: what was received of both is there after a restart, too.
+func TestBothTimelinesSurviveARestart(t *testing.T) {
+	c := primary(t)
+	s, dir := &away{Store: &storetest.Memory{}}, t.TempDir()
+	standby := c.Standby(t, pgtest.Options{})
+	c.CatchUp(t, standby)
+	standby.Exec(t, `alter system set primary_conninfo = ''`, `select pg_reload_conf()`)
+	pgtest.Eventually(t, "the standby follows nobody", func() bool { return c.Value(t, `select count(*) from pg_stat_replication`) == "0" })
+	o := options(dir, s)
+	o.Synchronous, o.Local = true, true
+	f := receive(t, c, s, o)
+	c.Exec(t, `insert into t values (1)`)
+	received(t, c, s)
+	f.stop(t)
+	s.is.Store(true)
+	var names []string
+	spooled := func(of *pgtest.Cluster) {
+		for range 2 {
+			of.Exec(t, `insert into t select generate_series(1, 100)`)
+			names = append(names, of.Value(t, `pg_walfile_name(pg_switch_wal())`))
+		}
+		pgtest.Eventually(t, names[len(names)-1]+" is received", func() bool {
+			_, err := os.Stat(filepath.Join(dir, names[len(names)-1]))
+			return err == nil
+		})
+	}
+	f = receive(t, c, s, o)
+	spooled(c)
+	c.Stop(t)
+	f.stop(t)
+	standby.Exec(t, `select pg_promote()`)
+	f = receive(t, standby, s, o)
+	spooled(standby)
+	f.stop(t)
+	standby.Stop(t)
+	f = receive(t, standby, s, o) // which nobody answers
+	s.is.Store(false)
+	a := archive.New(s, archive.Options{})
+	for _, name := range names {
+		pgtest.Eventually(t, name+" is archived", func() bool {
+			there, err := a.HasWAL(t.Context(), name)
+			return err == nil && there
+		})
+	}
+	f.stop(t)
+}
+
 // Two servers on one timeline, each with a receiver: who finds what the other has stored stops, and says what it is. The same content, as by two receivers of one
 // server, is fine.
 func TestRivalsStop(t *testing.T) {
