@@ -2,6 +2,7 @@ package restore
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +59,23 @@ var managed = []string{
 	"recovery_target_inclusive", "recovery_target_timeline", "recovery_target_action", "standby_mode",
 }
 
+// targets are the settings of which PostgreSQL takes one.
+var targets = map[catalog.Kind]string{
+	catalog.Immediate: "recovery_target", catalog.AtTime: "recovery_target_time", catalog.AtLSN: "recovery_target_lsn",
+	catalog.AtXID: "recovery_target_xid", catalog.AtName: "recovery_target_name",
+}
+
+// noTarget empties the targets of other kinds. It goes before the target: behind one PostgreSQL refuses even an empty one (assign_recovery_target).
+func noTarget(but catalog.Kind) (lines []string) {
+	for kind, name := range targets {
+		if kind != but {
+			lines = append(lines, setting(name, ""))
+		}
+	}
+	slices.Sort(lines)
+	return lines
+}
+
 // planRecovery says which settings and which signal file PostgreSQL gets.
 func (p *Plan) planRecovery(r Request) error {
 	rec := r.Recovery
@@ -82,6 +100,9 @@ func (p *Plan) planRecovery(r Request) error {
 		return errors.New("a restore_command or a restore point cannot hold a line break")
 	}
 	lines := []string{setting("restore_command", rec.Command)}
+	if p.PgVersion >= 120000 { // of postgresql.conf too, which a target of an earlier life may be in
+		lines = append(lines, noTarget(t.Kind)...)
+	}
 	switch t.Kind {
 	case catalog.Immediate:
 		lines = append(lines, setting("recovery_target", "immediate"))
@@ -105,11 +126,14 @@ func (p *Plan) planRecovery(r Request) error {
 		}
 	}
 	lines = append(lines, setting("recovery_target_timeline", timeline))
+	left := p.PgVersion >= 120000 && t.Kind != catalog.Latest // what postgresql.conf says may be of an earlier life
 	if rec.Exclusive {
 		lines = append(lines, setting("recovery_target_inclusive", "off"))
+	} else if left {
+		lines = append(lines, setting("recovery_target_inclusive", "on"))
 	}
-	if rec.Action != "" {
-		lines = append(lines, setting("recovery_target_action", rec.Action))
+	if rec.Action != "" || left {
+		lines = append(lines, setting("recovery_target_action", cmp.Or(rec.Action, "pause"))) // PostgreSQL's own default
 	}
 	p.settingsFile, p.Signal = "postgresql.auto.conf", "recovery.signal"
 	if rec.Standby {

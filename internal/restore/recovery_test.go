@@ -90,6 +90,12 @@ func TestRecoverySettings(t *testing.T) {
 			t.Fatal(err)
 		}
 		got := string(b)
+		for _, none := range []string{"recovery_target", "recovery_target_lsn", "recovery_target_name", "recovery_target_time", "recovery_target_xid"} {
+			is, mine := strings.Index("\n"+got, "\n"+none+" = ''\n"), slices.ContainsFunc(x.lines, func(l string) bool { return strings.HasPrefix(l, none+" = ") })
+			if (is < 0) != mine || len(x.lines) == 1 && is > strings.Index("\n"+got, "\n"+x.lines[0]) {
+				t.Errorf("%s: a target that postgresql.conf may have as %s is to be emptied before the one that is meant:\n%s", what, none, got)
+			}
+		}
 		for _, line := range append(x.lines, `restore_command = '/bin/holdfast wal-fetch "%f" "%p"'`, "work_mem = '5MB'") {
 			if strings.Count("\n"+got, "\n"+line+"\n") != 1 {
 				t.Errorf("%s: want the line %s once in\n%s", what, line, got)

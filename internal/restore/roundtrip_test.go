@@ -16,6 +16,7 @@ import (
 	"holdfast/internal/pg/instance"
 	"holdfast/internal/pg/manifest"
 	"holdfast/internal/pg/server"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/restore"
 	"holdfast/internal/store/storetest"
 	"holdfast/test/pgtest"
@@ -84,6 +85,68 @@ func TestRoundTrip(t *testing.T) {
 			t.Errorf("work_mem is %s", got)
 		}
 	})
+}
+
+// A target that is left in postgresql.conf, of an earlier recovery, neither ends the next one nor stands in the way of its target.
+func TestTargetsOfAnEarlierLife(t *testing.T) {
+	for _, major := range []int{12, 18} {
+		t.Run(strconv.Itoa(major), func(t *testing.T) {
+			t.Parallel()
+			p := pgtest.Require(t, major)
+			c := pgtest.New(t, p, pgtest.Options{Archive: true})
+			conf, err := os.OpenFile(filepath.Join(c.Data, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+			if err == nil {
+				_, err = io.WriteString(conf, "recovery_target_time = '2001-01-01 00:00:00+00'\nrecovery_target_inclusive = off\nrecovery_target_action = 'shutdown'\n")
+				err = errors.Join(err, conf.Close())
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			a := archive.New(&storetest.Memory{}, archive.Options{})
+			conn, err := server.Connect(t.Context(), c.Config())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := backup.Run(t.Context(), conn, a, c.Data, backup.Options{Host: "here", NoWaitWAL: true}); err != nil {
+				t.Fatal(err)
+			}
+			c.Exec(t, "CREATE TABLE t (i int)", "INSERT INTO t VALUES (1)", "SELECT pg_create_restore_point('here')")
+			lsn, err := wal.ParseLSN(c.Value(t, "SELECT pg_current_wal_lsn()"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Exec(t, "INSERT INTO t VALUES (2)", "SELECT pg_switch_wal()")
+			pgtest.Eventually(t, "all WAL archived", func() bool {
+				left, _ := filepath.Glob(filepath.Join(c.Data, "pg_wal", "archive_status", "*.ready"))
+				return len(left) == 0
+			})
+			pushWAL(t, a, c.Archive)
+			for _, x := range []struct {
+				target catalog.Target
+				want   string
+			}{
+				{catalog.Target{Kind: catalog.Latest}, "1 2"}, {catalog.Target{Kind: catalog.AtLSN, LSN: lsn}, "1"}, {catalog.Target{Kind: catalog.AtName, Name: "here"}, "1"},
+			} {
+				data := filepath.Join(pgtest.Dir(t), "data")
+				plan, err := restore.Decide(t.Context(), a, restore.Request{
+					Destination: data, Choice: choose(t, a, "", x.target), Recovery: &restore.Recovery{Command: `cp "` + c.Archive + `/%f" "%p"`}})
+				if err == nil {
+					_, err = restore.Run(t.Context(), a, plan, restore.Options{})
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				r := pgtest.Attach(t, p, data, pgtest.Options{Settings: map[string]string{"hot_standby": "on"}})
+				pgtest.Eventually(t, "recovery to "+x.target.String()+" ends or pauses", func() bool {
+					return r.Value(t, "SELECT CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE true END") == "true"
+				})
+				if got := r.Value(t, "SELECT string_agg(i::text, ' ' ORDER BY i) FROM t"); got != x.want {
+					t.Errorf("to %s: t holds %s, want %s", x.target, got, x.want)
+				}
+				r.Stop(t)
+			}
+		})
+	}
 }
 
 // A chain of deltas comes back as the cluster was; and so it does into the data directory of a copy that went its own way since. What is written then
