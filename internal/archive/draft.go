@@ -362,6 +362,9 @@ func (d *Draft) put(ctx context.Context, name string, r io.Reader) error {
 func (d *Draft) putDocument(ctx context.Context, name string, b []byte) error {
 	err := store.PutIfAbsent(ctx, d.archive.store, name, bytes.NewReader(b))
 	if !errors.Is(err, fs.ErrExist) {
+		if ctx.Err() != nil {
+			d.broken.Store(true)
+		}
 		return err
 	}
 	there, err := store.ReadFile(ctx, d.archive.store, name, MaxSentinel)
@@ -446,6 +449,21 @@ func (d *Draft) retake(ctx context.Context) error {
 	return d.take(ctx, false)
 }
 
+// unmake removes the sentinel that d has put. One that another has put is an *InUseError.
+func (d *Draft) unmake(ctx context.Context) error {
+	sentinel := d.archive.sentinelName(d.name)
+	there, err := store.ReadFile(ctx, d.archive.store, sentinel, MaxSentinel)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return err
+	case !bytes.Equal(there, d.sentinel):
+		return &InUseError{d.name, "was made by another push meanwhile", "nothing was removed: see whether that backup restores"}
+	}
+	return d.archive.store.Delete(ctx, sentinel)
+}
+
 // late is the longest pause before the store is looked at once more for what it went on with when the put of it had been broken off.
 const late = 500 * time.Millisecond
 
@@ -471,19 +489,10 @@ func (d *Draft) Abort(ctx context.Context) error {
 		return err
 	}
 	d.ended = true
-	there, err := store.ReadFile(ctx, d.archive.store, d.archive.sentinelName(d.name), MaxSentinel)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-	case err != nil:
-		return err
-	case !bytes.Equal(there, d.sentinel):
-		return &InUseError{d.name, "was made by another push meanwhile", "nothing was removed: see whether that backup restores"}
-	default:
-		if err := d.archive.store.Delete(ctx, d.archive.sentinelName(d.name)); err != nil {
+	for pause := late / 4; ; pause *= 2 {
+		if err := d.unmake(ctx); err != nil {
 			return err
 		}
-	}
-	for pause := late / 4; ; pause *= 2 {
 		var names []string
 		for o, err := range store.Walk(ctx, d.archive.store, d.archive.folder(d.name)) {
 			if err != nil {

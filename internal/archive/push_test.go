@@ -515,14 +515,15 @@ func TestBeat(t *testing.T) {
 	}
 }
 
-// tardy is a store that goes on with a put of a part that was broken off when all of it had been sent.
+// tardy is a store that goes on with a put that was broken off when all of it had been sent.
 type tardy struct {
 	storetest.Memory
+	part string // of the object's name
 	late sync.WaitGroup
 }
 
 func (s *tardy) PutIfAbsent(ctx context.Context, name string, r io.Reader) error {
-	if !strings.Contains(name, "/tar_partitions/") {
+	if !strings.Contains(name, s.part) {
 		return s.Memory.PutIfAbsent(ctx, name, r)
 	}
 	b, err := io.ReadAll(r)
@@ -537,22 +538,27 @@ func (s *tardy) PutIfAbsent(ctx context.Context, name string, r io.Reader) error
 	return ctx.Err()
 }
 
-// What arrives when the put of it is given up goes, too.
+// What arrives when the put of it is given up goes, too: be it a part, or what would make a backup of the others.
 func TestAbortAwaitsBrokenOffPuts(t *testing.T) {
-	s := &tardy{}
-	d, err := archive.New(s, archive.Options{}).Begin(t.Context(), backupName, "db1")
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
-	defer cancel()
-	p := tarpart.NewPacker(entries(tarpart.Entry{Path: "base/5/1", Content: []byte("one"), Mode: 0o600}), tarpart.Options{})
-	if err := d.PutPart(ctx, d.NextPart(), p, p.Members); !errors.Is(err, context.DeadlineExceeded) {
-		t.Fatalf("put: %v", err)
-	}
-	err = d.Abort(t.Context())
-	s.late.Wait()
-	if err != nil || len(contents(t, &s.Memory)) != 0 {
-		t.Errorf("%v, and %v is left", err, contents(t, &s.Memory))
+	for _, what := range []string{"/tar_partitions/", "_backup_stop_sentinel.json"} {
+		s := &tardy{part: what}
+		d, err := archive.New(s, archive.Options{}).Begin(t.Context(), backupName, "db1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		p := tarpart.NewPacker(entries(tarpart.Entry{Path: "base/5/1", Content: []byte("one"), Mode: 0o600}), tarpart.Options{})
+		if err = d.PutPart(ctx, d.NextPart(), p, p.Members); err == nil {
+			err = d.Commit(ctx, plain())
+		}
+		if !errors.Is(err, context.DeadlineExceeded) {
+			t.Fatalf("%s: %v", what, err)
+		}
+		err = d.Abort(t.Context())
+		s.late.Wait()
+		if err != nil || len(contents(t, &s.Memory)) != 0 {
+			t.Errorf("%s: %v, and %v is left", what, err, contents(t, &s.Memory))
+		}
 	}
 }
