@@ -162,6 +162,9 @@ const (
 	librariesName = "shared_preload_libraries"
 )
 
+// ErrConfiguration is in the error of a backup whose configuration PostgreSQL does not even read.
+var ErrConfiguration = errors.New("PostgreSQL cannot use the backup's configuration")
+
 // configured asks what the copy's configuration says of these settings, and of buffersName and librariesName.
 func (d *drill) configured(ctx context.Context, names ...string) (map[string]string, error) {
 	names = append(names, buffersName, librariesName)
@@ -175,7 +178,7 @@ func (d *drill) configured(ctx context.Context, names ...string) (map[string]str
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, d.failed(ctx, ReasonStart, fmt.Errorf("PostgreSQL cannot use the backup's configuration: %w", err))
+		return nil, d.failed(ctx, ReasonStart, fmt.Errorf("%w: %w", ErrConfiguration, err))
 	}
 	all := map[string]string{}
 	for i, name := range names {

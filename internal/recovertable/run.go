@@ -66,7 +66,16 @@ var unreached = [...]string{"recovery ended before configured recovery target wa
 // incompleteError says that a partial copy lacks something.
 type incompleteError struct{ error }
 
-// Run carries out a plan. Where a partial copy turns out not to do, it makes a full one. Errors are those of drill.Open, *MissingError and *UnreachedError. Of the options it heeds those that
+// curable reports whether a full copy may do where a partial one did not: it has all of that, and starts by the same configuration.
+func curable(err error) bool {
+	var failed *drill.FailedError
+	if errors.As(err, &failed) {
+		return failed.Reason != drill.ReasonFetch && !errors.Is(err, drill.ErrConfiguration)
+	}
+	return errors.As(err, new(*incompleteError))
+}
+
+// Run carries out a plan. Where a partial copy turns out not to do, and a full one may, it makes that. Errors are those of drill.Open, *MissingError and *UnreachedError. Of the options it heeds those that
 // drill.Open does.
 func Run(ctx context.Context, a *archive.Archive, p *Plan, o drill.Options) (*Copy, error) {
 	if o.Logger == nil {
@@ -78,9 +87,7 @@ func Run(ctx context.Context, a *archive.Archive, p *Plan, o drill.Options) (*Co
 		return p.open(ctx, a, p.drill, o, false)
 	}
 	c, err := p.open(ctx, a, p.drill, o, true)
-	var failed *drill.FailedError
-	var incomplete *incompleteError
-	if err == nil || ctx.Err() != nil || !errors.As(err, &failed) && !errors.As(err, &incomplete) {
+	if err == nil || ctx.Err() != nil || !curable(err) {
 		return c, err
 	}
 	why, _, _ := strings.Cut(err.Error(), "\n")

@@ -4,6 +4,7 @@ package recovertable_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -384,6 +385,73 @@ func TestInFull(t *testing.T) {
 	}
 	if d.Partial || d.Plan.Partial || !strings.Contains(d.Plan.Why, "PostgreSQL 10") {
 		t.Errorf("%+v", d)
+	}
+}
+
+// What a full copy cannot cure is not tried again with one: where the table's own file is damaged in the newest backup the next older one is taken, and a configuration that cannot be used is said.
+func TestNoCure(t *testing.T) {
+	t.Parallel()
+	plain := []string{"WALG_COMPRESSION_METHOD=none"}
+	s := &place{site.New(t, pgtest.Require(t, 17), pgtest.Options{SegmentSize: wal.MinSegmentSize, Env: plain}), pgtest.Dir(t)}
+	s.Env = append(s.Env, plain...)
+	s.Exec(t, `create table orders as select i as id, md5(i::text) as note from generate_series(1, 2000) i`)
+	row := s.Value(t, `md5('2000')`)
+	first := s.Push(t)
+	second := s.Push(t, "--full")
+	want := s.hash(t, "postgres", "orders")
+	found := false
+	for _, o := range s.Objects(t) {
+		if !strings.HasPrefix(o, "basebackups_005/"+second+"/tar_partitions/part_") {
+			continue
+		}
+		name := filepath.Join(s.Root, o)
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i := strings.Index(string(b), row); i >= 0 {
+			found = true
+			b[i] ^= 1
+			if err := os.WriteFile(name, b, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !found {
+		t.Fatalf("%s is in no part of %s", row, second)
+	}
+	s.Exec(t, `drop table orders`)
+	once := func(status int, args ...string) site.Result {
+		t.Helper()
+		r := site.Run(t, s.command(t, append(args, "--json")...))
+		s.NoCopies(t, s.dir)
+		if r.Status != status || strings.Contains(r.Stderr, "all of it is restored") {
+			t.Errorf("exit status %d, want %d, without a full copy\n%s", r.Status, status, r.Stderr)
+		}
+		return r
+	}
+	r := once(0, "postgres.orders", "--before-drop")
+	var d did
+	if err := json.Unmarshal([]byte(r.Stdout), &d); err != nil {
+		t.Fatalf("%v\n%s", err, r.Stdout)
+	}
+	if got := s.hash(t, "postgres", "orders"); got != want || d.Plan.Backup != first || !d.Partial || !strings.Contains(r.Stderr, second+" does not do") {
+		t.Errorf("from %s, in part %t, it has %s, want %s\n%s", d.Plan.Backup, d.Partial, got, want, r.Stderr)
+	}
+
+	conf, err := os.OpenFile(filepath.Join(s.Data, "postgresql.conf"), os.O_APPEND|os.O_WRONLY, 0)
+	if err == nil {
+		_, err = conf.WriteString("\nno_such_parameter = 1\n")
+		err = errors.Join(err, conf.Close())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Push(t, "--full")
+	s.Exec(t, `drop table orders`)
+	s.Switch(t)
+	if r := once(1, "postgres.orders", "--before-drop"); !strings.Contains(r.Stderr, "cannot use the backup's configuration") {
+		t.Errorf("%s", r.Stderr)
 	}
 }
 
