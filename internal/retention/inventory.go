@@ -155,27 +155,14 @@ func (in *Inventory) loadCatchUps(ctx context.Context, a *archive.Archive) error
 // finding is what a record says of a backup that was read. One that cannot be read says nothing.
 type finding struct {
 	archive.RecordHead
-	Result  string `json:"result"` // ok, damaged, incomplete
-	Objects []struct {
+	Sentinel string `json:"sentinel_sha256"`
+	Result   string `json:"result"` // ok, damaged, incomplete
+	Objects  []struct {
 		Name     string `json:"name"`
 		Problem  string `json:"problem"`
 		Harmless bool   `json:"harmless"` // no restore fails of it
 	} `json:"objects"`
-}
-
-// problem says what was found, in a few words; "" where no restore fails of it.
-func (f *finding) problem() string {
-	harmless := false
-	for _, o := range f.Objects {
-		harmless = harmless || o.Harmless
-		if o.Problem != "" && !o.Harmless {
-			return fmt.Sprintf("verify found at %s: %s: %s", catalog.FormatTime(f.At), o.Name, o.Problem)
-		}
-	}
-	if harmless {
-		return ""
-	}
-	return fmt.Sprintf("verify found at %s that it is damaged", catalog.FormatTime(f.At))
+	Sample float64 `json:"sample"`
 }
 
 // proofs is what the records of a backup's drills say.
@@ -238,7 +225,7 @@ func (in *Inventory) loadFindings(ctx context.Context, a *archive.Archive) error
 			if found[i], err = lastProof(loading, a, &in.Catalog.Backups[i], drills); err != nil {
 				return err
 			}
-			damaged[i], err = lastFinding(archive.RecordsOf[finding](loading, a, verified))
+			damaged[i], err = lastFinding(loading, a, &in.Catalog.Backups[i], verified)
 			return err
 		})
 	}
@@ -260,19 +247,38 @@ func (in *Inventory) loadFindings(ctx context.Context, a *archive.Archive) error
 	return nil
 }
 
-// lastFinding returns what the last verification of a backup that came to an end has found to be wrong with it; "" for nothing. A record that cannot be read says nothing.
-func lastFinding(records iter.Seq2[archive.Record[finding], error]) (damaged string, err error) {
-	for r, err := range records {
-		switch {
-		case err != nil && r.Name == "":
+// lastFinding returns what verifications have found to be wrong with a backup, so that a restore of it fails; "" for nothing. A verification leaves several records, each of what
+// it has read since the last: they are read the newest first, as far back as one by which all was right, and of an object the newest that names it counts.
+func lastFinding(ctx context.Context, a *archive.Archive, b *catalog.Backup, records []store.Object) (string, error) {
+	slices.Reverse(records)
+	seen := map[string]bool{}
+	unnamed, named := "", false // what was said without naming an object, and whether one was named
+	for r, err := range archive.RecordsOf[finding](ctx, a, records) {
+		if err != nil && r.Name == "" {
 			return "", err
-		case err == nil && r.Doc.Result == "damaged":
-			damaged = r.Doc.problem()
-		case err == nil && r.Doc.Result == "ok":
-			damaged = ""
+		}
+		if err != nil || r.Doc.Sentinel != "" && b.Sentinel != nil && r.Doc.Sentinel != b.Sentinel.Sum { // it says nothing, or is of another backup of that name
+			continue
+		}
+		at := catalog.FormatTime(r.Doc.At)
+		for _, o := range r.Doc.Objects {
+			if o.Problem != "" && !o.Harmless && !seen[o.Name] {
+				return fmt.Sprintf("verify found at %s: %s: %s", at, o.Name, o.Problem), nil
+			}
+			seen[o.Name] = true
+			named = named || o.Problem != "" || o.Harmless
+		}
+		if r.Doc.Result == "damaged" && unnamed == "" {
+			unnamed = fmt.Sprintf("verify found at %s that it is damaged", at)
+		}
+		if r.Doc.Result == "ok" && r.Doc.Sample == 0 {
+			break
 		}
 	}
-	return damaged, nil
+	if named {
+		return "", nil
+	}
+	return unnamed, nil
 }
 
 // LoadDamaged returns the backups of which `verify` has found that they cannot be restored, and what it said. It costs a listing for each.
@@ -282,8 +288,16 @@ func LoadDamaged(ctx context.Context, a *archive.Archive, c *catalog.Catalog) (m
 	group.SetLimit(inFlight)
 	for i := range c.Backups {
 		group.Go(func() error {
+			b := &c.Backups[i]
+			var records []store.Object
+			for o, err := range a.Store().List(loading, archive.VerifiedDir(b.Name), "") {
+				if err != nil {
+					return fmt.Errorf("list %s: %w", archive.VerifiedDir(b.Name), err)
+				}
+				records = append(records, o)
+			}
 			var err error
-			found[i], err = lastFinding(archive.Records[finding](loading, a, archive.VerifiedDir(c.Backups[i].Name)))
+			found[i], err = lastFinding(loading, a, b, records)
 			return err
 		})
 	}

@@ -836,3 +836,41 @@ func TestDamagedDoesNotCount(t *testing.T) {
 	w.put(archive.VerifiedDir(n[3])+"20260111T000000.000000Z-x.json", `{"at":"2026-01-11T00:00:00Z","result":"ok"}`)
 	want(t, "once all was found good", going(w.plan(rule)), n[:3]...)
 }
+
+// A verification leaves a record about once a minute, each of what it has read since: what an earlier one has found counts until the object is found good, and what harms no restore hides nothing.
+func TestDamageIsRemembered(t *testing.T) {
+	const head = `{"at":"2026-01-10T00:00:00Z","result":`
+	part := head + `"damaged","objects":[{"name":"part_003.tar.zst","problem":"CRC"}]}`
+	sums := head + `"damaged","objects":[{"name":"page_sums/003","problem":"CRC","harmless":true}]}`
+	rest := head + `"damaged","objects":[{"name":"part_004.tar.zst"}]}`
+	for _, c := range []struct {
+		what    string
+		records []string
+		damaged string // what is said of it; "" where it can be restored
+	}{
+		{"then harmless damage", []string{part, sums}, "part_003.tar.zst: CRC"},
+		{"then parts that are right", []string{part, rest, rest}, "part_003.tar.zst: CRC"},
+		{"harmless damage, then parts that are right", []string{sums, rest}, ""},
+		{"then a sample that is right", []string{part, head + `"ok","sample":0.01}`}, "part_003.tar.zst: CRC"},
+		{"then all is right", []string{part, head + `"ok","objects":[{"name":"part_003.tar.zst"}]}`}, ""},
+		{"then all is right but what is harmless", []string{part, head + `"ok"}`, sums}, ""},
+		{"then that part is right", []string{part, head + `"incomplete","objects":[{"name":"part_003.tar.zst"}]}`}, ""},
+		{"of another backup of that name", []string{head + `"damaged","sentinel_sha256":"abcd","objects":[{"name":"part_003.tar.zst","problem":"CRC"}]}`}, ""},
+		{"that names no object", []string{head + `"damaged"}`, rest}, "that it is damaged"},
+	} {
+		w := newWorld(t)
+		older, name := w.take("", 2, nil), ""
+		w.days(1)
+		name = w.take("", 2, nil)
+		for i, doc := range c.records {
+			w.put(fmt.Sprintf("%s20260110T00000%d.000000Z-x.json", archive.VerifiedDir(name), i), doc)
+		}
+		damaged, err := retention.LoadDamaged(t.Context(), w.a, must(catalog.Load(t.Context(), w.a)))
+		if err != nil || (damaged[name] == "") != (c.damaged == "") || !strings.Contains(damaged[name], c.damaged) {
+			t.Errorf("damage, %s: %q, %v, want %q", c.what, damaged[name], err, c.damaged)
+		}
+		if goes := going(w.plan(parse(t, "{minimum: 1}"))); slices.Contains(goes, older) != (c.damaged == "") {
+			t.Errorf("damage, %s: %q go", c.what, goes)
+		}
+	}
+}
