@@ -152,6 +152,7 @@ type receiver struct {
 	histories map[wal.Timeline]bool // whose history file is archived
 	accepted  bool                  // AcceptGap was used
 	outset    catalog.Branch        // where the server was when the slot was found or made, as long as it is not known where to begin
+	way       []catalog.Branch      // to the timeline of the server, that one last
 
 	// Guarded by the line's lock.
 	tailed   time.Time // when a piece went up last
@@ -423,6 +424,7 @@ func (r *receiver) place(ctx context.Context, conn *server.Replication, facts se
 		}
 	})
 	way := append(branches, catalog.Branch{Timeline: facts.Timeline})
+	r.way = way
 	if r.line.timeline == 0 {
 		return r.placeFirst(ctx, conn, way)
 	}
@@ -688,6 +690,18 @@ func (r *receiver) mind(ctx context.Context, facts server.Facts) error {
 	if no > first {
 		r.opts.Logger.Info(fmt.Sprintf("the archive has got %s to %s meanwhile: going on behind them", size.Name(t, first), size.Name(t, no-1)))
 		return r.goOn(size.Start(no))
+	}
+	if i := slices.IndexFunc(r.way, func(b catalog.Branch) bool { return b.Timeline == t }); i >= 0 && i < len(r.way)-1 && r.way[i].Switch < size.Start(no+1) {
+		at, follows := r.way[i].Switch, r.way[i+1].Timeline // that segment was never whole: the next timeline has it
+		there, err := r.archive.HasWAL(ctx, size.Name(follows, size.Segment(at)))
+		if err != nil {
+			return err
+		}
+		if there {
+			r.tellOfMore(t, at, follows)
+			r.line.leave(follows, r.begin(at))
+			return nil
+		}
 	}
 	oldest, err := r.oldest(ctx, no, facts)
 	if err != nil {

@@ -748,6 +748,50 @@ func TestBothTimelinesSurviveARestart(t *testing.T) {
 	f.stop(t)
 }
 
+// While the receiver was away a standby was promoted that has no slot: it has archived what followed, and removed it. Nothing is missing.
+func TestOthersArchivedAcrossAPromotion(t *testing.T) {
+	c := primary(t)
+	m, dir := &storetest.Memory{}, t.TempDir()
+	standby := c.Standby(t, pgtest.Options{Settings: map[string]string{"wal_keep_size": "0", "max_wal_size": "2MB", "min_wal_size": "2MB", "wal_recycle": "off"}})
+	o := options(dir, m)
+	f := receive(t, c, m, o)
+	c.Exec(t, `insert into t values (1)`)
+	received(t, c, m)
+	f.stop(t)
+	c.CatchUp(t, standby)
+	c.Stop(t)
+	standby.Exec(t, `select pg_promote()`)
+	path := func(name string) string { return filepath.Join(standby.Data, "pg_wal", name) }
+	first := ""
+	for range 4 {
+		standby.Exec(t, `insert into t select generate_series(1, 1000)`)
+		name := standby.Value(t, `pg_walfile_name(pg_switch_wal())`)
+		if first == "" {
+			first = name
+		}
+		if err := o.Push(t.Context(), path(name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pgtest.Eventually(t, first+" is gone", func() bool {
+		standby.Exec(t, `insert into t values (2)`, `checkpoint`)
+		_, err := os.Stat(path(first))
+		return errors.Is(err, fs.ErrNotExist)
+	})
+	f = receive(t, standby, m, o)
+	pgtest.Eventually(t, "it receives", func() bool {
+		select {
+		case err := <-f.done:
+			t.Fatalf("the receiver has ended: %v", err)
+		default:
+		}
+		return standby.Value(t, `select count(*) from pg_stat_replication where state = 'streaming'`) == "1"
+	})
+	standby.Exec(t, `insert into t values (3)`)
+	finish(t, standby, m)
+	f.stop(t)
+}
+
 // Two servers on one timeline, each with a receiver: who finds what the other has stored stops, and says what it is. The same content, as by two receivers of one
 // server, is fine.
 func TestRivalsStop(t *testing.T) {
