@@ -41,6 +41,12 @@ type segment struct {
 	alike    map[string]bool // objects that somebody else has stored, and that hold the same; of who looks alone
 }
 
+// past is a segment that was received in part, and of which no more than up to a position is elsewhere.
+type past struct {
+	name string
+	upTo wal.LSN
+}
+
 // end returns where what was received of it ends.
 func (s *segment) end() wal.LSN { return s.start + wal.LSN(s.written) }
 
@@ -58,7 +64,7 @@ type line struct {
 	begun    wal.LSN                  // where receiving timeline began, or begins
 	base     wal.LSN                  // all before the first of segments is archived; 0 where that is not known
 	baseOf   wal.Timeline             // of what is before base
-	past     []string                 // segments of timelines that were left, of which there are pieces in the store that others have, too
+	past     []past                   // segments of timelines that were left, of which there are pieces in the store that others have, too
 	switches map[wal.Timeline]wal.LSN // where timelines were left on the way to the server's
 }
 

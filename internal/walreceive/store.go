@@ -374,26 +374,30 @@ func (r *receiver) storeSegment(ctx context.Context, seg *segment) error {
 	}
 	r.line.mu.Lock()
 	r.report.Segments++
-	var gone []string
+	var gone []past
 	if seg.left { // the pieces stay until another timeline has the same WAL; and for good if they have what nobody else does
-		if stored || seg.end() <= r.line.switches[seg.timeline] {
-			r.line.past = append(r.line.past, seg.name)
+		elsewhere := r.line.switches[seg.timeline]
+		if stored {
+			elsewhere = max(elsewhere, seg.end())
+		}
+		if seg.end() <= elsewhere {
+			r.line.past = append(r.line.past, past{seg.name, elsewhere})
 		}
 	} else {
-		gone = append(gone, seg.name)
-		r.line.past = slices.DeleteFunc(r.line.past, func(name string) bool {
-			_, no, err := r.line.size.ParseSegment(name)
-			over := err == nil && r.line.size.Start(no) <= seg.start && name < seg.name
+		gone = append(gone, past{seg.name, seg.end()})
+		r.line.past = slices.DeleteFunc(r.line.past, func(p past) bool {
+			_, no, err := r.line.size.ParseSegment(p.name)
+			over := err == nil && r.line.size.Start(no) <= seg.start && p.name < seg.name
 			if over {
-				gone = append(gone, name)
+				gone = append(gone, p)
 			}
 			return over
 		})
 	}
 	r.line.mu.Unlock()
 	if r.tails() {
-		for _, name := range gone {
-			r.removeTail(ctx, name)
+		for _, p := range gone {
+			r.removeTail(ctx, p)
 		}
 	}
 	return nil
@@ -442,14 +446,19 @@ func (r *receiver) keep(ctx context.Context, seg *segment) error {
 	}
 }
 
-// removeTail removes all pieces of a segment.
-func (r *receiver) removeTail(ctx context.Context, name string) {
-	pieces, err := r.archive.TailPieces(ctx, name)
+// removeTail removes all pieces of a segment, unless another receiver has stored some that reach further than what is elsewhere.
+func (r *receiver) removeTail(ctx context.Context, p past) {
+	pieces, err := r.archive.TailPieces(ctx, p.name)
+	var no wal.SegmentNo
 	if err == nil {
+		_, no, err = r.line.size.ParseSegment(p.name)
+	}
+	further := func(piece archive.TailPiece) bool { return r.line.size.Start(no)+wal.LSN(piece.End) > p.upTo }
+	if err == nil && !slices.ContainsFunc(pieces, further) {
 		err = r.archive.RemoveTail(ctx, pieces)
 	}
 	if err != nil && ctx.Err() == nil {
-		r.opts.Logger.Warn("cannot remove pieces of what is archived whole; the next start tries again", "segment", name, "error", err)
+		r.opts.Logger.Warn("cannot remove pieces of what is archived whole; the next start tries again", "segment", p.name, "error", err)
 	}
 }
 
@@ -472,23 +481,24 @@ func (r *receiver) sweep(ctx context.Context) error {
 			return err
 		}
 		if whole {
-			r.removeTail(ctx, name)
+			r.removeTail(ctx, past{name, size.Start(no + 1)})
 			continue
 		}
 		tail, err := r.archive.Tail(ctx, name)
 		if err != nil {
 			return err
 		}
-		if timeline >= t || size.Start(no)+wal.LSN(tail.Top) > switches[timeline] {
+		had := past{name, switches[timeline]}
+		if timeline >= t || size.Start(no)+wal.LSN(tail.Top) > had.upTo {
 			continue // nobody else has what lies behind where the timeline was left
 		}
 		if whole, err = r.archive.HasWAL(ctx, size.Name(t, no)); err != nil {
 			return err
 		}
 		if whole {
-			r.removeTail(ctx, name)
+			r.removeTail(ctx, had)
 		} else {
-			r.line.change(func() { r.line.past = append(r.line.past, name) })
+			r.line.change(func() { r.line.past = append(r.line.past, had) })
 		}
 	}
 	return nil

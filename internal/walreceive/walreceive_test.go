@@ -1102,3 +1102,40 @@ func TestWhatNobodyElseHasStays(t *testing.T) {
 		}
 	}
 }
+
+// Of two receivers one had more of a primary that was lost: what the other stores is no reason to remove that.
+func TestPiecesThatReachFurtherStay(t *testing.T) {
+	c := primary(t)
+	m, dir := &storetest.Memory{}, t.TempDir()
+	standby := c.Standby(t, pgtest.Options{})
+	o := options(dir, m)
+	f := receive(t, c, m, o)
+	c.Exec(t, `insert into t values (1)`)
+	name, _ := received(t, c, m)
+	f.stop(t)
+	c.CatchUp(t, standby)
+	c.Stop(t)
+	b, err := os.ReadFile(filepath.Join(c.Data, "pg_wal", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := archive.New(m, archive.Options{})
+	further := int64(mib) - 8192
+	if _, err := a.PutTail(t.Context(), name, 0, further, bytes.NewReader(b[:further])); err != nil {
+		t.Fatal(err)
+	}
+	standby.Exec(t, `select pg_promote()`)
+	f = receive(t, standby, m, o)
+	standby.Exec(t, `insert into t values (2)`)
+	for range 2 {
+		standby.Exec(t, `insert into t values (3)`)
+		finish(t, standby, m)
+	}
+	f.stop(t)
+	if partial, err := a.HasWAL(t.Context(), name+".partial"); err != nil || !partial {
+		t.Errorf("the receiver has stored what it had: %t, %v", partial, err)
+	}
+	if tail, err := a.Tail(t.Context(), name); err != nil || tail.Top != further {
+		t.Errorf("of %d bytes that the other had the archive has %d, %v", further, tail.Top, err)
+	}
+}
