@@ -360,6 +360,26 @@ func TestOneHostTellsOfAnAbsence(t *testing.T) {
 	})
 }
 
+// An agent that ends while it claims an absence tells of it all the same: no other host will.
+func TestAClaimIsToldOfAtTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p people
+		until(1, 1, 0)
+		_, stop := start(agent.Options{Tell: p.tell, Jobs: []agent.Job{job(t, "backup", "0 3 * * * by=4h")}, Worker: &worker{do: func(ctx context.Context, _ agent.Job, _ time.Time, ask agent.Ask, _ func(agent.Progress)) agent.Result {
+			if ask == agent.Run {
+				return agent.Result{Outcome: agent.Failed, Error: "no space"}
+			}
+			<-ctx.Done()
+			return agent.Result{Outcome: agent.Open, Claimed: ask == agent.Claim}
+		}}})
+		until(1, 8, 0)
+		stop()
+		if told := p.all(); len(told) != 1 || !strings.HasPrefix(told[0], "01 08:00:00 absent: ") {
+			t.Errorf("told %q", told)
+		}
+	})
+}
+
 func TestWhereTheArchiveIsAwayEachHostTells(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p people

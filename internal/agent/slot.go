@@ -358,7 +358,7 @@ func (a *Agent) ask(ctx context.Context, j *job, s *slot, what Ask, now time.Tim
 // answered notes what the worker said.
 func (a *Agent) answered(j *job, s *slot, what Ask, r Result, over bool) {
 	switch {
-	case !slices.Contains(j.slots, s), s.let, over && r.Outcome != Elsewhere: // it was settled meanwhile, or nobody wants to know any more
+	case !slices.Contains(j.slots, s), s.let, over && r.Outcome != Elsewhere && !r.Claimed: // it was settled meanwhile, or nobody wants to know any more, but of what no other host tells
 		return
 	case r.Outcome == Elsewhere && !j.runs(s):
 		s.outcome, s.host, s.failure, s.ended = r.Outcome, r.Host, r.Error, a.now()

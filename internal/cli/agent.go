@@ -136,6 +136,7 @@ func (a *app) runAgent(cmd *cobra.Command, s *config.Settings) error {
 		return errors.Join(err, socket.Close())
 	}
 	g.agent = agent.New(opts)
+	g.recall(s)
 	g.tellSchedule(s, opts)
 
 	ended := make(chan struct{})
@@ -386,6 +387,21 @@ func (w *worker) works(ctx context.Context, j agent.Job, e notify.Event) {
 	defer w.agency.telling.Unlock()
 	delete(w.agency.unheard, about(j))
 	w.agency.app.inform(ctx, w.settings, about(j), &e, w.settings.Alerts.Repeat, notify.Options{Logger: w.agency.app.log})
+}
+
+// recall takes up the absences of which an agent before this one could tell nobody.
+func (g *agency) recall(s *config.Settings) {
+	for _, one := range schedule(&s.Agent) {
+		what := about(agent.Job{Name: one.name})
+		state := g.app.told(s, what)
+		if one.text == "" || one.text == "off" || !state.Failing || len(state.Told) > 0 {
+			continue
+		}
+		e := newEvent(s, strings.Join(one.command, " "))
+		e.Result, e.Since, e.Times = notify.Absent, state.Since, state.Times
+		e.Summary = "a slot was not done when it should have been, and nobody could be told of it then"
+		g.unheard[what] = e
+	}
 }
 
 // untilHeard is how long it takes before people are told again of what nobody could be told of.

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -130,6 +131,72 @@ func TestEachAbsenceIsHeardOf(t *testing.T) {
 	}
 	pass()
 	stop()
+	if len(got) > 0 {
+		t.Errorf("heard %q, too", <-got)
+	}
+}
+
+// An absence that an agent claimed, and that nobody has heard of when it ends, the next agent of that host claims and tells of, and none when somebody has.
+func TestTheNextAgentTellsWhatNobodyHeard(t *testing.T) {
+	var status atomic.Int64
+	got := make(chan string, 100)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var e notify.Event
+		if err := json.NewDecoder(r.Body).Decode(&e); err != nil {
+			t.Error(err)
+		}
+		w.WriteHeader(int(status.Load()))
+		got <- fmt.Sprintf("%s %s %s %d", e.Job, e.Result, e.Summary, e.Times)
+	}))
+	t.Cleanup(server.Close)
+	environ := []string{"WALG_FILE_PREFIX=" + t.TempDir(), "HOLDFAST_STATE_DIR=" + t.TempDir(), "HOLDFAST_LEASE_HOST=db1", "HOLDFAST_ALERT_WEBHOOK=" + server.URL, "HOLDFAST_SCHEDULE_BACKUP=0 3 * * *"}
+	s, err := config.Load(config.Sources{Environ: environ})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slot := "HOLDFAST_SLOT=backup@2025-11-21T03:00:00Z"
+	claims := func(slot string, want bool) {
+		t.Helper()
+		if _, _, _, claimed := asChild(t, true, append(slices.Clone(environ), slot), "agent", "slot", "--claim"); claimed != want {
+			t.Errorf("%s is claimed: %v, want %v", slot, claimed, want)
+		}
+	}
+	agentStarts := func() (tell func(context.Context, agent.Notice), pass, end func()) {
+		clock := handClock{make(chan time.Time), make(chan struct{}, 100)}
+		ctx, stop := context.WithCancel(t.Context())
+		tell = cli.TellsAgain(ctx, s, clock)
+		<-clock.waited
+		return tell, func() { clock.tick <- time.Time{}; <-clock.waited }, stop
+	}
+	hears := func(what string) {
+		t.Helper()
+		if one := <-got; one != what {
+			t.Errorf("heard %q, want %q", one, what)
+		}
+	}
+	absent := agent.Notice{Job: agent.Job{Name: "backup"}, Kind: agent.Absent, Text: "friday's"}
+
+	claims(slot, true)
+	claims(slot, true) // the agent ended before it told
+	status.Store(http.StatusNotFound)
+	tell, _, end := agentStarts()
+	tell(t.Context(), absent)
+	hears("backup-push absent friday's 1")
+	end()
+	claims(slot, true) // it was told of, and nobody has heard
+	_, pass, end := agentStarts()
+	status.Store(http.StatusOK)
+	pass()
+	hears("backup-push absent a slot was not done when it should have been, and nobody could be told of it then 1")
+	claims(slot, false)
+	end()
+	_, pass, end = agentStarts()
+	pass()
+	end()
+	claims(slot, false)
+	next := "HOLDFAST_SLOT=backup@2025-11-22T03:00:00Z"
+	claims(next, true)
+	claims(next, true) // of this one nobody has heard
 	if len(got) > 0 {
 		t.Errorf("heard %q, too", <-got)
 	}

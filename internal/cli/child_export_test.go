@@ -16,6 +16,7 @@ import (
 // TellsAgain returns what tells people of slots as an agent with these settings does, until ctx is over.
 func TellsAgain(ctx context.Context, s *config.Settings, clock agent.Clock) (tell func(context.Context, agent.Notice)) {
 	g := &agency{app: &app{log: slog.New(slog.DiscardHandler)}, clock: clock, settings: s, unheard: map[string]notify.Event{}}
+	g.recall(s)
 	go g.tellAgain(ctx)
 	return (&worker{agency: g, settings: s, commands: map[string][]string{"backup": {"backup-push"}}}).tell
 }

@@ -12,6 +12,7 @@ import (
 
 	"holdfast/internal/agent"
 	"holdfast/internal/archive"
+	"holdfast/internal/config"
 )
 
 // errSlotDone ends a turn in which there was nothing to do.
@@ -93,6 +94,16 @@ func (a *app) inSlot(host string, run func(ctx context.Context, ar *archive.Arch
 	}
 }
 
+// heardSince reports whether somebody was told at that time or later that a slot of the job was not done, and not otherwise since.
+func (a *app) heardSince(s *config.Settings, job string, at time.Time) bool {
+	for _, one := range a.told(s, about(agent.Job{Name: job})).Told {
+		if !one.At.Before(at.Truncate(time.Millisecond)) { // as events have it
+			return true
+		}
+	}
+	return false
+}
+
 // agentSlot is what an agent asks about a slot without doing what is due in it.
 func (a *app) agentSlot() *cobra.Command {
 	var claim bool
@@ -140,6 +151,7 @@ func (a *app) agentSlot() *cobra.Command {
 			ours, by, err := ar.ClaimAbsence(cmd.Context(), a.child.slot, now)
 			if by != nil {
 				a.child.settles(agent.Open, by.Host)
+				ours = by.Host == host && !a.heardSince(s, a.child.slot.Job, by.At) // an agent of this host that has ended could tell nobody
 			}
 			a.child.end.Claimed = ours
 			return err
