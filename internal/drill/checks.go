@@ -347,7 +347,7 @@ func (d *drill) checkTime(ctx context.Context) {
 		err := d.in(ctx, strings.TrimSpace(database), true, func(c *pgx.Conn) error { return c.QueryRow(ctx, query).Scan(&at) })
 		of = "the heartbeat"
 		if err != nil {
-			d.checked(Check{Name: "freshness", Result: Failed, Text: "the heartbeat cannot be read: " + err.Error(), Seconds: time.Since(begun).Seconds()})
+			d.tell(Check{Name: "freshness"}, begun, []error{fmt.Errorf("the heartbeat cannot be read: %w", err)}, "")
 			return
 		}
 	} else if d.Beat != "" {
@@ -404,13 +404,13 @@ func (d *drill) lastBeat(ctx context.Context) (at time.Time, err error) {
 }
 
 // inEach runs do in every database, and returns what went wrong in them.
-func (d *drill) inEach(ctx context.Context, do func(database string, c *pgx.Conn) error) (problems []string) {
+func (d *drill) inEach(ctx context.Context, do func(database string, c *pgx.Conn) error) (problems []error) {
 	for _, database := range d.databases {
 		if err := d.in(ctx, database, false, func(c *pgx.Conn) error { return do(database, c) }); err != nil {
 			if ctx.Err() != nil {
 				return problems
 			}
-			problems = append(problems, "database "+database+": "+err.Error())
+			problems = append(problems, fmt.Errorf("database %s: %w", database, err))
 		}
 	}
 	return problems
@@ -419,11 +419,19 @@ func (d *drill) inEach(ctx context.Context, do func(database string, c *pgx.Conn
 // shown is how many problems of one check are told.
 const shown = 5
 
-// tell ends a check with what is wrong, or with fine.
-func (d *drill) tell(c Check, begun time.Time, problems []string, fine string) {
+// tell ends a check with what is wrong, or with fine. Where nothing is wrong but with this host it could not be made.
+func (d *drill) tell(c Check, begun time.Time, problems []error, fine string) {
 	c.Result, c.Text, c.Seconds = Passed, fine, time.Since(begun).Seconds()
 	if len(problems) > 0 {
-		c.Result, c.Text = Failed, strings.Join(problems[:min(len(problems), shown)], "; ")
+		c.Result = Failed
+		if host := ofHost(problems[0]); !slices.ContainsFunc(problems, func(err error) bool { return ofHost(err) == nil }) {
+			c.Result, d.host = Skipped, cmp.Or(d.host, &HostError{fmt.Errorf("check %s: %w", c.Name, problems[0]), host.Advice})
+		}
+		var texts []string
+		for _, err := range problems[:min(len(problems), shown)] {
+			texts = append(texts, err.Error())
+		}
+		c.Text = strings.Join(texts, "; ")
 		if more := len(problems) - shown; more > 0 {
 			c.Text += fmt.Sprintf("; and %d more", more)
 		}
@@ -434,7 +442,7 @@ func (d *drill) tell(c Check, begun time.Time, problems []string, fine string) {
 // checkExtensions looks whether the extensions of the databases can be had on this host.
 func (d *drill) checkExtensions(ctx context.Context) {
 	begun, all := time.Now(), map[string]bool{}
-	var missing []string
+	var missing []error
 	problems := d.inEach(ctx, func(database string, c *pgx.Conn) error {
 		has, err := names(ctx, c, `select extname::text from pg_extension`)
 		if err != nil {
@@ -445,7 +453,7 @@ func (d *drill) checkExtensions(ctx context.Context) {
 			all[e] = true
 		}
 		for _, e := range gone {
-			missing = append(missing, fmt.Sprintf("database %s has the extension %s, which is not installed here for PostgreSQL %d", database, e, d.control.Major))
+			missing = append(missing, fmt.Errorf("database %s has the extension %s, which is not installed here for PostgreSQL %d", database, e, d.control.Major))
 		}
 		return err
 	})
@@ -491,12 +499,12 @@ func (d *drill) checkQuestions(ctx context.Context) {
 		if got != nil {
 			value = truncate(string(got), 200)
 		}
-		var problems []string
+		var problems []error
 		switch {
 		case err != nil:
-			problems = []string{err.Error()}
+			problems = []error{err}
 		case !q.Expect.Met(got):
-			problems = []string{fmt.Sprintf("it is %s, expected was %s", value, q.Expect)}
+			problems = []error{fmt.Errorf("it is %s, expected was %s", value, q.Expect)}
 		}
 		d.tell(Check{Name: q.Name}, begun, problems, value)
 	}
@@ -526,7 +534,7 @@ func (d *drill) checkRows(ctx context.Context) {
 	}
 	begun, c := time.Now(), Check{Name: "rows"}
 	var rows int64
-	var broken []string
+	var broken []error
 	problems := d.inEach(ctx, func(database string, conn *pgx.Conn) error {
 		if err := unconverted(ctx, conn); err != nil { // what has no counterpart in UTF-8 is no damage
 			return err
@@ -546,7 +554,7 @@ func (d *drill) checkRows(ctx context.Context) {
 			case err != nil && conn.IsClosed():
 				return fmt.Errorf("%s: %w", table, err)
 			case err != nil:
-				broken = append(broken, fmt.Sprintf("database %s: %s: %v", database, table, err))
+				broken = append(broken, fmt.Errorf("database %s: %s: %w", database, table, err))
 			default:
 				c.Done++
 				rows += tag.RowsAffected()

@@ -27,7 +27,7 @@ func (d *drill) checkPages(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		d.checked(Check{Name: c.Name, Result: Failed, Text: err.Error(), Seconds: time.Since(begun).Seconds()})
+		d.tell(c, begun, []error{err}, "")
 		return nil
 	}
 	if d.control.BlockSize != page.Size {
@@ -42,7 +42,7 @@ func (d *drill) checkPages(ctx context.Context) error {
 			return context.Cause(ctx)
 		}
 		if err != nil {
-			w.problems = append(w.problems, err.Error())
+			w.problems = append(w.problems, err)
 		}
 		c.Done, c.Total = w.done, w.total
 		fine := "sums of " + humanize.Comma(w.pages) + " pages hold"
@@ -76,7 +76,7 @@ type pageWalk struct {
 	pages    int64 // that were looked at
 	done     int64 // bytes
 	total    int64
-	problems []string
+	problems []error
 }
 
 // all looks at all files, from one drawn at random on, so that a budget that does not do for all does for all in the course of many drills.
@@ -152,7 +152,7 @@ func (w *pageWalk) file(ctx context.Context, e datadir.Entry) error {
 				break
 			}
 			at += i * page.Size
-			w.problems = append(w.problems, fmt.Sprintf("%s: block %d is damaged", e.Path, block+uint32(at/page.Size)))
+			w.problems = append(w.problems, fmt.Errorf("%s: block %d is damaged", e.Path, block+uint32(at/page.Size)))
 			at += page.Size
 			if len(w.problems) > 10*shown { // there is no need to know all
 				return errBudget

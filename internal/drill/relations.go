@@ -138,7 +138,7 @@ func (d *drill) checkRelations(ctx context.Context) {
 		limited, cancel = context.WithTimeout(ctx, d.Budget)
 		defer cancel()
 	}
-	var bad []string
+	var bad []error
 	var lacks *lackingError
 	heaps, alone := true, 0
 	problems := d.inEach(ctx, func(database string, conn *pgx.Conn) error {
@@ -170,9 +170,9 @@ func (d *drill) checkRelations(ctx context.Context) {
 			case err != nil && conn.IsClosed():
 				return fmt.Errorf("%s %s: %w", kind, r.name, err)
 			case err != nil:
-				bad = append(bad, fmt.Sprintf("database %s: %s %s: %v", database, kind, r.name, err))
+				bad = append(bad, fmt.Errorf("database %s: %s %s: %w", database, kind, r.name, err))
 			case found != "":
-				bad = append(bad, fmt.Sprintf("database %s: %s %s: %s", database, kind, r.name, found))
+				bad = append(bad, fmt.Errorf("database %s: %s %s: %s", database, kind, r.name, found))
 			}
 		}
 		if v.made && d.Keep {

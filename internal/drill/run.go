@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/dustin/go-humanize"
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"holdfast/internal/archive"
 	"holdfast/internal/catalog"
@@ -110,7 +111,8 @@ type drill struct {
 	copying   time.Time // when the restore itself began
 	done      bool      // it came to its end, whatever that was, in time
 	role      string
-	home      string // database in which that is asked which is of no database
+	host      *HostError // why a check could not be made, the first reason
+	home      string     // database in which that is asked which is of no database
 	databases []string
 	marked    string // what retention is told of the restore; "" for nothing
 	fleeting  bool   // what becomes of the copy when the host goes down is nobody's business: nothing waits for the disk
@@ -232,7 +234,7 @@ func (d *drill) run(ctx context.Context, r Request) (_ *Copy, err error) {
 	if err != nil {
 		return nil, err
 	}
-	err = d.prove(ctx)
+	err = d.barred(d.prove(ctx))
 	d.done = err == nil || ctx.Err() == nil
 	if d.Keep && ctx.Err() == nil && d.instance != nil && !errors.As(err, new(*HostError)) { // with which Run returns no copy
 		if errKeep := s.keep(); errKeep == nil {
@@ -379,6 +381,31 @@ func (d *drill) readFirst(ctx context.Context) error {
 		return err
 	}
 	return os.Remove(dest)
+}
+
+// ofHost returns what an error says that this host lacks, nil where it says nothing of that kind.
+func ofHost(err error) *HostError {
+	var host *HostError
+	var pg *pgconn.PgError
+	switch {
+	case errors.As(err, &host):
+		return host
+	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT), hasCode(err, "53100"), // disk_full
+		errors.As(err, &pg) && strings.HasSuffix(pg.Message, "Disk quota exceeded"): // of which PostgreSQL makes an internal error
+		return &HostError{err, noRoom}
+	}
+	return nil
+}
+
+// barred makes of an error, and of checks of which none failed and some could not be made, what this host lacks, where that is why.
+func (d *drill) barred(err error) error {
+	if host := ofHost(err); host != nil {
+		return &HostError{err, host.Advice}
+	}
+	if err == nil && d.host != nil && !slices.ContainsFunc(d.record.Checks, func(c Check) bool { return c.Result == Failed }) {
+		return d.host
+	}
+	return err
 }
 
 // noRoom advises where there is too little.

@@ -311,6 +311,13 @@ func TestMisconfiguration(t *testing.T) {
 	time.Sleep(time.Until(time.Now().Truncate(time.Second).Add(1100 * time.Millisecond)))
 	red("stale backup", "freshness", "longer than 1ms", "HOLDFAST_DRILL_RPO=1ms")
 	red("stale heartbeat", "freshness", "the heartbeat", "HOLDFAST_DRILL_RPO=1h", "HOLDFAST_DRILL_HEARTBEAT=postgres:select timestamptz '2020-01-01 00:00:00+00'")
+	const full = "{database: postgres, name: full, sql: \"do $$ begin raise 'could not extend file' using errcode = 'disk_full'; end $$\"}"
+	t.Run("no room left, and a wrong result", func(t *testing.T) {
+		r := s.drill(t, 2, []string{"HOLDFAST_DRILL_CHECKS=[" + full + ", {database: postgres, table: orders, expect: '> 10000'}]"})
+		if c := check(t, r, "full"); c.Result != drill.Skipped || !strings.Contains(r.Error, "expected was > 10000") || strings.Contains(r.Error, "could not extend file") {
+			t.Errorf("error %s, checks %+v", r.Error, r.Checks)
+		}
+	})
 	t.Run("out of time", func(t *testing.T) {
 		r := s.drill(t, 2, []string{"HOLDFAST_DRILL_TIMEOUT=3s", "HOLDFAST_DRILL_CHECKS=[{database: postgres, sql: select pg_sleep(600)}]"})
 		if r.Reason != drill.ReasonLate || !strings.Contains(r.Error, "not done in time") {
@@ -328,6 +335,7 @@ func TestMisconfiguration(t *testing.T) {
 	host("no directory", "no such file", []string{"HOLDFAST_DRILL_DIR=/nonexistent/for/drills"})
 	host("long directory", "bytes too many", []string{"HOLDFAST_DRILL_DIR=" + longDir(t)})
 	host("no such role", "lets in no superuser", nil, "--role", "nobody")
+	host("no room left for the checks", "free some space", []string{"HOLDFAST_DRILL_CHECKS=[" + full + "]"})
 	host("no such role, and what is not to be kept", "lets in no superuser", nil, "--keep", "--role", "nobody")
 	host("role that is no superuser", "lets in no superuser of the names plain", nil, "--role", "plain")
 	if os.Geteuid() == 0 {
