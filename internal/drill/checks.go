@@ -58,6 +58,10 @@ func (d *drill) connect(ctx context.Context, role, database string, open bool) (
 		c.RuntimeParams["transaction_timeout"] = "0"
 	}
 	conn, err := pgx.ConnectConfig(ctx, c)
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) && pg.Message == "database locale is incompatible with operating system" { // CheckMyDatabase in src/backend/utils/init/postinit.c
+		return nil, &HostError{fmt.Errorf("%w: %s", err, pg.Detail), noLocale}
+	}
 	if err != nil || conn.PgConn().ParameterStatus("server_encoding") != "SQL_ASCII" {
 		return conn, err
 	}
@@ -115,6 +119,9 @@ func (d *drill) enter(ctx context.Context) error {
 		return context.Cause(ctx)
 	}
 	if i := slices.IndexFunc(errs, func(err error) bool { return !isOfRole(err) }); i >= 0 {
+		if host := ofHost(errs[i]); host != nil {
+			return &HostError{fmt.Errorf("the copy is up, and cannot be asked: %w", errs[i]), host.Advice}
+		}
 		return d.failed(ctx, ReasonCheck, fmt.Errorf("the copy is up, and cannot be asked: %w", errs[i]))
 	}
 	entered := slices.DeleteFunc(slices.Clone(errs), func(err error) bool { return hasCode(err, "28000") }) // by roles that there are

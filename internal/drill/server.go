@@ -165,6 +165,12 @@ const (
 // ErrConfiguration is in the error of a backup whose configuration PostgreSQL does not even read.
 var ErrConfiguration = errors.New("PostgreSQL cannot use the backup's configuration")
 
+// unknownLocale matches why a configuration is refused that names a locale. What the command line says of the parameter makes no difference: PostgreSQL looks at both.
+var unknownLocale = regexp.MustCompile(`invalid value for parameter "lc_(?:messages|monetary|numeric|time)": "([^"]*)"`)
+
+// noLocale advises where a locale is missing.
+const noLocale = "install that locale here, by the operating system's locale-gen or language packages (`locale -a` lists those that are there), and make the drill again"
+
 // configured asks what the copy's configuration says of these settings, and of buffersName and librariesName.
 func (d *drill) configured(ctx context.Context, names ...string) (map[string]string, error) {
 	names = append(names, buffersName, librariesName)
@@ -178,6 +184,9 @@ func (d *drill) configured(ctx context.Context, names ...string) (map[string]str
 		})
 	}
 	if err := g.Wait(); err != nil {
+		if m := unknownLocale.FindStringSubmatch(err.Error()); m != nil {
+			return nil, &HostError{fmt.Errorf("this host does not have the locale %s that the backup's configuration names: %w", m[1], err), noLocale}
+		}
 		return nil, d.failed(ctx, ReasonStart, fmt.Errorf("%w: %w", ErrConfiguration, err))
 	}
 	all := map[string]string{}

@@ -356,6 +356,41 @@ func TestMisconfiguration(t *testing.T) {
 	}
 }
 
+// A locale that this host does not have says nothing about the backup: neither in its configuration nor in a database.
+func TestForeignLocale(t *testing.T) {
+	s, _ := build(t, pgtest.Require(t, 17), pgtest.Options{})
+	host := func(what string, says ...string) {
+		t.Run(what, func(t *testing.T) {
+			r := s.drill(t, 1, nil)
+			for _, says := range append(says, "locale -a") {
+				if !strings.Contains(r.Error, says) {
+					t.Errorf("%s, want %q", r.Error, says)
+				}
+			}
+		})
+	}
+	s.Exec(t, `create database shop`, `update pg_database set datcollate = 'xx_XX.UTF-8' where datname = 'shop'`)
+	s.Switch(t)
+	host("of a database", "check extensions: database shop", `LC_COLLATE "xx_XX.UTF-8"`)
+	c := s.Conn(t) // others cannot enter then
+	var segment string
+	if _, err := c.Exec(t.Context(), `update pg_database set datcollate = 'xx_XX.UTF-8'`); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.QueryRow(t.Context(), `select pg_walfile_name(pg_switch_wal())`).Scan(&segment); err != nil {
+		t.Fatal(err)
+	}
+	s.Await(t, segment)
+	host("of all databases", "cannot be asked", `LC_COLLATE "xx_XX.UTF-8"`)
+	if _, err := c.Exec(t.Context(), `update pg_database set datcollate = datctype`); err != nil {
+		t.Fatal(err)
+	}
+	change(t, filepath.Join(s.Data, "postgresql.conf"), func(b []byte) []byte { return append(b, "\nlc_monetary = 'yy_YY.UTF-8'\n"...) })
+	s.Push(t, "--full")
+	s.Switch(t)
+	host("of the configuration", "does not have the locale yy_YY.UTF-8")
+}
+
 // longDir makes a directory whose path is too long for a socket in it.
 func longDir(t *testing.T) string {
 	t.Helper()
