@@ -157,6 +157,22 @@ func (a *app) jobs(ctx context.Context, s *config.Settings) (*archiver.Jobs, err
 	}), nil
 }
 
+// directories returns what the storages are that are directories; nil for one that is none, or is not there.
+func directories(s *config.Settings) (dirs []os.FileInfo) {
+	for _, st := range s.InUse() {
+		var info os.FileInfo
+		if st.Dir != "" {
+			info, _ = os.Stat(st.Dir) // what is wrong with it shows when it is opened
+		}
+		dirs = append(dirs, info)
+	}
+	return dirs
+}
+
+func sameDirectory(a, b os.FileInfo) bool {
+	return a == nil && b == nil || a != nil && b != nil && os.SameFile(a, b)
+}
+
 // opened is an archive that stays open. It is opened anew where a storage that is a directory is another one than before: what is mounted there, or
 // no more, since it was opened would else be passed by, and WAL would end up below.
 type opened struct {
@@ -174,16 +190,8 @@ type opened struct {
 // renew opens the archive if that has to be done. The mutex is held.
 func (o *opened) renew(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx) // of a request, which the archive outlives
-	var dirs []os.FileInfo
-	for _, st := range o.settings.InUse() {
-		var info os.FileInfo
-		if st.Dir != "" {
-			info, _ = os.Stat(st.Dir) // what is wrong with it shows when it is opened
-		}
-		dirs = append(dirs, info)
-	}
-	same := func(a, b os.FileInfo) bool { return a == nil && b == nil || a != nil && b != nil && os.SameFile(a, b) }
-	if o.from != nil && slices.EqualFunc(dirs, o.dirs, same) {
+	dirs := directories(o.settings)
+	if o.from != nil && slices.EqualFunc(dirs, o.dirs, sameDirectory) {
 		return nil
 	}
 	o.from = nil

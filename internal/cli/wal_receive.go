@@ -3,9 +3,11 @@ package cli
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -61,8 +63,16 @@ func (a *app) walReceive() *cobra.Command {
 	return cmd
 }
 
-// receive opens the archive once, and receives until it is told to stop.
+// receive opens the archive once, and receives until it is told to stop, or the archive is another one by then.
 func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Options) error {
+	dirs := directories(s)
+	still := func() error {
+		same := func(now, then os.FileInfo) bool { return then == nil || sameDirectory(now, then) }
+		if slices.EqualFunc(directories(s), dirs, same) {
+			return nil
+		}
+		return &walreceive.MovedError{Location: s.Location()}
+	}
 	st, err := a.openStore(ctx, s, toWrite)
 	if err != nil {
 		return err
@@ -81,6 +91,9 @@ func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Opti
 	opened := func(context.Context) (asked, ahead walpush.Archive, err error) { return whole, tails, nil }
 	ext := compress.Method(s.Compression.Method).Extension()
 	o.Push = func(ctx context.Context, path string) error {
+		if err := still(); err != nil {
+			return err
+		}
 		report, err := walpush.Push(ctx, opened, path, walpush.Options{
 			Location: s.Location(), Host: o.Host, Parallel: 1, Summaries: s.SummarizesWAL(), Deltas: s.WAL.Deltas, Logger: a.log,
 		})
@@ -91,7 +104,7 @@ func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Opti
 	}
 	cfg := server.ConfigFromEnv(s.Postgres.Lookup)
 	connect := func(ctx context.Context) (*server.Replication, error) { return server.ConnectStream(ctx, cfg) }
-	report, err := walreceive.Run(ctx, connect, received{tails, all}, o)
+	report, err := walreceive.Run(ctx, connect, received{tails, all, still}, o)
 	if report.Received != 0 {
 		a.log.Info(fmt.Sprintf("received up to %s of timeline %d, stored up to %s; %d segments archived", report.Received, uint32(report.Timeline), report.Stored, report.Segments))
 	}
@@ -102,7 +115,16 @@ func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Opti
 // knows of would be WAL that the server is told not to keep.
 type received struct {
 	*archive.Archive
-	all *archive.Archive
+	all   *archive.Archive
+	still func() error // is asked before something is stored
+}
+
+// PutTail implements walreceive.Archive.
+func (r received) PutTail(ctx context.Context, segment string, start, end int64, body io.ReadSeeker) (archive.TailPiece, error) {
+	if err := r.still(); err != nil {
+		return archive.TailPiece{}, err
+	}
+	return r.Archive.PutTail(ctx, segment, start, end, body)
 }
 
 // HasWAL implements walreceive.Archive.

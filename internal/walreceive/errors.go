@@ -83,6 +83,19 @@ func (e *RivalError) Hint() string {
 		" and stores it again. What the wrong one has received lies in its own spool"
 }
 
+// A MovedError says that a directory of the archive is another one than when receiving began. What is stored in the one that was opened nobody would find.
+type MovedError struct{ Location string }
+
+func (e *MovedError) Error() string {
+	return e.Location + " is another directory than when wal-receive began: a file system was mounted there, or is no more"
+}
+
+// Hint says how to go on.
+func (e *MovedError) Hint() string {
+	return "start it again once the right one is there: it goes on where that archive ends. What it stored before lies in the other one, below the mount: `holdfast wal-verify` tells whether " +
+		"that is missed now; see that the mount comes first (RequiresMountsFor= in a unit)"
+}
+
 // A fatalError will not pass by itself.
 type fatalError struct{ error }
 
@@ -91,7 +104,7 @@ func (e *fatalError) Unwrap() error { return e.error }
 // permanent reports whether it is of no use to try again.
 func permanent(err error) bool {
 	return errors.As(err, new(*GapError)) || errors.As(err, new(*SlotError)) || errors.As(err, new(*DivergedError)) || errors.As(err, new(*RivalError)) || errors.As(err, new(*archive.OwnerError)) ||
-		errors.As(err, new(*archive.ConflictError)) || errors.As(err, new(*fatalError))
+		errors.As(err, new(*archive.ConflictError)) || errors.As(err, new(*MovedError)) || errors.As(err, new(*fatalError))
 }
 
 // backoff is how long to wait before something is tried again.

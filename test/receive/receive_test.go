@@ -568,6 +568,27 @@ func number(t testing.TB, name string) wal.SegmentNo {
 	return no
 }
 
+// What is mounted over the archive is another archive: nothing is stored below it any more, and the receiver ends and says so.
+func TestArchiveThatMovedEndsReceiving(t *testing.T) {
+	t.Parallel()
+	at, c := newPlace(t), cluster(t, pgtest.Require(t, pgtest.Newest))
+	r := at.receive(t, c.Environ())
+	c.Exec(t, `create table t (n int)`)
+	at.tailHas(t, c)
+	below := at.root + ".below"
+	if err := errors.Join(os.Rename(at.root, below), os.Mkdir(at.root, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	pgtest.Give(t, at.root)
+	name := c.Value(t, `pg_walfile_name(pg_switch_wal())`)
+	if status := r.wait(t); status != 1 || !strings.Contains(r.stderr.String(), "is another directory than when wal-receive began") {
+		t.Errorf("exit status %d:\n%s", status, r.stderr.String())
+	}
+	if found, err := filepath.Glob(filepath.Join(below, "wal_005", name+"*")); err != nil || len(found) > 0 {
+		t.Errorf("below are %q, %v", found, err)
+	}
+}
+
 // Where the slot was dropped and the server has removed WAL since, the receiver says what is missing, and goes on behind it only if it is told to.
 func TestGapIsAnError(t *testing.T) {
 	t.Parallel()
