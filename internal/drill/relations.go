@@ -129,6 +129,29 @@ func ofExpression(err error) bool {
 	return errors.As(err, &pg) && (strings.HasPrefix(pg.Code, "42") || pg.Code == "3F000") // syntax error or access rule violation, invalid_schema_name
 }
 
+// sortedElsewhere says of an index that amcheck finds out of order where its collation has another version here than the cluster has recorded; "" where it has not.
+func (d *drill) sortedElsewhere(ctx context.Context, c *pgx.Conn, r relation, err error) string {
+	var pg *pgconn.PgError
+	if !r.index || !errors.As(err, &pg) || !strings.Contains(pg.Message, "invariant violated") {
+		return ""
+	}
+	versions := `select c.collversion, pg_collation_actual_version(c.oid)`
+	if d.control.Major >= 15 { // before, nothing is recorded of the database's own collation
+		versions = `select case c.collprovider when 'd' then d.datcollversion else c.collversion end,
+			case c.collprovider when 'd' then pg_database_collation_actual_version(d.oid) else pg_collation_actual_version(c.oid) end from pg_database d where d.datname = current_database()`
+	}
+	var differ string
+	err = c.QueryRow(ctx, `
+		select coalesce(string_agg(distinct format('%I has version %s there and %s here', c.collname, v.there, coalesce(v.here, 'none')), ', '), '')
+		from pg_index i cross join unnest(i.indcollation::oid[]) k(oid) join pg_collation c on c.oid = k.oid cross join lateral (`+versions+`) v(there, here)
+		where i.indexrelid = $1 and v.there is not null and v.there is distinct from v.here`, r.oid).Scan(&differ)
+	if err != nil || differ == "" {
+		return ""
+	}
+	return "; its collation " + differ + ": the libc or ICU of this host may sort otherwise than that which built the index, and then this is no damage. It is none if pg_amcheck finds the index sound at the source; " +
+		"on a host such as this one a restored cluster needs REINDEX"
+}
+
 // checkRelations verifies indexes and tables with amcheck, within the budget.
 func (d *drill) checkRelations(ctx context.Context) {
 	begun, c := time.Now(), Check{Name: "amcheck"}
@@ -170,7 +193,7 @@ func (d *drill) checkRelations(ctx context.Context) {
 			case err != nil && conn.IsClosed():
 				return fmt.Errorf("%s %s: %w", kind, r.name, err)
 			case err != nil:
-				bad = append(bad, fmt.Errorf("database %s: %s %s: %w", database, kind, r.name, err))
+				bad = append(bad, fmt.Errorf("database %s: %s %s: %w%s", database, kind, r.name, err, d.sortedElsewhere(ctx, conn, r, err)))
 			case found != "":
 				bad = append(bad, fmt.Errorf("database %s: %s %s: %s", database, kind, r.name, found))
 			}

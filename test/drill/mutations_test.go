@@ -391,6 +391,30 @@ func TestForeignLocale(t *testing.T) {
 	host("of the configuration", "does not have the locale yy_YY.UTF-8")
 }
 
+// Of an index that is out of order it is said where this host may sort otherwise than the one that built it, and only there.
+func TestSortedElsewhere(t *testing.T) {
+	for _, major := range []int{10, 17} {
+		t.Run(strconv.Itoa(major), func(t *testing.T) {
+			t.Parallel()
+			s, _ := build(t, pgtest.Require(t, major), pgtest.Options{})
+			s.Exec(t, `create table words (word text)`, `insert into words values ('a'), ('B')`,
+				`create index there on words (word collate "C")`, `create index same on words (word collate "C")`,
+				`update pg_index set indcollation = (select array[oid]::oidvector from pg_collation where collname = 'und-x-icu') where indexrelid = 'there'::regclass`,
+				`update pg_index set indcollation = (select array[oid]::oidvector from pg_collation where collname = 'de-x-icu') where indexrelid = 'same'::regclass`,
+				`update pg_collation set collversion = '0.0' where collname = 'und-x-icu'`)
+			s.Switch(t)
+			text := check(t, s.drill(t, 2, nil), "amcheck").Text
+			for index, want := range map[string]bool{"there": true, "same": false} {
+				_, of, found := strings.Cut(text, "index public."+index+":")
+				of, _, _ = strings.Cut(of, "; database ")
+				if !found || strings.Contains(of, `"und-x-icu" has version 0.0 there and `) != want || strings.Contains(of, "REINDEX") != want {
+					t.Errorf("of the index %s: %s", index, text)
+				}
+			}
+		})
+	}
+}
+
 // longDir makes a directory whose path is too long for a socket in it.
 func longDir(t *testing.T) string {
 	t.Helper()
