@@ -11,7 +11,8 @@
 // The slot keeps what is not safe yet: only what is in the store, or with Synchronous where Options says, is reported as flushed.
 //
 // The spool holds a segment as <segment>.receiving until it is whole, synced and renamed to <segment>, and until it is in the archive. What was received of a
-// timeline behind where that was left, and that the archive takes neither as .partial, as it has another, nor in pieces, stays there as <segment>.kept.
+// timeline behind where that was left, and that the archive takes neither as .partial, as it has another, nor in pieces, stays there as <segment>.kept;
+// and so does what a restart finds that does not follow what is before it.
 package walreceive
 
 import (
