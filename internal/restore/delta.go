@@ -1,10 +1,12 @@
 package restore
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 
+	"holdfast/internal/archive"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/manifest"
 	"holdfast/internal/pg/wal"
@@ -22,7 +25,7 @@ import (
 
 // checkExisting refuses directories that a restore of differences must not touch: of other clusters, in use, or with tablespaces that are elsewhere than
 // they are to go.
-func (p *Plan) checkExisting() error {
+func (p *Plan) checkExisting(ctx context.Context, a *archive.Archive) error {
 	if !isDir(p.Destination) {
 		return &RefusedError{fmt.Sprintf("%s is no directory: there is nothing to compare with", p.Destination), "restore without --delta"}
 	}
@@ -47,7 +50,7 @@ func (p *Plan) checkExisting() error {
 	default:
 		p.continues = true
 	}
-	for _, check := range []func() error{p.checkStopped, p.checkArchived, p.checkLinks} {
+	for _, check := range []func() error{p.checkStopped, func() error { return p.checkArchived(ctx, a) }, p.checkLinks} {
 		if err := check(); err != nil {
 			return err
 		}
@@ -101,27 +104,140 @@ func (p *Plan) checkStopped() error {
 }
 
 // checkArchived refuses a directory with WAL that is nowhere else: pg_wal will be empty, as after any restore.
-func (p *Plan) checkArchived() error {
+func (p *Plan) checkArchived(ctx context.Context, a *archive.Archive) error {
 	names, err := os.ReadDir(filepath.Join(p.Destination, "pg_wal", "archive_status"))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	var first string
-	n := 0
+	var lost []string
 	for _, e := range names {
 		segment, ready := strings.CutSuffix(e.Name(), ".ready")
-		if !ready || wal.KindOf(segment) == wal.Other || !exists(filepath.Join(p.Destination, "pg_wal", segment)) {
-			continue
-		}
-		if n++; first == "" {
-			first = segment
+		if ready && wal.KindOf(segment) != wal.Other && exists(filepath.Join(p.Destination, "pg_wal", segment)) {
+			lost = append(lost, segment)
 		}
 	}
-	if n == 0 {
+	of, err := p.localWAL()
+	if err != nil {
+		return err
+	}
+	for _, t := range slices.Sorted(maps.Keys(of)) {
+		lacking, err := p.unarchived(ctx, a, t, of[t])
+		if err != nil {
+			return err
+		}
+		lost = append(lost, lacking...)
+	}
+	if len(lost) == 0 {
 		return nil
 	}
-	return &RefusedError{fmt.Sprintf("pg_wal in %s holds %d WAL files that were never archived, such as %s, and would be emptied", p.Destination, n, first),
-		"archive them with wal-push, or copy them elsewhere; then remove pg_wal/archive_status/*.ready"}
+	return &RefusedError{
+		fmt.Sprintf("pg_wal in %s holds %d WAL files that were never archived, such as %s, and would be emptied", p.Destination, len(lost), slices.Min(lost)),
+		fmt.Sprintf("archive them (`holdfast wal-push --repair %s`, or wal-push of each), or keep them (`%s`); then remove pg_wal/archive_status/*.ready",
+			p.Destination, p.keepWAL()),
+	}
+}
+
+// keepWAL is the command after which no WAL of the directory is only there.
+func (p *Plan) keepWAL() string { return fmt.Sprintf("cp -a %s/pg_wal %[1]s.pg_wal", p.Destination) }
+
+// localSegment is a WAL segment in pg_wal.
+type localSegment struct {
+	name string
+	no   wal.SegmentNo
+	size wal.SegmentSize
+	safe bool // PostgreSQL says whether it is archived, or keepWAL has copied it
+}
+
+// localWAL lists the segments in pg_wal that hold what their name says, ascending, and not those that were recycled for what is to come. Where pg_wal is a link
+// there are none: what it leads to stays.
+func (p *Plan) localWAL() (map[wal.Timeline][]localSegment, error) {
+	dir := filepath.Join(p.Destination, "pg_wal")
+	if info, err := os.Lstat(dir); err != nil || !info.IsDir() {
+		return nil, nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	of := map[wal.Timeline][]localSegment{}
+	for _, e := range entries {
+		if !wal.IsSegment(e.Name()) || !e.Type().IsRegular() {
+			continue
+		}
+		b, err := readStart(filepath.Join(dir, e.Name()), wal.HeaderLen)
+		if err != nil {
+			return nil, err
+		}
+		h, err := wal.ReadHeader(b)
+		if err != nil || h.SystemIdentifier != p.systemIdentifier {
+			continue
+		}
+		t, n, err := h.SegmentSize.ParseSegment(e.Name())
+		if err != nil || h.SegmentSize.Start(n) != h.Address {
+			continue
+		}
+		status := filepath.Join(dir, "archive_status", e.Name())
+		of[t] = append(of[t], localSegment{e.Name(), n, h.SegmentSize, exists(status+".done") || exists(status+".ready") || p.copied(e.Name())})
+	}
+	return of, nil
+}
+
+// readStart reads the first n bytes of a file, or what it has of them.
+func readStart(name string, n int64) ([]byte, error) {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() // only read
+	return io.ReadAll(io.LimitReader(f, n))
+}
+
+// copied reports whether keepWAL has copied a segment, as it is.
+func (p *Plan) copied(segment string) bool {
+	is, err := os.Stat(filepath.Join(p.Destination, "pg_wal", segment))
+	if err != nil {
+		return false
+	}
+	kept, err := os.Stat(filepath.Join(p.Destination+".pg_wal", segment))
+	return err == nil && !os.SameFile(is, kept) && kept.Size() == is.Size() && kept.ModTime().Equal(is.ModTime())
+}
+
+// unarchived returns the segments of a timeline of which PostgreSQL does not say whether they are archived, since archive_mode is off, and that the archive
+// lacks. The newest, which hardly ever is whole, is noted alone: else each restore in place would be refused. So are those of a timeline that the archive has
+// nothing of, such as a copy's that was promoted and does not archive.
+func (p *Plan) unarchived(ctx context.Context, a *archive.Archive, t wal.Timeline, local []localSegment) (lacking []string, err error) {
+	first := slices.IndexFunc(local, func(s localSegment) bool { return !s.safe })
+	if first < 0 {
+		return nil, nil
+	}
+	newest := local[len(local)-1]
+	missing, err := a.MissingWAL(ctx, t, local[first].no, newest.no, newest.size, 0)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range local[first:] {
+		if s.safe || !slices.Contains(missing, s.name) {
+			continue
+		}
+		tail, err := a.Tail(ctx, s.name)
+		switch {
+		case err != nil:
+			return nil, err
+		case tail.Held == int64(s.size):
+		case s == newest:
+			p.note("of %s, the newest WAL segment in pg_wal, the archive has the first %d bytes: what it holds beyond goes. To keep that: %s", s.name, tail.Held, p.keepWAL())
+		default:
+			lacking = append(lacking, s.name)
+		}
+	}
+	if len(lacking) == 0 || t == p.Timeline {
+		return lacking, nil
+	}
+	if _, known, err := a.NewestWAL(ctx, t, 0, newest.size); known || err != nil {
+		return lacking, err
+	}
+	p.note("of timeline %d the archive has no WAL: %d segments of it in pg_wal, from %s on, go. To keep them: %s", uint32(t), len(lacking), lacking[0], p.keepWAL())
+	return nil, nil
 }
 
 // checkLinks refuses a directory whose tablespaces are not where they are to go.

@@ -3,15 +3,18 @@ package restore_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/RoaringBitmap/roaring/v2"
 
@@ -20,6 +23,7 @@ import (
 	"holdfast/internal/compress"
 	"holdfast/internal/pg/control"
 	"holdfast/internal/pg/page"
+	"holdfast/internal/pg/wal"
 	"holdfast/internal/restore"
 	"holdfast/internal/store"
 	"holdfast/internal/store/storetest"
@@ -198,6 +202,96 @@ func TestDifferencesAreRefused(t *testing.T) {
 			if before[path] != was {
 				t.Errorf("%s: %s was changed", what, path)
 			}
+		}
+	}
+}
+
+// Where archive_mode is off PostgreSQL does not say which WAL is archived: the archive says it. Whole segments that only pg_wal has are refused, and of the newest,
+// which is not finished, the plan tells, as of a timeline of which the archive has nothing.
+func TestWALThatIsNowhereElse(t *testing.T) {
+	g := &maker{store: &storetest.Memory{}, method: compress.Zstd, perPart: 100}
+	chained(g)
+	const size = wal.SegmentSize(16 << 20)
+	a := archive.New(g.store, archive.Options{})
+	segment := func(n wal.SegmentNo) string { // as on the server, but shorter
+		b := make([]byte, wal.HeaderLen)
+		for at, v := range map[int]uint64{8: uint64(size.Start(n)), 24: *g.last.SystemIdentifier, 32: uint64(size)} {
+			binary.LittleEndian.PutUint64(b[at:], v)
+		}
+		binary.LittleEndian.PutUint32(b, 0x0002_D10D)
+		return string(b)
+	}
+	archived := func(t wal.Timeline, n wal.SegmentNo) error {
+		_, err := a.PutWAL(context.Background(), size.Name(t, n), func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(segment(n))), nil })
+		return err
+	}
+	if err := errors.Join(archived(1, 0x21), archived(3, 0x30)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.PutTail(t.Context(), size.Name(1, 0x24), 0, wal.HeaderLen, strings.NewReader(segment(0x24))); err != nil {
+		t.Fatal(err)
+	}
+	for what, x := range map[string]struct {
+		timeline wal.Timeline
+		files    []wal.SegmentNo
+		change   func(pgWAL string) error
+		refused  string // which is named as the first
+		note     string
+	}{
+		"archived, and the one being written": {1, []wal.SegmentNo{0x21, 0x22}, nil, "", "of 000000010000000000000022, the newest WAL segment in pg_wal, the archive has the first 0 bytes"},
+		"in pieces":                           {1, []wal.SegmentNo{0x21, 0x24}, nil, "", fmt.Sprintf("the archive has the first %d bytes", wal.HeaderLen)},
+		"whole ones":                          {1, []wal.SegmentNo{0x21, 0x22, 0x23, 0x24}, nil, "holds 2 WAL files that were never archived, such as 000000010000000000000022,", ""},
+		"said to be archived": {1, []wal.SegmentNo{0x22, 0x23}, func(pgWAL string) error {
+			return os.WriteFile(filepath.Join(pgWAL, "archive_status/000000010000000000000022.done"), nil, 0o600)
+		}, "", "of 000000010000000000000023"},
+		"not said of the first": {1, []wal.SegmentNo{0x22, 0x23}, func(pgWAL string) error {
+			return os.WriteFile(filepath.Join(pgWAL, "archive_status/000000010000000000000023.done"), nil, 0o600)
+		}, "such as 000000010000000000000022", ""},
+		"recycled": {1, []wal.SegmentNo{0x21}, func(pgWAL string) error {
+			return errors.Join(os.WriteFile(filepath.Join(pgWAL, "000000010000000000000025"), []byte(segment(0x1F)), 0o600),
+				os.WriteFile(filepath.Join(pgWAL, "000000010000000000000026"), make([]byte, wal.HeaderLen), 0o600),
+				os.WriteFile(filepath.Join(pgWAL, "000000010000000000000027"), nil, 0o600))
+		}, "", ""},
+		"of a copy that was promoted": {2, []wal.SegmentNo{0x21, 0x22, 0x23}, nil, "", "of timeline 2 the archive has no WAL: 2 segments of it in pg_wal, from 000000020000000000000021 on"},
+		"of the cluster's next life":  {3, []wal.SegmentNo{0x31, 0x32}, nil, "such as 000000030000000000000031", ""},
+		"kept": {1, []wal.SegmentNo{0x22, 0x23, 0x24}, func(pgWAL string) error {
+			return exec.Command("cp", "-a", pgWAL, filepath.Dir(pgWAL)+".pg_wal").Run()
+		}, "", ""},
+		"kept, and changed since": {1, []wal.SegmentNo{0x22, 0x23}, func(pgWAL string) error {
+			return errors.Join(exec.Command("cp", "-a", pgWAL, filepath.Dir(pgWAL)+".pg_wal").Run(),
+				os.Chtimes(filepath.Join(pgWAL, "000000010000000000000022"), time.Time{}, time.Unix(1_700_000_000, 0)))
+		}, "such as 000000010000000000000022", ""},
+		"behind a link": {1, []wal.SegmentNo{0x22, 0x23}, func(pgWAL string) error {
+			return errors.Join(os.Rename(pgWAL, filepath.Dir(pgWAL)+".elsewhere"), os.Symlink(filepath.Dir(pgWAL)+".elsewhere", pgWAL))
+		}, "", ""},
+	} {
+		dir := newest(t, g)
+		for _, n := range x.files {
+			if err := os.WriteFile(filepath.Join(dir, "pg_wal", size.Name(x.timeline, n)), []byte(segment(n)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if x.change != nil {
+			if err := x.change(filepath.Join(dir, "pg_wal")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p, err := restore.Decide(t.Context(), a, restore.Request{Destination: dir, Choice: choose(t, a, "LATEST", none), Delta: true})
+		var refusal *restore.RefusedError
+		keep := "cp -a " + dir + "/pg_wal " + dir + ".pg_wal"
+		if x.refused != "" {
+			if !errors.As(err, &refusal) || !strings.Contains(refusal.Reason, x.refused) || !strings.Contains(refusal.Advice, keep) {
+				t.Errorf("%s: %v, want a refusal with %q", what, err, x.refused)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", what, err)
+			continue
+		}
+		notes := strings.Join(p.Notes, "\n")
+		if !strings.Contains(notes, x.note) || strings.Contains(notes, keep) != (x.note != "") {
+			t.Errorf("%s: notes %q, want %q", what, notes, x.note)
 		}
 	}
 }

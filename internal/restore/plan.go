@@ -195,7 +195,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	}
 	steps := []func() error{
 		func() error { return p.placeTablespaces(r) },
-		func() error { return p.checkDestinations() },
+		func() error { return p.checkDestinations(ctx, a) },
 		func() error { return p.survey(ctx, a, backups, r.Source) },
 		func() error { return p.checkConfig(ctx, a) },
 		func() error { return p.findOwner(ctx, a, r.Owner) },
@@ -205,7 +205,7 @@ func Decide(ctx context.Context, a *archive.Archive, r Request) (*Plan, error) {
 	if p.Mask != "" {
 		steps = []func() error{
 			func() error { return p.checkMask(r) },
-			func() error { return p.checkDestinations() },
+			func() error { return p.checkDestinations(ctx, a) },
 			func() error { return p.survey(ctx, a, backups, r.Source) },
 			func() error { return p.findOwner(ctx, a, r.Owner) },
 		}
@@ -323,12 +323,12 @@ func (p *Plan) checkPlaces() error {
 
 // checkDestinations refuses directories that are in use or overlap. After an interrupted restore they hold what
 // that one wrote.
-func (p *Plan) checkDestinations() error {
+func (p *Plan) checkDestinations(ctx context.Context, a *archive.Archive) error {
 	if err := p.checkPlaces(); err != nil {
 		return err
 	}
 	if p.Delta != nil {
-		return p.checkExisting()
+		return p.checkExisting(ctx, a)
 	}
 	m, err := readMarker(p.Destination)
 	torn := errors.Is(err, errTorn)

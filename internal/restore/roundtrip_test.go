@@ -302,6 +302,48 @@ func pushWAL(t *testing.T, a *archive.Archive, dir string) {
 	}
 }
 
+// A cluster with archive_mode off, whose WAL goes into the archive otherwise or not at all, is restored in place once its whole segments are archived or kept.
+func TestRestoredInPlaceWithoutArchiveMode(t *testing.T) {
+	c := pgtest.New(t, pgtest.Require(t, 17), pgtest.Options{})
+	a := archive.New(&storetest.Memory{}, archive.Options{})
+	conn, err := server.Connect(t.Context(), c.Config())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, err := backup.Run(t.Context(), conn, a, c.Data, backup.Options{Host: "here", NoWaitWAL: true}); err != nil {
+		t.Fatal(err)
+	}
+	c.Exec(t, "CHECKPOINT") // what is older is recycled
+	var whole []string
+	for range 2 {
+		whole = append(whole, c.Value(t, "SELECT pg_walfile_name(pg_current_wal_lsn())"))
+		c.Exec(t, "CREATE TABLE t"+strconv.Itoa(len(whole))+" AS SELECT 1", "SELECT pg_switch_wal()")
+	}
+	last := c.Value(t, "SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+	c.Exec(t, "CREATE TABLE t3 AS SELECT 1")
+	c.Server.Kill()
+	decide := func() (string, error) {
+		p, err := restore.Decide(t.Context(), a, restore.Request{Destination: c.Data, Choice: choose(t, a, "LATEST", none), Delta: true})
+		if err != nil {
+			return "", err
+		}
+		return strings.Join(p.Notes, "\n"), nil
+	}
+	var refusal *restore.RefusedError
+	if _, err := decide(); !errors.As(err, &refusal) || !strings.Contains(refusal.Reason, "holds 2 WAL files that were never archived, such as "+whole[0]) {
+		t.Errorf("with %s that are nowhere else: %v", whole, err)
+	}
+	for _, name := range whole {
+		if _, err := a.PutWAL(t.Context(), name, func() (io.ReadCloser, error) { return os.Open(filepath.Join(c.Data, "pg_wal", name)) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if notes, err := decide(); err != nil || !strings.Contains(notes, "of "+last+", the newest WAL segment") {
+		t.Errorf("with %s archived: %v, notes %s", whole, err, notes)
+	}
+}
+
 // The data directory of a cluster that was killed while it was being restored does not start, and continues to a whole one.
 func TestInterruptedDoesNotStart(t *testing.T) {
 	a := backedUp(t, &storetest.Memory{}, "lz4", nil, small()...)
