@@ -44,6 +44,7 @@ type Host struct {
 	Free    int64          // bytes of the file system of pg_wal that the server can have
 	Size    int64          // bytes of that file system
 	Pushing *Process       // at work on Waiting.First; nil where none was found
+	Missing time.Time      // when the first segment that the server has whole, and the archive has not, was written to last; zero where that is not seen
 	Script  string         // the text of the program that archive_command calls, where that is a script; empty where not
 }
 

@@ -126,6 +126,10 @@ func Gather(ctx context.Context, s Sources, c *Choice, patience time.Duration) *
 		l, err := take(late, loaded, patience)
 		f.archive(l, err)
 	}
+	if name := f.missing(); name != "" {
+		written := ask(ctx, func(context.Context) (time.Time, error) { return lastWritten(dir, name) })
+		f.Host.Missing, _ = take(late, written, patience) // zero is not seen
+	}
 	if stores != nil {
 		f.Stores, f.StoresErr = take(late, stores, patience)
 	}
@@ -219,6 +223,18 @@ func (f *Facts) archive(l Loaded, err error) {
 		}
 	}
 	f.Archive = a
+}
+
+// missing returns the name of the first segment that the server has whole and the archive has not, where its files are seen; "" where there is none.
+func (f *Facts) missing() string {
+	if f.Host == nil || f.Server == nil || f.Archive == nil {
+		return ""
+	}
+	newest := f.Archive.Ribbon.Newest
+	if newest == nil || f.Server.Behind(newest.LSN) == 0 {
+		return ""
+	}
+	return f.Server.SegmentSize.Name(f.Server.Timeline, f.Server.SegmentSize.Segment(newest.LSN))
 }
 
 // refusedSince returns the records of drills that do not count, and were stored since the newest that proves a backup. Older ones are what there was before keys were

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -49,6 +50,15 @@ func lookAtHost(dir string, s *server.Health) (*Host, error) {
 		h.Script = readScript(s.ArchiveCommand)
 	}
 	return h, nil
+}
+
+// lastWritten returns when a segment in the pg_wal of the data directory dir was written to last.
+func lastWritten(dir, segment string) (time.Time, error) {
+	info, err := os.Stat(filepath.Join(dir, "pg_wal", segment))
+	if err != nil {
+		return time.Time{}, err
+	}
+	return info.ModTime(), nil
 }
 
 // elsewhereError says that a directory is none of the server's.

@@ -4,10 +4,45 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"holdfast/internal/check"
 	"holdfast/internal/pg/server"
 )
+
+// Of the segments that the archive lacks the first one tells since when.
+func TestMissingSegment(t *testing.T) {
+	f := healthy()
+	if name := check.Missing(f); name != "" {
+		t.Errorf("of a server whose WAL is archived: %s", name)
+	}
+	f.Server.Final = 0x7000060
+	name := check.Missing(f)
+	if name != "000000010000000000000005" {
+		t.Errorf("of a server at %s with an archive that ends at %s: %q", f.Server.Final, f.Archive.Ribbon.Newest.LSN, name)
+	}
+	dir := t.TempDir()
+	if at, err := check.LastWritten(dir, name); err == nil || !at.IsZero() {
+		t.Errorf("of a segment that is not there: %s, %v", at, err)
+	}
+	file := filepath.Join(dir, "pg_wal", name)
+	if err := os.Mkdir(filepath.Dir(file), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chtimes(file, time.Time{}, noon); err != nil {
+		t.Fatal(err)
+	}
+	if at, err := check.LastWritten(dir, name); err != nil || !at.Equal(noon) {
+		t.Errorf("written at %s, %v", at, err)
+	}
+	f.Host = nil
+	if name := check.Missing(f); name != "" {
+		t.Errorf("where no files are seen: %s", name)
+	}
+}
 
 // A directory that a server names and that is not here, or another cluster's, is no reason to worry: the server runs in a container, or elsewhere.
 func TestDirectoryOfAServerThatIsElsewhere(t *testing.T) {

@@ -282,17 +282,22 @@ func waits(n int) string {
 }
 
 // lag returns for how long what lies behind end, up to where at is the time, is on the server and not in the archive: 0 for a server that has written no
-// whole segment since. Without the server it is the time since at.
-func (f *Facts) lag(end wal.LSN, at time.Time) time.Duration {
-	if f.Server != nil {
-		if f.Server.Behind(end) == 0 {
-			return 0
-		}
-		if w := f.waiting(); f.archives() && w != nil && w.Files > 0 && f.awaits(w.First, end) {
-			return f.since(w.Since)
-		}
+// whole segment since. Without the server it is the time since at. It is not known of a standby that does not archive and whose files are not seen: its primary may
+// have been quiet since at, and be archiving what it has written a moment ago.
+func (f *Facts) lag(end wal.LSN, at time.Time) (lag time.Duration, known bool) {
+	if f.Server == nil {
+		return f.since(at), true
 	}
-	return f.since(at)
+	w := f.waiting()
+	switch {
+	case f.Server.Behind(end) == 0:
+		return 0, true
+	case f.archives() && w != nil && w.Files > 0 && f.awaits(w.First, end):
+		return f.since(w.Since), true
+	case (!f.archives() || w != nil && w.Files == 0) && f.Host != nil && !f.Host.Missing.IsZero():
+		return f.since(f.Host.Missing), true
+	}
+	return f.since(at), f.archives() || f.streamed() || f.Host != nil // where its file has been removed since, that was not a moment ago
 }
 
 // awaits reports whether a file that waits to be archived is what the archive lacks behind end. Where only later segments wait, those between were taken for archived
@@ -320,7 +325,10 @@ func judgeWALAge(f *Facts, l Limits) Finding {
 			Next: "`select pg_switch_wal()`, which has something archived; then `select * from pg_stat_archiver`, and the server's log"}
 	}
 	behind := f.Server.Behind(newest.LSN)
-	age := f.lag(newest.LSN, newest.Time)
+	age, known := f.lag(newest.LSN, newest.Time)
+	if !known {
+		return skipped(standby)
+	}
 	bytes := uint64(0)
 	if f.Server.Final > newest.LSN {
 		bytes = uint64(f.Server.Final - newest.LSN)
@@ -544,7 +552,10 @@ func judgeRestorable(f *Facts, l Limits) Finding {
 	}
 	age := f.since(r.Until.Time)
 	if r.Newest != nil && r.Newest.LSN == r.Until.LSN {
-		age = f.lag(r.Until.LSN, r.Until.Time)
+		var known bool
+		if age, known = f.lag(r.Until.LSN, r.Until.Time); !known {
+			return skipped(standby)
+		}
 	}
 	found := Finding{Status: l.judge(age.Seconds()), Values: []Value{{"restorable", age.Seconds(), Seconds, &l}}}
 	if age == 0 {

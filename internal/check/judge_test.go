@@ -88,6 +88,11 @@ func TestJudge(t *testing.T) {
 		f.Server, f.ServerErr, f.Host, f.HostErr = nil, check.ErrUnasked, nil, check.ErrUnasked
 	}
 	standby := func(f *facts) { f.Server.Standby = true }
+	lacks := func(since time.Duration) func(*facts) { // the archive a segment that was written then, and nothing waits
+		return func(f *facts) {
+			f.Archive.Ribbon.Newest.Time, f.Server.Final, f.Host.Missing = ago(3*time.Hour), 0x6000060, ago(since)
+		}
+	}
 	streamed := func(f *facts) { f.Server.Slot.Active = true }
 	disk := func(percent int64) func(*facts) { return func(f *facts) { f.Host.Free = percent * gib } }
 	heap := func(free int64) func(*facts) { // 4 GiB an hour
@@ -177,6 +182,16 @@ func TestJudge(t *testing.T) {
 		{"restorable", "", both(waiting(1, time.Second), func(f *facts) {
 			f.Archive.Ribbon.Newest.Time, f.Host.Waiting.First, f.Server.Final = ago(3*time.Hour), "000000010000000000000041", 0x42000060
 		}), check.Critical, "is not safe"},
+		{"wal-age", "", both(lacks(time.Second), standby), check.OK, "the archive is 16 MiB behind, for 1"}, // the primary was quiet for hours, and stores what it has written
+		{"wal-age", "", both(lacks(time.Hour+time.Second), standby), check.Critical, "behind"},
+		{"wal-age", "", both(lacks(0), standby, func(f *facts) { f.Host.Missing = time.Time{} }), check.Critical, "behind, for 3 h"}, // recycled since
+		{"wal-age", "", both(lacks(0), standby, func(f *facts) { f.Host = nil }), check.Unknown, "the primary archives"},
+		{"wal-age", "", both(lacks(0), standby, streamed, func(f *facts) { f.Host = nil }), check.Critical, "behind, for 3 h"},
+		{"wal-age", "", both(lacks(0), func(f *facts) { f.Host = nil }), check.Critical, "behind, for 3 h"},
+		{"wal-age", "", lacks(time.Second), check.OK, "behind"}, // archived while it was looked at
+		{"restorable", "", both(lacks(time.Second), standby), check.OK, "0/5000000"},
+		{"restorable", "", both(lacks(2*time.Hour+time.Second), standby), check.Critical, "is not safe"},
+		{"restorable", "", both(lacks(0), standby, func(f *facts) { f.Host = nil }), check.Unknown, "the primary archives"},
 		{"wal-age", "", func(f *facts) { f.Archive.Ribbon.Newest = nil }, check.Critical, "no WAL"},
 		{"wal-age", "", noArchive, check.Unknown, "access denied"},
 		{"wal-age", "", noServer, check.Unknown, "connection refused"},
