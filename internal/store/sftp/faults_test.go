@@ -408,19 +408,23 @@ func (c *lame) Read(p []byte) (int, error) {
 }
 
 func TestASlowConnectionIsNoStall(t *testing.T) {
-	var log servicetest.Log
 	s := sshd(t)
 	root := t.TempDir()
 	servicetest.Put(t, s.open(t, root, nil), "o", servicetest.Content(1<<20))
-	st := s.open(t, root, func(o *sftp.Options) {
-		o.Logger = log.Logger()
-		o.StallTimeout = stalls
-		o.Wrap = func(c net.Conn) net.Conn { return &lame{c, stalls / 64} } // 2 s for 1 MiB, which is one piece
-	})
-	servicetest.WantContent(t, st, "o", servicetest.Content(1<<20))
-	if log.String() != "" {
-		t.Errorf("it was tried again:\n%s", log.String())
+	for range 3 { // the machine itself may stand still for so long
+		var log servicetest.Log
+		st := s.open(t, root, func(o *sftp.Options) {
+			o.Logger = log.Logger()
+			o.StallTimeout = stalls
+			o.Wrap = func(c net.Conn) net.Conn { return &lame{c, stalls / 64} } // 2 s for 1 MiB, which is one piece
+		})
+		servicetest.WantContent(t, st, "o", servicetest.Content(1<<20))
+		if log.String() == "" {
+			return
+		}
+		t.Logf("it was tried again:\n%s", log.String())
 	}
+	t.Error("it was tried again each time")
 }
 
 // Any number of bodies may be open while other calls are made.
