@@ -328,19 +328,24 @@ func TestReading(t *testing.T, open func(t *testing.T, serve http.HandlerFunc) s
 		}
 	})
 	t.Run("SlowIsNotStalled", func(t *testing.T) {
-		data, requests := Content(100), atomic.Int32{}
-		WantContent(t, open(t, func(w http.ResponseWriter, _ *http.Request) {
-			requests.Add(1)
-			w.Header().Set("Content-Length", fmt.Sprint(len(data)))
-			for i := range 10 { // altogether twice the time that a stall may last
-				time.Sleep(Stalls / 5)
-				w.Write(data[i*10 : i*10+10])
-				w.(http.Flusher).Flush()
+		data := Content(100)
+		for range 3 { // the machine itself may stand still for so long
+			var requests atomic.Int32
+			WantContent(t, open(t, func(w http.ResponseWriter, _ *http.Request) {
+				requests.Add(1)
+				w.Header().Set("Content-Length", fmt.Sprint(len(data)))
+				for i := range 10 { // altogether twice the time that a stall may last
+					time.Sleep(Stalls / 5)
+					w.Write(data[i*10 : i*10+10])
+					w.(http.Flusher).Flush()
+				}
+			}), "o", data)
+			if requests.Load() == 1 {
+				return
 			}
-		}), "o", data)
-		if requests.Load() != 1 {
-			t.Errorf("it was tried again: %d requests", requests.Load())
+			t.Logf("it was tried again: %d requests", requests.Load())
 		}
+		t.Error("it was tried again each time")
 	})
 }
 
