@@ -217,6 +217,14 @@ func (b *Backup) Created() time.Time {
 	return b.Modified
 }
 
+// NoLater returns t, which the clock of the backup's host has said, or when its sentinel was stored where that was earlier: the clock was ahead then.
+func (b *Backup) NoLater(t time.Time) time.Time {
+	if b.Modified.IsZero() || t.Before(b.Modified) {
+		return t
+	}
+	return b.Modified
+}
+
 // Started returns when the backup was begun; zero where it does not say.
 func (b *Backup) Started() time.Time {
 	switch {

@@ -208,7 +208,7 @@ func (f *Facts) archive(l Loaded, err error) {
 			continue
 		}
 		a.Backups = append(a.Backups, Backup{
-			Name: b.Name, Finished: found.Created(), Full: !found.IsDelta(), Verdict: b.Verdict, Verified: b.Verified, Proven: b.Proven, Failed: in.Backups[b.Name].Failed,
+			Name: b.Name, Finished: found.NoLater(found.Created()), Full: !found.IsDelta(), Verdict: b.Verdict, Verified: b.Verified, Proven: b.Proven, Failed: in.Backups[b.Name].Failed,
 		})
 	}
 	if n := len(a.Backups); n > 0 {

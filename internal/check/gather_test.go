@@ -3,6 +3,7 @@ package check_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"net"
@@ -204,6 +205,24 @@ func TestGatherArchiveDown(t *testing.T) {
 	}
 	if r := gather(t, &storetest.Memory{}, time.Minute, "holes", "backup-age"); r.Findings[0].Status != check.Critical || r.Findings[1].Status != check.Critical {
 		t.Errorf("of an empty archive: %s", r.Nagios())
+	}
+}
+
+// A backup that was made while the clock of its host was ahead is no younger than its sentinel.
+func TestABackupIsNotOfTheFuture(t *testing.T) {
+	st := &storetest.Memory{}
+	sentinel := fmt.Sprintf(`{"FinishTime":%q}`, time.Now().Add(48*time.Hour).UTC().Format(time.RFC3339))
+	if err := st.Put(t.Context(), archive.BackupDir+"base_000000010000000000000002_backup_stop_sentinel.json", strings.NewReader(sentinel)); err != nil {
+		t.Fatal(err)
+	}
+	c := choose(t, "backup-age", "")
+	a := archive.New(st, archive.Options{})
+	f := check.Gather(t.Context(), check.Sources{Archive: func(ctx context.Context) (check.Loaded, error) {
+		in, err := ribbon.Load(ctx, a, a, ribbon.Options{})
+		return check.Loaded{Input: in}, err
+	}}, c, time.Minute)
+	if f.Archive == nil || len(f.Archive.Backups) != 1 || f.Archive.Backups[0].Finished.After(f.Now) {
+		t.Errorf("at %s there is %+v, %v", f.Now, f.Archive, f.ArchiveErr)
 	}
 }
 

@@ -39,6 +39,9 @@ func SayAgain(line []byte) ([]byte, error) {
 	return json.Marshal(s)
 }
 
+// ArchiveFacts is archiveFacts.
+var ArchiveFacts = archiveFacts
+
 // MovesMetrics has an agent that serves metrics at from serve them where to says, and returns where it served them, where it is to, and where it is asked then; "" for nowhere.
 func MovesMetrics(at string, where func(from string) string) (from, to, after string, err error) {
 	g := &agency{app: &app{log: slog.New(slog.DiscardHandler)}, figures: metrics.New(metrics.Options{})}

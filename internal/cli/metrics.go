@@ -251,7 +251,7 @@ func archiveFacts(in *ribbon.Input) metrics.Archive {
 		m := b.Details()
 		verdict, ours := verdicts[b.Name]
 		f := metrics.Backup{
-			Name: b.Name, Kind: describe.Kind(b), Segment: b.Segment(), PostgreSQL: m.PgVersion, Started: b.Started(), Finished: b.Created(),
+			Name: b.Name, Kind: describe.Kind(b), Segment: b.Segment(), PostgreSQL: m.PgVersion, Started: b.NoLater(b.Started()), Finished: b.NoLater(b.Created()),
 			Size: m.UncompressedSize, Stored: m.CompressedSize, Permanent: m.IsPermanent,
 			Broken: !ours || verdict == ribbon.Broken, Condemned: b.Condemned != nil,
 		}
