@@ -72,17 +72,10 @@ type backup struct {
 }
 
 // Created returns when the backup was made. Its host's clock said so; the store's, which has the last word, knows when the sentinel was stored at the latest.
-func (b *backup) Created() time.Time { return b.noLater(b.Backup.Created()) }
+func (b *backup) Created() time.Time { return b.NoLater(b.Backup.Created()) }
 
 // Started returns when the backup was begun; zero where it does not say.
-func (b *backup) Started() time.Time { return b.noLater(b.Backup.Started()) }
-
-func (b *backup) noLater(t time.Time) time.Time {
-	if b.Modified.IsZero() || t.Before(b.Modified) {
-		return t
-	}
-	return b.Modified
-}
+func (b *backup) Started() time.Time { return b.NoLater(b.Backup.Started()) }
 
 // restorable reports whether, by what the inventory shows, the backup can be brought back.
 func (b *backup) restorable() bool { return b.chain == nil && b.missing == nil }

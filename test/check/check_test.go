@@ -66,6 +66,7 @@ func set(t *testing.T, s *site.Site, command string) {
 // archived waits until what the server has written is in the archive.
 func archived(t *testing.T, s *site.Site) {
 	t.Helper()
+	s.Exec(t, `select pg_logical_emit_message(false, 'test', 'archive_timeout may have ended a segment a moment ago')`)
 	s.Await(t, s.Value(t, `pg_walfile_name(pg_switch_wal())`))
 }
 
