@@ -248,7 +248,7 @@ func withoutCache(p []byte) []byte {
 	return p
 }
 
-// withoutHistory returns a page with zeros between pd_lower and pd_upper, as t_cid of its rows, and as the row of a sequence behind its header.
+// withoutHistory returns a page with zeros between pd_lower and pd_upper, as t_cid of its rows with what says how to read that, and as the row of a sequence behind its header.
 func withoutHistory(p []byte) []byte {
 	k := kindOf(p)
 	if k == emptyOne {
@@ -263,8 +263,9 @@ func withoutHistory(p []byte) []byte {
 		}
 	}
 	for at := page.HeaderLen; (k == heap || k == sequence) && at+4 <= int(h.Lower); at += 4 {
-		if offset, state := linePointer(p, at); state == normal && offset+12 <= len(p) {
+		if offset, state := linePointer(p, at); state == normal && offset+24 <= len(p) {
 			clear(p[offset+8 : offset+12])
+			p[offset+20] &^= 1 << 5 // HEAP_COMBOCID, by which t_cid is of two commands
 		}
 	}
 	return p
