@@ -488,24 +488,55 @@ func TestSignsOfLifeAllTheWay(t *testing.T) {
 	}
 }
 
+// robbed is a store in which another push takes the name when the object slow is to be stored. A sign of life that is under way then comes before that.
+type robbed struct {
+	*alive
+	memory *storetest.Memory
+
+	mu   sync.Mutex
+	done bool
+}
+
+func (r *robbed) Put(ctx context.Context, name string, body io.Reader) error {
+	if err := r.rob(ctx, name); err != nil {
+		return err
+	}
+	if strings.HasSuffix(name, "/push.json") {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.done {
+			return nil
+		}
+	}
+	return r.alive.Put(ctx, name, body)
+}
+
+func (r *robbed) rob(ctx context.Context, name string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.done || !strings.Contains(name, r.slow) {
+		return nil
+	}
+	for o, err := range store.Walk(ctx, r.memory, "") {
+		if err == nil && strings.HasSuffix(o.Name, "/push.json") {
+			err = r.memory.Put(ctx, o.Name, strings.NewReader("another's"))
+			r.done = true
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // A push that lost its name stops at once, says so, and leaves what the other has.
 func TestRunThatLostItsName(t *testing.T) {
 	c := cluster(t)
 	for _, slow := range []string{"part_001.tar", "backup_label.tar", "files_metadata.json"} {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		m := &storetest.Memory{}
-		robbed := &onPut{Store: newAlive(m, slow), name: slow}
-		robbed.do = func() {
-			for _, object := range names(t, m) {
-				if strings.HasSuffix(object, "/push.json") {
-					if err := m.Put(ctx, object, strings.NewReader("another's")); err != nil {
-						t.Error(err)
-					}
-				}
-			}
-		}
 		opts := backup.Options{NoWaitWAL: true, Beat: time.Millisecond, Alive: -1}
-		_, err := backup.Run(ctx, connect(t, c), archive.New(robbed, archive.Options{}), c.Data, opts)
+		_, err := backup.Run(ctx, connect(t, c), archive.New(&robbed{alive: newAlive(m, slow), memory: m}, archive.Options{}), c.Data, opts)
 		var inUse *archive.InUseError
 		if !errors.As(err, &inUse) || strings.Count(err.Error(), "another push's") != 1 {
 			t.Errorf("%s: got %v, want an InUseError", slow, err)

@@ -2,12 +2,12 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -17,6 +17,7 @@ import (
 	"holdfast/internal/config"
 	"holdfast/internal/pg/server"
 	"holdfast/internal/pg/wal"
+	"holdfast/internal/store/file"
 	"holdfast/internal/walpush"
 	"holdfast/internal/walreceive"
 )
@@ -65,14 +66,6 @@ func (a *app) walReceive() *cobra.Command {
 
 // receive opens the archive once, and receives until it is told to stop, or the archive is another one by then.
 func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Options) error {
-	dirs := directories(s)
-	still := func() error {
-		same := func(now, then os.FileInfo) bool { return then == nil || sameDirectory(now, then) }
-		if slices.EqualFunc(directories(s), dirs, same) {
-			return nil
-		}
-		return &walreceive.MovedError{Location: s.Location()}
-	}
 	st, err := a.openStore(ctx, s, toWrite)
 	if err != nil {
 		return err
@@ -91,20 +84,17 @@ func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Opti
 	opened := func(context.Context) (asked, ahead walpush.Archive, err error) { return whole, tails, nil }
 	ext := compress.Method(s.Compression.Method).Extension()
 	o.Push = func(ctx context.Context, path string) error {
-		if err := still(); err != nil {
-			return err
-		}
 		report, err := walpush.Push(ctx, opened, path, walpush.Options{
 			Location: s.Location(), Host: o.Host, Parallel: 1, Summaries: s.SummarizesWAL(), Deltas: s.WAL.Deltas, Logger: a.log,
 		})
 		if err == nil && report.Outcome == walpush.Stored {
 			a.log.Info("FILE PATH: " + report.Name + ext)
 		}
-		return err
+		return moved(err)
 	}
 	cfg := server.ConfigFromEnv(s.Postgres.Lookup)
 	connect := func(ctx context.Context) (*server.Replication, error) { return server.ConnectStream(ctx, cfg) }
-	report, err := walreceive.Run(ctx, connect, received{tails, all, still}, o)
+	report, err := walreceive.Run(ctx, connect, received{tails, all}, o)
 	if report.Received != 0 {
 		a.log.Info(fmt.Sprintf("received up to %s of timeline %d, stored up to %s; %d segments archived", report.Received, uint32(report.Timeline), report.Stored, report.Segments))
 	}
@@ -115,16 +105,21 @@ func (a *app) receive(ctx context.Context, s *config.Settings, o walreceive.Opti
 // knows of would be WAL that the server is told not to keep.
 type received struct {
 	*archive.Archive
-	all   *archive.Archive
-	still func() error // is asked before something is stored
+	all *archive.Archive
+}
+
+// moved returns err, as a receiver understands it where the archive's directory is another one than when it was opened.
+func moved(err error) error {
+	if other, ok := errors.AsType[*file.MovedError](err); ok {
+		return &walreceive.MovedError{Dir: other.Dir}
+	}
+	return err
 }
 
 // PutTail implements walreceive.Archive.
 func (r received) PutTail(ctx context.Context, segment string, start, end int64, body io.ReadSeeker) (archive.TailPiece, error) {
-	if err := r.still(); err != nil {
-		return archive.TailPiece{}, err
-	}
-	return r.Archive.PutTail(ctx, segment, start, end, body)
+	piece, err := r.Archive.PutTail(ctx, segment, start, end, body)
+	return piece, moved(err)
 }
 
 // HasWAL implements walreceive.Archive.

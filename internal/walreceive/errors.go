@@ -84,10 +84,10 @@ func (e *RivalError) Hint() string {
 }
 
 // A MovedError says that a directory of the archive is another one than when receiving began. What is stored in the one that was opened nobody would find.
-type MovedError struct{ Location string }
+type MovedError struct{ Dir string }
 
 func (e *MovedError) Error() string {
-	return e.Location + " is another directory than when wal-receive began: a file system was mounted there, or is no more"
+	return e.Dir + " is another directory than when wal-receive began: a file system was mounted there, or is no more"
 }
 
 // Hint says how to go on.

@@ -30,7 +30,11 @@ import (
 
 // Store keeps objects below one directory. It is a store.PutIfAbsenter, Copier, ManyDeleter and Sweeper.
 // Directories appear with the first object in them and go with the last.
-type Store struct{ root *os.Root }
+type Store struct {
+	root *os.Root
+	path string
+	info os.FileInfo // of the root, as it was opened
+}
 
 // Open returns the Store whose objects lie below the directory root, which must exist. A missing root is no
 // fs.ErrNotExist, as that would read as a missing object.
@@ -38,11 +42,47 @@ func Open(root string) (*Store, error) {
 	r, err := os.OpenRoot(root)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return nil, fmt.Errorf("directory %s of the archive does not exist: create it, or check that its file system is mounted", root)
+		return nil, absent(root)
 	case err != nil:
 		return nil, fmt.Errorf("open the directory of the archive: %w", err)
 	}
-	return &Store{root: r}, nil
+	info, err := r.Stat(".")
+	if err != nil {
+		r.Close()
+		return nil, fmt.Errorf("open the directory of the archive: %w", err)
+	}
+	return &Store{r, root, info}, nil
+}
+
+func absent(root string) error {
+	return fmt.Errorf("directory %s of the archive does not exist: create it, or check that its file system is mounted", root)
+}
+
+// A MovedError says that another directory than the one that was opened lies where the archive is. What is stored in the opened one nobody finds.
+type MovedError struct{ Dir string }
+
+func (e *MovedError) Error() string {
+	return e.Dir + " is another directory than when it was opened: a file system was mounted there, or is no more"
+}
+
+// Hint says how to go on.
+func (e *MovedError) Hint() string { return "see that the right one is mounted, and run it again" }
+
+// Unwrap says that trying again does not help.
+func (e *MovedError) Unwrap() error { return unix.ENODEV }
+
+// here returns an error unless the root still lies where it was opened.
+func (s *Store) here() error {
+	info, err := os.Stat(s.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return absent(s.path)
+	case err != nil:
+		return err
+	case !os.SameFile(info, s.info):
+		return &MovedError{s.path}
+	}
+	return nil
 }
 
 // Close releases the root. The Store cannot be used afterwards; objects being read can.

@@ -20,6 +20,7 @@ import (
 
 	"holdfast/internal/store"
 	"holdfast/internal/store/file"
+	"holdfast/internal/store/retry"
 	"holdfast/internal/store/storetest"
 	"holdfast/internal/store/unfinished"
 )
@@ -382,3 +383,59 @@ func TestMemoryOfAPutDoesNotGrowWithTheObject(t *testing.T) {
 type zeros struct{}
 
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// Nothing is stored where nobody looks for it: below what was mounted over the root, or in a root that is there no more.
+func TestRootThatMoved(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "archive")
+	away := root + ".away"
+	if err := os.Mkdir(root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	s := open(t, root)
+	puts := map[string]func(r io.Reader) error{
+		"Put":         func(r io.Reader) error { return s.Put(t.Context(), "a/b", r) },
+		"PutIfAbsent": func(r io.Reader) error { return s.PutIfAbsent(t.Context(), "a/c", r) },
+	}
+	move := func() {
+		if err := os.Rename(root, away); err != nil {
+			t.Fatal(err)
+		}
+	}
+	back := func() {
+		if err := errors.Join(os.RemoveAll(root), os.Rename(away, root)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for op, put := range puts {
+		move()
+		if err := put(strings.NewReader("x")); err == nil || !strings.Contains(err.Error(), root+" of the archive does not exist") || !retry.Temporary(err) {
+			t.Errorf("%s without a root: %v", op, err)
+		}
+		if err := os.Mkdir(root, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var moved *file.MovedError
+		if err := put(strings.NewReader("x")); !errors.As(err, &moved) || retry.Temporary(err) {
+			t.Errorf("%s over another root: %v", op, err)
+		}
+		if below := slices.Concat(tree(t, root), tree(t, away)); len(below) > 0 {
+			t.Errorf("%s: there is %q", op, below)
+		}
+		back()
+		body := readerFunc(func(p []byte) (int, error) { move(); return 0, io.EOF })
+		if err := put(body); err == nil || errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("%s of a root that goes meanwhile: %v", op, err)
+		}
+		back()
+		if err := errors.Join(s.Delete(t.Context(), "a/b"), s.Delete(t.Context(), "a/c"), put(strings.NewReader("x"))); err != nil {
+			t.Errorf("%s, once it is back: %v", op, err)
+		}
+		if err := errors.Join(s.Delete(t.Context(), "a/b"), s.Delete(t.Context(), "a/c")); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }

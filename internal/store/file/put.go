@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -53,6 +54,9 @@ func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool
 	if err := check(ctx, "put", name); err != nil {
 		return err
 	}
+	if err := s.here(); err != nil {
+		return fmt.Errorf("put %s: %w", name, err)
+	}
 	dir, base := split(name)
 	d, f, temp, err := s.begin(dir, base, ifAbsent)
 	if err != nil {
@@ -65,6 +69,9 @@ func (s *Store) put(ctx context.Context, name string, r io.Reader, ifAbsent bool
 	}
 	if err := finish(d, f, temp, base, ifAbsent); err != nil {
 		return failure("put", name, s.discard(d, temp, dir, err))
+	}
+	if err := s.here(); err != nil { // a put may take hours
+		return fmt.Errorf("put %s: %w", name, err)
 	}
 	return nil
 }

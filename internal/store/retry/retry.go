@@ -29,11 +29,11 @@ type Options struct {
 }
 
 // Temporary reports whether doing it again may help against err. It may not when the object is missing or there already,
-// when permission is lacking, the request is wrong, the disk full or the caller gone. Everything else may pass.
+// when permission is lacking, the request is wrong, the disk full or another one, or the caller gone. Everything else may pass.
 func Temporary(err error) bool {
 	for _, permanent := range []error{
 		fs.ErrNotExist, fs.ErrExist, fs.ErrPermission, fs.ErrInvalid, errors.ErrUnsupported, context.Canceled,
-		syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.ENAMETOOLONG, syscall.EISDIR, syscall.ENOTDIR, syscall.ELOOP,
+		syscall.ENOSPC, syscall.EDQUOT, syscall.EROFS, syscall.ENAMETOOLONG, syscall.EISDIR, syscall.ENOTDIR, syscall.ELOOP, syscall.ENODEV,
 	} {
 		if errors.Is(err, permanent) {
 			return false
