@@ -34,6 +34,7 @@ import (
 	"path"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"holdfast/internal/compress"
 	"holdfast/internal/crypt"
@@ -75,6 +76,9 @@ type Options struct {
 
 	// ProofKeys are who may vouch for records of drills: with them only a record that one of them has signed counts as proof. None: any record does.
 	ProofKeys []ed25519.PublicKey
+
+	// Settle is for how long Abort looks again for objects whose put was broken off, as a store may go on with it: 0 means 0.9 s, and less not at all.
+	Settle time.Duration
 }
 
 // Archive is one cluster's archive in a store.

@@ -464,9 +464,6 @@ func (d *Draft) unmake(ctx context.Context) error {
 	return d.archive.store.Delete(ctx, sentinel)
 }
 
-// late is the longest pause before the store is looked at once more for what it went on with when the put of it had been broken off.
-const late = 500 * time.Millisecond
-
 // Abort removes everything the draft stored, the sentinel first in case a failed Commit left one. Where the name, or the sentinel, is
 // another push's now Abort removes nothing, as that may be a good backup, and returns an *InUseError, but for one who
 // had lost its turn by the archive's Fence: that is told so already, and removes what it has put since its name was swept. After a *SealedError it removes nothing either.
@@ -489,7 +486,8 @@ func (d *Draft) Abort(ctx context.Context) error {
 		return err
 	}
 	d.ended = true
-	for pause := late / 4; ; pause *= 2 {
+	settle := cmp.Or(d.archive.opts.Settle, 900*time.Millisecond)
+	for pause := settle / 7; ; pause *= 2 {
 		if err := d.unmake(ctx); err != nil {
 			return err
 		}
@@ -508,7 +506,7 @@ func (d *Draft) Abort(ctx context.Context) error {
 		case err != nil:
 			return err
 		}
-		if !d.broken.Load() || pause > late {
+		if !d.broken.Load() || pause <= 0 || pause > settle {
 			break
 		}
 		select {

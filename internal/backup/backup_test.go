@@ -187,7 +187,7 @@ func TestTablespaceCreatedDuringBackupIsLeftToReplay(t *testing.T) {
 	m := &onPut{Store: &storetest.Memory{}, name: "/part_", do: func() {
 		c.Exec(t, `create tablespace late location '`+late+`'`, `create table l tablespace late as select 1 i`)
 	}}
-	a := archive.New(m, archive.Options{})
+	a := archive.New(m, inMemory)
 	report, err := backup.Run(t.Context(), connect(t, c), a, c.Data, backup.Options{NoWaitWAL: true, Workers: 1})
 	if err != nil {
 		t.Fatal(err)
@@ -227,7 +227,7 @@ func TestRunFailsWhole(t *testing.T) {
 			m := &storetest.Memory{}
 			flaky := failAt(m, n)
 			conn := connect(t, c)
-			report, err := backup.Run(t.Context(), conn, archive.New(flaky, archive.Options{}), c.Data,
+			report, err := backup.Run(t.Context(), conn, archive.New(flaky, inMemory), c.Data,
 				backup.Options{PartSize: 8 << 20, NoWaitWAL: true, Host: "db1"})
 			if err := conn.Close(); err != nil {
 				t.Fatal(err)
@@ -239,7 +239,7 @@ func TestRunFailsWhole(t *testing.T) {
 				break
 			}
 			if err == nil { // the call did not matter, as the removal of the marker beside a sentinel does not
-				if _, err := archive.New(m, archive.Options{}).Sentinel(t.Context(), report.Name); err != nil {
+				if _, err := archive.New(m, inMemory).Sentinel(t.Context(), report.Name); err != nil {
 					t.Errorf("%s, call %d (%s) failed, no error and no backup: %v", how, n, flaky.Calls()[n], err)
 				}
 				continue
@@ -265,7 +265,7 @@ func TestRunRefuses(t *testing.T) {
 	c.Exec(t, `alter system set archive_command = 'true'`, `select pg_reload_conf()`)
 	other := cluster(t)
 	m := &storetest.Memory{}
-	a := archive.New(m, archive.Options{})
+	a := archive.New(m, inMemory)
 	run := func(conn *server.Conn, dir string, opts backup.Options) error {
 		_, err := backup.Run(t.Context(), conn, a, dir, opts)
 		return errors.Join(err, conn.Close())
@@ -339,7 +339,7 @@ func TestStandbyWithoutArchiving(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if _, err := backup.Run(t.Context(), connect(t, standby), archive.New(m, archive.Options{}), standby.Data, backup.Options{}); err != nil {
+	if _, err := backup.Run(t.Context(), connect(t, standby), archive.New(m, inMemory), standby.Data, backup.Options{}); err != nil {
 		t.Error(err)
 	}
 }
@@ -385,11 +385,14 @@ func TestRunRefusesDataBehindLinks(t *testing.T) {
 	}
 	c.Start(t)
 	m := &storetest.Memory{}
-	_, err := backup.Run(t.Context(), connect(t, c), archive.New(m, archive.Options{}), c.Data, backup.Options{NoWaitWAL: true})
+	_, err := backup.Run(t.Context(), connect(t, c), archive.New(m, inMemory), c.Data, backup.Options{NoWaitWAL: true})
 	if err == nil || !strings.Contains(err.Error(), "base/1 is a symbolic link to "+elsewhere) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// inMemory is how an archive is kept in a store that finishes no put once it was broken off.
+var inMemory = archive.Options{Settle: -1}
 
 func names(t *testing.T, s store.Store) (all []string) {
 	t.Helper()
@@ -423,7 +426,7 @@ func TestRunIsCutShort(t *testing.T) {
 				}
 				cut(cancel)
 			}()
-			_, err := backup.Run(ctx, conn, archive.New(m, archive.Options{}), c.Data,
+			_, err := backup.Run(ctx, conn, archive.New(m, inMemory), c.Data,
 				backup.Options{NoWaitWAL: true, DiskRate: 4 << 20, Alive: 50 * time.Millisecond, Progress: progress})
 			if err == nil {
 				t.Fatal("it came to an end")
@@ -573,7 +576,7 @@ func TestServerThatIsFrozen(t *testing.T) {
 			if phase == "copying" {
 				opts.DiskRate = 1 << 20
 			}
-			_, err = backup.Run(ctx, conn, archive.New(m, archive.Options{}), c.Data, opts)
+			_, err = backup.Run(ctx, conn, archive.New(m, inMemory), c.Data, opts)
 			if err == nil || ctx.Err() != nil || !strings.Contains(err.Error(), "no answer within 1s") {
 				t.Errorf("got %v", err)
 			}
@@ -606,7 +609,7 @@ func TestRunSweepsWhatTheDeadLeft(t *testing.T) {
 	}
 	var log strings.Builder
 	opts := backup.Options{NoWaitWAL: true, Logger: slog.New(slog.NewTextHandler(&log, nil))}
-	report, err := backup.Run(t.Context(), connect(t, c), archive.New(s, archive.Options{}), c.Data, opts)
+	report, err := backup.Run(t.Context(), connect(t, c), archive.New(s, inMemory), c.Data, opts)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -619,7 +622,7 @@ func TestRunSweepsWhatTheDeadLeft(t *testing.T) {
 		t.Errorf("the log does not say so:\n%s", log.String())
 	}
 	// And the report counts what is stored.
-	mf, err := archive.New(s, archive.Options{}).OpenManifest(t.Context(), report.Name)
+	mf, err := archive.New(s, inMemory).OpenManifest(t.Context(), report.Name)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -133,7 +133,7 @@ func TestCatchUpFailsWhole(t *testing.T) {
 			m := &storetest.Memory{}
 			flaky := failAt(m, n)
 			conn := connect(t, c)
-			report, err := backup.CatchUp(t.Context(), conn, archive.New(flaky, archive.Options{}), c.Data, backup.Standby{Since: 0x1000028},
+			report, err := backup.CatchUp(t.Context(), conn, archive.New(flaky, inMemory), c.Data, backup.Standby{Since: 0x1000028},
 				backup.Options{NoWaitWAL: true, Host: "db1", Delta: backup.Delta{Source: backup.PageLSN}})
 			if err := conn.Close(); err != nil {
 				t.Fatal(err)
@@ -145,7 +145,7 @@ func TestCatchUpFailsWhole(t *testing.T) {
 				break
 			}
 			if err == nil { // the call did not matter, as the removal of the marker beside a sentinel does not
-				if _, err := archive.New(m, archive.Options{}).CatchUps().Sentinel(t.Context(), report.Name); err != nil {
+				if _, err := archive.New(m, inMemory).CatchUps().Sentinel(t.Context(), report.Name); err != nil {
 					t.Errorf("%s, call %d (%s) failed, no error and no catch-up: %v", how, n, flaky.Calls()[n], err)
 				}
 				continue

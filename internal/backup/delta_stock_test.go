@@ -189,7 +189,7 @@ func TestDeltaFailsWhole(t *testing.T) {
 		for n := 0; ; n++ {
 			flaky := failAt(c.store, n)
 			was := backups()
-			c.archive = archive.New(flaky, archive.Options{})
+			c.archive = archive.New(flaky, inMemory)
 			r, err := c.try(t, backup.PageLSN, nil)
 			c.archive = archive.New(c.store, archive.Options{})
 			switch {

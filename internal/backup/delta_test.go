@@ -42,7 +42,7 @@ func newChain(t *testing.T, major int) *chain {
 }
 
 func chainOf(c *pgtest.Cluster, m *storetest.Memory) *chain {
-	return &chain{Cluster: c, store: m, archive: archive.New(m, archive.Options{}), log: &bytes.Buffer{}, pushed: map[string]bool{}}
+	return &chain{Cluster: c, store: m, archive: archive.New(m, inMemory), log: &bytes.Buffer{}, pushed: map[string]bool{}}
 }
 
 // push takes a backup by source of the server as it is: nothing is written to disk meanwhile but what the backup itself causes.

@@ -51,7 +51,7 @@ func TestTimelineOfAnotherServer(t *testing.T) {
 func TestWALOfAnotherHistory(t *testing.T) {
 	c := pgtest.New(t, pgtest.Require(t, 15), pgtest.Options{Settings: map[string]string{"archive_mode": "on", "archive_command": "false"}})
 	m := &storetest.Memory{}
-	a := archive.New(m, archive.Options{})
+	a := archive.New(m, inMemory)
 	for n := range wal.SegmentNo(16) {
 		name := wal.SegmentSize(16<<20).Name(1, n)
 		open := func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("another history")), nil }

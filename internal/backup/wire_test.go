@@ -55,7 +55,7 @@ func TestWireFailsWhole(t *testing.T) {
 		m := &storetest.Memory{}
 		flaky := storetest.FailAt(m, n)
 		conn := replicate(t, c.Config())
-		report, err := backup.Wire(t.Context(), conn, archive.New(flaky, archive.Options{}), backup.Options{PartSize: 8 << 20, NoWaitWAL: true, Host: "db1"})
+		report, err := backup.Wire(t.Context(), conn, archive.New(flaky, inMemory), backup.Options{PartSize: 8 << 20, NoWaitWAL: true, Host: "db1"})
 		if err := conn.Close(); err != nil {
 			t.Error(err)
 		}
@@ -66,7 +66,7 @@ func TestWireFailsWhole(t *testing.T) {
 			return
 		}
 		if err == nil { // the call did not matter, as the removal of the marker beside a sentinel does not
-			if _, err := archive.New(m, archive.Options{}).Sentinel(t.Context(), report.Name); err != nil {
+			if _, err := archive.New(m, inMemory).Sentinel(t.Context(), report.Name); err != nil {
 				t.Errorf("call %d (%s) failed, no error and no backup: %v", n, flaky.Calls()[n], err)
 			}
 			continue
@@ -173,7 +173,7 @@ func TestWireOverABadLine(t *testing.T) {
 	} {
 		m := &storetest.Memory{}
 		conn := replicate(t, line{test.change()}.lay(t, c))
-		_, err := backup.Wire(t.Context(), conn, archive.New(m, archive.Options{}), backup.Options{PartSize: 4 << 20, NoWaitWAL: true, Patience: 10 * time.Second})
+		_, err := backup.Wire(t.Context(), conn, archive.New(m, inMemory), backup.Options{PartSize: 4 << 20, NoWaitWAL: true, Patience: 10 * time.Second})
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s: %v, want %q", test.how, err, test.want)
 		}
@@ -248,7 +248,7 @@ func TestWireRefuses(t *testing.T) {
 		c := pgtest.New(t, pgtest.Require(t, major), pgtest.Options{})
 		m := &storetest.Memory{}
 		conn := replicate(t, c.Config())
-		_, err := backup.Wire(t.Context(), conn, archive.New(m, archive.Options{}), backup.Options{})
+		_, err := backup.Wire(t.Context(), conn, archive.New(m, inMemory), backup.Options{})
 		if err == nil || !strings.Contains(err.Error(), "does not archive WAL") {
 			t.Errorf("%d: %v", major, err)
 		}
@@ -257,7 +257,7 @@ func TestWireRefuses(t *testing.T) {
 		}
 		nothingLeft(t, m, c, "refused")
 		standby := c.Standby(t, pgtest.Options{})
-		report, err := backup.Wire(t.Context(), replicate(t, standby.Config()), archive.New(m, archive.Options{}), backup.Options{NoWaitWAL: true})
+		report, err := backup.Wire(t.Context(), replicate(t, standby.Config()), archive.New(m, inMemory), backup.Options{NoWaitWAL: true})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -67,7 +67,7 @@ func TestWireFollowsNoLinks(t *testing.T) {
 		}
 		c.Start(t)
 		m := &storetest.Memory{}
-		_, err := backup.Wire(t.Context(), replicate(t, c.Config()), archive.New(m, archive.Options{}), backup.Options{NoWaitWAL: true})
+		_, err := backup.Wire(t.Context(), replicate(t, c.Config()), archive.New(m, inMemory), backup.Options{NoWaitWAL: true})
 		if err == nil || !strings.Contains(err.Error(), "base/") || !strings.Contains(err.Error(), filepath.Base(file)) {
 			t.Errorf("%d: %v", major, err)
 		}
@@ -79,7 +79,7 @@ func TestWireFollowsNoLinks(t *testing.T) {
 			t.Fatal(err)
 		}
 		var log bytes.Buffer
-		_, err = backup.Wire(t.Context(), replicate(t, c.Config()), archive.New(m, archive.Options{}), backup.Options{NoWaitWAL: true, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		_, err = backup.Wire(t.Context(), replicate(t, c.Config()), archive.New(m, inMemory), backup.Options{NoWaitWAL: true, Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		if err != nil || !strings.Contains(log.String(), "mine") {
 			t.Errorf("%d: %v\n%s", major, err, log.String())
 		}
@@ -131,7 +131,7 @@ func TestWireWALOfAnotherHistory(t *testing.T) {
 		c := pgtest.New(t, pgtest.Require(t, major), pgtest.Options{Settings: map[string]string{"archive_mode": "on", "archive_command": "false"}})
 		c.Exec(t, `create table t as select generate_series(1, 100000) i`)
 		m := &storetest.Memory{}
-		a := archive.New(m, archive.Options{})
+		a := archive.New(m, inMemory)
 		for n := range wal.SegmentNo(16) {
 			open := func() (io.ReadCloser, error) { return io.NopCloser(strings.NewReader("another history")), nil }
 			if _, err := a.PutWAL(t.Context(), wal.SegmentSize(16<<20).Name(1, n), open); err != nil {

@@ -8,6 +8,7 @@ package pgtest
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
@@ -127,10 +128,16 @@ func Account(t testing.TB) string {
 	return u.Username
 }
 
+// dirs is where Dir makes directories, for whoever the account is. It stays.
+var dirs = "/tmp/pgt-" + strconv.Itoa(os.Geteuid())
+
 // Dir makes a directory with a short path that belongs to the account servers run as, and removes it after the test.
 func Dir(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "pgt")
+	if err := errors.Join(os.MkdirAll(dirs, 0o777), os.Chmod(dirs, 0o777|os.ModeSticky), spread(dirs)); err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp(dirs, "")
 	if err != nil {
 		t.Fatal(err)
 	}

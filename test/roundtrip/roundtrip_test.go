@@ -3,6 +3,7 @@
 package roundtrip_test
 
 import (
+	"flag"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,15 @@ import (
 	"holdfast/test/pgtest"
 	"holdfast/test/site"
 )
+
+// These tests wait for stores more than they compute.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
+	os.Exit(m.Run())
+}
 
 // moment is a state of the database to come back to.
 type moment struct {
