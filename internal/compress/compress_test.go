@@ -20,6 +20,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"github.com/pierrec/lz4/v4"
 	"go.uber.org/goleak"
+	"golang.org/x/sync/errgroup"
 	"pgregory.net/rapid"
 
 	"holdfast/internal/compress"
@@ -811,5 +812,52 @@ func TestFramesAreCompressedInTurns(t *testing.T) {
 			}
 			return
 		}
+	}
+}
+
+// A decoder of foreign streams serves one after the other, whatever the one before it was: of another window, cut short, or closed in its midst.
+func TestForeignStreamsOneAfterTheOther(t *testing.T) {
+	streams := map[int]struct{ content, packed []byte }{}
+	for i, window := range []int{1 << 10, 1 << 20, 8 << 20} {
+		content := make([]byte, 3<<20)
+		for j := range content {
+			content[j] = byte(j * (i + 1) >> 7)
+		}
+		var b bytes.Buffer
+		w, err := zstd.NewWriter(&b, zstd.WithWindowSize(window))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(content); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		streams[i] = struct{ content, packed []byte }{content, b.Bytes()}
+	}
+	var g errgroup.Group
+	for seed := range uint64(4) {
+		g.Go(func() error {
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			for range 40 {
+				s := streams[rnd.IntN(len(streams))]
+				cut := rnd.IntN(2) * rnd.IntN(len(s.packed))
+				r := compress.Decompress(bytes.NewReader(s.packed[:len(s.packed)-cut]), compress.Zstd)
+				read := int64(len(s.content) + 1)
+				if rnd.IntN(3) == 0 {
+					read = rnd.Int64N(read)
+				}
+				got, err := io.ReadAll(io.LimitReader(r, read))
+				r.Close()
+				if !bytes.Equal(got, s.content[:len(got)]) || err == nil && len(got) < int(min(read, int64(len(s.content)))) || err != nil && cut == 0 {
+					return fmt.Errorf("%d of %d bytes, %d cut off: %d bytes that differ, or %v", read, len(s.content), cut, len(got), err)
+				}
+			}
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		t.Error(err)
 	}
 }

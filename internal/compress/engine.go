@@ -104,7 +104,22 @@ func (d *pureDecoder) decode(dst, frame []byte) error {
 	return err
 }
 
+// idleForeign are *zstd.Decoder that have read a stream to its end, and keep their window for the next one.
+var idleForeign sync.Pool
+
 // newForeignReader returns the content of all frames that src holds, of any shape.
 func newForeignReader(src io.Reader) (*zstd.Decoder, error) {
+	if d, ok := idleForeign.Get().(*zstd.Decoder); ok {
+		return d, d.Reset(src)
+	}
 	return zstd.NewReader(src, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+}
+
+// endForeignReader ends d, which returned err.
+func endForeignReader(d *zstd.Decoder, err error) {
+	if err != io.EOF || d.Reset(nil) != nil {
+		d.Close()
+		return
+	}
+	idleForeign.Put(d)
 }

@@ -258,7 +258,7 @@ func (z *zstdReader) stream() (err error) {
 func (z *zstdReader) stop(err error) {
 	z.err, z.out = err, nil
 	if z.foreign != nil {
-		z.foreign.Close()
+		endForeignReader(z.foreign, err)
 		z.foreign = nil
 	}
 	if z.buf != nil {
