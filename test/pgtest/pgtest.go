@@ -23,6 +23,8 @@ import (
 	"syscall"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"holdfast/internal/pg/instance"
 )
 
@@ -183,7 +185,7 @@ var (
 )
 
 // Build compiles the main package pkg, such as holdfast/cmd/holdfast, once per test process, and returns a path that every user may
-// run. The program stays until the next test process builds one.
+// run. It stays there until the next test process builds one.
 func Build(t testing.TB, pkg string) string {
 	t.Helper()
 	buildsMu.Lock()
@@ -194,24 +196,42 @@ func Build(t testing.TB, pkg string) string {
 	root := filepath.Join(os.TempDir(), "holdfast-test-build-"+strconv.Itoa(os.Geteuid()))
 	old, _ := filepath.Glob(filepath.Join(root, "*"))
 	for _, dir := range old {
+		if filepath.Base(dir) == "latest" {
+			continue
+		}
 		if _, err := os.Stat(filepath.Join("/proc", filepath.Base(dir))); err != nil { // that process has ended
 			if err := os.RemoveAll(dir); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	path := filepath.Join(root, strconv.Itoa(os.Getpid()), filepath.Base(pkg))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	// The go command links a program anew only where the one that is there is of other sources: all test processes have it make the same one.
+	path, latest := filepath.Join(root, strconv.Itoa(os.Getpid()), filepath.Base(pkg)), filepath.Join(root, "latest", filepath.Base(pkg))
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.MkdirAll(filepath.Dir(latest), 0o755)); err != nil {
 		t.Fatal(err)
 	}
+	lock, err := os.Open(filepath.Dir(latest))
+	if err == nil {
+		err = unix.Flock(int(lock.Fd()), unix.LOCK_EX)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close() // and with it the lock
 	seeSources(t)
-	cmd := exec.Command("go", "build", "-o", path, pkg)
+	cmd := exec.Command("go", "build", "-o", latest, pkg)
 	if pkg == "holdfast/cmd/holdfast-client" && runtime.GOOS+"/"+runtime.GOARCH == "linux/amd64" { // as the Makefile does: what ships begins before main
 		cmd.Args = slices.Insert(cmd.Args, 2, "-ldflags", "-s -w -E main.entry")
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go build %s: %v\n%s", pkg, err, out)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // of a process that had our number
+		t.Fatal(err)
+	}
+	if err := os.Link(latest, path); err != nil {
+		t.Fatal(err)
 	}
 	for _, p := range []string{path, filepath.Dir(path), root} { // whatever our umask is
 		if err := os.Chmod(p, 0o755); err != nil {
