@@ -108,7 +108,7 @@ func (c *chain) restored(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	dir := filepath.Join(t.TempDir(), "data")
+	dir := filepath.Join(pgtest.Dir(t), "data")
 	mapping := map[string]string{}
 	if spec := choice.Backup.Sentinel.Spec; spec != nil {
 		for _, s := range spec.Tablespaces {
