@@ -128,6 +128,7 @@ func (a *app) runAgent(cmd *cobra.Command, s *config.Settings) error {
 	if err != nil {
 		return err
 	}
+	g.agent = agent.New(opts) // before anybody can ask for its metrics
 	socket, err := a.agentSocket(ctx, s)
 	if err != nil {
 		return err
@@ -135,7 +136,6 @@ func (a *app) runAgent(cmd *cobra.Command, s *config.Settings) error {
 	if g.web, err = g.listen(s.Agent.Listen); err != nil {
 		return errors.Join(err, socket.Close())
 	}
-	g.agent = agent.New(opts)
 	g.recall(s)
 	g.tellSchedule(s, opts)
 

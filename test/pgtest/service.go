@@ -59,8 +59,15 @@ func Serve(t testing.TB, cmd *exec.Cmd, address string) (stop func()) {
 		t.Fatalf("%s: %v\n%s", cmd.Path, err, said.String())
 	}
 	t.Cleanup(func() {
+		late := cmd.Process.Signal(syscall.Signal(0))
 		stop()
-		if t.Failed() && said.String() != "" {
+		if !t.Failed() {
+			return
+		}
+		if late != nil {
+			t.Logf("%s had ended before: %v", filepath.Base(cmd.Path), cmd.ProcessState)
+		}
+		if said.String() != "" {
 			t.Logf("%s said:\n%s", filepath.Base(cmd.Path), said.String())
 		}
 	})
@@ -81,6 +88,11 @@ func Start(cmd *exec.Cmd, address string) (stop func(), err error) {
 		c, err := net.Dial("tcp", address)
 		if err == nil {
 			return stop, c.Close()
+		}
+		select {
+		case <-ended:
+			return nil, fmt.Errorf("it ended: %v", cmd.ProcessState)
+		default:
 		}
 		if time.Now().After(deadline) {
 			stop()
