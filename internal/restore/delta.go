@@ -310,7 +310,8 @@ func (s *sweeper) dir(root *os.Root, rel, name string) error {
 	return eachEntry(root, rel, name, s.entry)
 }
 
-// eachEntry calls do for what is in the directory rel of root, which is the path name of the data directory.
+// eachEntry calls do for what is in the directory rel of root, which is the path name of the data directory. That something is there no more is no error of do:
+// what fetches WAL ahead clears up after itself when its server has ended.
 func eachEntry(root *os.Root, rel, name string, do func(root *os.Root, rel, name string) error) error {
 	dir, err := root.Open(rel)
 	if err != nil {
@@ -320,7 +321,7 @@ func eachEntry(root *os.Root, rel, name string, do func(root *os.Root, rel, name
 	for {
 		entries, err := dir.ReadDir(1024)
 		for _, e := range entries {
-			if err := do(root, path.Join(rel, e.Name()), path.Join(name, e.Name())); err != nil {
+			if err := do(root, path.Join(rel, e.Name()), path.Join(name, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}

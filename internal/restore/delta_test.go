@@ -145,6 +145,45 @@ func TestDifferences(t *testing.T) {
 	holds(t, filepath.Join(dir, "log/server.log"), "a line")
 }
 
+// What others remove meanwhile, as a wal-prefetch does that its server has left behind, is no error.
+func TestDifferencesWhileOthersClearUp(t *testing.T) {
+	g := &maker{store: &storetest.Memory{}, method: compress.Zstd, perPart: 100}
+	want := chained(g)
+	dir := newest(t, g)
+	ahead := filepath.Join(dir, "base", ".wal-g", "prefetch")
+	stop := make(chan struct{})
+	var other sync.WaitGroup
+	other.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			_ = os.MkdirAll(filepath.Join(ahead, "running"), 0o700) // who sweeps may be quicker
+			_ = os.WriteFile(filepath.Join(ahead, "000000010000000000000001"), nil, 0o600)
+			_ = os.RemoveAll(filepath.Dir(ahead))
+		}
+	})
+	for range 60 {
+		a := archive.New(g.store, archive.Options{})
+		p, err := restore.Decide(t.Context(), a, restore.Request{Destination: dir, Choice: choose(t, a, "LATEST", none), Delta: true})
+		if err == nil {
+			_, err = restore.Run(t.Context(), a, p, restore.Options{})
+		}
+		if err != nil {
+			t.Error(err)
+			break
+		}
+	}
+	close(stop)
+	other.Wait()
+	if err := os.RemoveAll(filepath.Dir(ahead)); err != nil {
+		t.Fatal(err)
+	}
+	asNew(t, dir, want)
+}
+
 // What a restore of differences must not touch it refuses, and leaves it as it was.
 func TestDifferencesAreRefused(t *testing.T) {
 	g := &maker{store: &storetest.Memory{}, method: compress.Zstd, perPart: 100}
