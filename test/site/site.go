@@ -275,12 +275,16 @@ func AwaitRecovery(t testing.TB, c *pgtest.Cluster) {
 	}
 }
 
-// Switch ends the current segment and waits until it is in the archive; it returns its name.
+// Switch ends the current segment and waits until it is in the archive, and all that goes with it; it returns its name.
 func (s *Site) Switch(t testing.TB) string {
 	t.Helper()
 	s.Exec(t, `select pg_logical_emit_message(false, 'site', 'x')`) // or there might be nothing to switch
 	name := s.Value(t, `pg_walfile_name(pg_switch_wal())`)
 	s.Await(t, name)
+	pgtest.Eventually(t, "wal-push has ended", func() bool { // behind the segment it may store what goes with it
+		_, err := os.Stat(filepath.Join(s.Data, "pg_wal", "archive_status", name+".ready"))
+		return errors.Is(err, os.ErrNotExist)
+	})
 	return name
 }
 
