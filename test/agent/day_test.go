@@ -97,10 +97,15 @@ func TestJobsLeaveNothingBehind(t *testing.T) {
 			first = last
 		}
 	}
+	more := func() bool { return last.goroutines > first.goroutines+2 || last.files > first.files+2 }
+	for tries := 0; more() && tries < 30; tries++ { // what is about to end goes by itself; what leaks stays
+		time.Sleep(time.Second)
+		last = rested(t, s, cmd.Env, cmd.Path, cmd.Process.Pid, address)
+	}
 	stopped()
 	most := <-watched
 	t.Logf("after an hour: %+v; after %d: %+v; the agent and all that it ran: %d MiB at most", first, hours, last, most>>20)
-	if last.goroutines > first.goroutines+2 || last.files > first.files+2 {
+	if more() {
 		t.Errorf("after an hour there were %d goroutines and %d open files, after %d hours %d and %d", first.goroutines, first.files, hours, last.goroutines, last.files)
 	}
 	if last.own > first.own+6<<20 {
