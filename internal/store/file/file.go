@@ -6,7 +6,8 @@
 //	<name>.tmp.<YYYYMMDDTHHMMSSZ>-<16 hex digits>
 //
 // as WAL-G names them. They never appear as objects, and Sweep removes those whose writer is gone. Everything happens
-// below the root: a symbolic link that leads out of it is an error.
+// below the root: a symbolic link that leads out of it is an error. Nothing is put where the root has gone, or where another
+// directory lies in its place by now, as when a file system was mounted over it.
 package file
 
 import (
